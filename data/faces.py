@@ -1,0 +1,163 @@
+"""`Faces`: the one thing that `data` hands on, whatever layout it was read from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+
+from utils.errors import DataError
+
+# FER2013's own order: the class of code 0 comes first.
+EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
+USAGES = ("Training", "PublicTest", "PrivateTest")
+UNKNOWN = -1  # the label of a face that has none
+LANDMARK_NUM = 68
+
+_SPELLINGS = {
+    "angry": ("anger", "ang", "an"),
+    "disgust": ("disgusted", "dis", "di"),
+    "fear": ("fearful", "afraid", "scared", "fea", "fe"),
+    "happy": ("happiness", "joy", "hap", "ha"),
+    "sad": ("sadness", "sa"),
+    "surprise": ("surprised", "sur", "su"),
+    "neutral": ("neutrality", "normal", "neu", "ne"),
+}
+_CLASS_OF_SPELLING = {
+    spelling: name for name, others in _SPELLINGS.items() for spelling in (name, *others)
+}
+
+
+def canonical_class(spelling: str) -> str | None:
+    """Return FER2013's name of a class in any common spelling, or None for another class."""
+    return _CLASS_OF_SPELLING.get(spelling.strip().lower())
+
+
+@dataclass(frozen=True)
+class Faces:
+    """A data set of N faces.
+
+    Attributes:
+        images: uint8 [N, H, W], or [N, H, W, 3] in RGB.
+        labels: int64 [N], an index into `class_names`, or UNKNOWN.
+        usage: str [N], each one of USAGES.
+        class_names: the C classes, in the order of the labels.
+        landmarks: float32 [N, 68, 2], x and y in pixels (pixel centres at whole
+            numbers), NaN for a face that has none; None while nobody looked.
+        votes: int64 [N, 10], FER+'s votes per face, or None.
+        source: where the faces come from, for a person to read.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    usage: np.ndarray
+    class_names: tuple[str, ...] = EMOTIONS
+    landmarks: np.ndarray | None = None
+    votes: np.ndarray | None = None
+    source: str = ""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def has_landmarks(self) -> np.ndarray:
+        """bool [N]: the faces whose landmarks are known."""
+        if self.landmarks is None:
+            return np.zeros(len(self), dtype=bool)
+        return ~np.isnan(self.landmarks).any(axis=(1, 2))
+
+    @property
+    def digest(self) -> str:
+        """A name for this very content: equal pixels, labels and usages give equal digests."""
+        digest = hashlib.blake2b(digest_size=16)
+        for array in (self.images, self.labels, self.usage.astype("U12")):
+            digest.update(str(array.shape).encode())
+            digest.update(np.ascontiguousarray(array))
+        return digest.hexdigest()
+
+    def select(self, which: np.ndarray) -> Faces:
+        """Return the faces that an index or a mask [N] picks."""
+        arrays = {
+            name: getattr(self, name)[which]
+            for name in ("images", "labels", "usage", "landmarks", "votes")
+            if getattr(self, name) is not None
+        }
+        return replace(self, **arrays)
+
+    def of(self, *usages: str) -> Faces:
+        """Return the faces of the named usages, in their order here."""
+        return self.select(np.isin(self.usage, usages))
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of faces of each usage that is present."""
+        return {u: n for u in USAGES if (n := int(np.count_nonzero(self.usage == u)))}
+
+    def resized(self, width: int) -> Faces:
+        """Return the faces as width x width pixels, the landmarks moved along."""
+        height, old = self.images.shape[1:3]
+        if (height, old) == (width, width):
+            return self
+        images = np.stack([resize_image(image, width) for image in self.images])
+        landmarks = self.landmarks
+        if landmarks is not None:
+            landmarks = resize_landmarks(landmarks, (old, height), width)
+        return replace(self, images=images, landmarks=landmarks)
+
+    def mean_face(self) -> np.ndarray:
+        """Return the mean landmarks of the Training faces that have any: float32 [68, 2], pixels.
+
+        Raises:
+            DataError: no Training face has landmarks.
+        """
+        known = self.has_landmarks & (self.usage == "Training")
+        if not known.any():
+            raise DataError(
+                f"{self.source}: no Training face has landmarks, so there is no mean face; "
+                "train with --no_landmarks, or bring larger or clearer faces"
+            )
+        return self.landmarks[known].mean(axis=0, dtype=np.float64).astype(np.float32)
+
+    def duplicates(self) -> np.ndarray:
+        """bool [N]: held-out faces whose very pixels also stand among the Training faces."""
+        names = np.array(
+            [hashlib.blake2b(i.tobytes(), digest_size=16).digest() for i in self.images]
+        )
+        training = self.usage == "Training"
+        return ~training & np.isin(names, names[training])
+
+
+def resize_image(image: np.ndarray, width: int) -> np.ndarray:
+    """Return uint8 [H, W] or [H, W, 3] as width x width, without aliasing."""
+    shrinks = width < max(image.shape[:2])
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+    return cv2.resize(image, (width, width), interpolation=interpolation)
+
+
+def resize_landmarks(landmarks: np.ndarray, size: tuple[int, int], width: int) -> np.ndarray:
+    """Move landmarks [..., 68, 2] from an image of size (width, height) to a square `width`.
+
+    Pixel centres are whole numbers, so the image's left edge is at -0.5.
+    """
+    scale = width / np.asarray(size, dtype=np.float32)
+    return ((landmarks + 0.5) * scale - 0.5).astype(np.float32)
+
+
+def check_trainable(faces: Faces) -> None:
+    """Raise a DataError unless there are labelled Training faces of every class."""
+    labels = faces.labels[faces.usage == "Training"]
+    labels = labels[labels != UNKNOWN]
+    if not len(labels):
+        raise DataError(f"{faces.source}: no labelled Training faces, so nothing to train on")
+    counts = np.bincount(labels, minlength=len(faces.class_names))
+    if missing := [name for name, n in zip(faces.class_names, counts) if n == 0]:
+        raise DataError(
+            f"{faces.source}: no Training face of {_listed(missing)}; "
+            "add some, or name the classes that there are with --class_names"
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)

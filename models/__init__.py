@@ -1,0 +1,1 @@
+"""Trunks, the two-headed network, the SCN losses, and checkpoints."""

@@ -1,0 +1,40 @@
+"""The project's own errors: each says what is wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+
+class ProjectError(Exception):
+    """A fault that the user can mend; its text names the place and the remedy."""
+
+
+class DataError(ProjectError):
+    """A data set, an image, a landmark file or a cache that cannot be used."""
+
+
+class WeightsError(ProjectError):
+    """A weight file that cannot be loaded, or that holds another network."""
+
+
+class OptionError(ProjectError):
+    """Options that contradict each other or this machine."""
+
+
+class RunError(ProjectError):
+    """A run folder that cannot be written, overwritten or resumed."""
+
+
+def run_main(main: Callable[[], None]) -> None:
+    """Call `main`, and end the process with one clear sentence where it raises a ProjectError.
+
+    Exit status: 0 done, 1 a ProjectError, 130 Ctrl-C (as a shell reports it).
+    """
+    try:
+        main()
+    except ProjectError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)
