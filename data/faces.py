@@ -123,7 +123,7 @@ class Faces:
     def duplicates(self) -> np.ndarray:
         """bool [N]: held-out faces whose very pixels also stand among the Training faces."""
         names = np.array(
-            [hashlib.blake2b(i.tobytes(), digest_size=16).digest() for i in self.images]
+            [hashlib.blake2b(i.tobytes(), digest_size=16).hexdigest() for i in self.images]
         )
         training = self.usage == "Training"
         return ~training & np.isin(names, names[training])

@@ -1,0 +1,123 @@
+"""Augmentation of whole batches where they lie, pixels and landmarks by one transform.
+
+Landmarks are in half widths from the face's centre here, as the network
+predicts them: the frame of `affine_grid`, which moves the pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from data.landmarks import FLIP
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How far each face may be changed; every amount is drawn evenly up to it.
+
+    Attributes:
+        flip: the share of faces that are mirrored.
+        rotation: degrees to either side.
+        scale: a factor between 1 - scale and 1 + scale.
+        shift: of the face's width, along x and y.
+        light: contrast between 1 - light and 1 + light, brightness up to light / 2 of
+            the grey range.
+        erasing: the share of faces of which one rectangle is hidden.
+        erased_area: the largest rectangle, a share of the face.
+    """
+
+    flip: float = 0.5
+    rotation: float = 15.0
+    scale: float = 0.2
+    shift: float = 0.1
+    light: float = 0.3
+    erasing: float = 0.5
+    erased_area: float = 0.2
+
+
+def augment(
+    images: Tensor, landmarks: Tensor | None, how: Augmentation, generator: torch.Generator
+) -> tuple[Tensor, Tensor | None]:
+    """Change each face of a batch at random.
+
+    Args:
+        images: uint8 or float [N, C, H, W], 0 to 255.
+        landmarks: [N, 68, 2] in half widths, NaN where unknown; or None.
+        how: the amounts.
+        generator: on the images' device; equal states give equal batches.
+
+    Returns:
+        float images [N, C, H, W], 0 to 255, and the landmarks moved alike.
+    """
+    images = images.float()
+    n, device = len(images), images.device
+
+    def even(limit: float) -> Tensor:
+        return (2 * torch.rand(n, device=device, generator=generator) - 1) * limit
+
+    mirrored = torch.rand(n, device=device, generator=generator) < how.flip
+    matrix = affine(
+        even(math.radians(how.rotation)), 1 + even(how.scale), even(2 * how.shift),
+        even(2 * how.shift), mirrored,
+    )  # fmt: skip
+    images = warp(images, matrix)
+    images = _light(images, 1 + even(how.light), even(127.5 * how.light))
+    images = _erase(images, how, generator)
+    if landmarks is not None:
+        landmarks = move_landmarks(landmarks, matrix, mirrored)
+    return images, landmarks
+
+
+def affine(angle: Tensor, scale: Tensor, x: Tensor, y: Tensor, mirrored: Tensor) -> Tensor:
+    """Return one matrix per face that takes its points to their new place: [N, 2, 3].
+
+    A face is mirrored first, then turned by `angle` (radians, clockwise as y points
+    down), scaled, and shifted by x and y (half widths). All arguments are [N].
+    """
+    cos, sin = scale * angle.cos(), scale * angle.sin()
+    sign = torch.where(mirrored, -1.0, 1.0)
+    rows = (torch.stack((sign * cos, -sin, x), 1), torch.stack((sign * sin, cos, y), 1))
+    return torch.stack(rows, 1)
+
+
+def warp(images: Tensor, matrix: Tensor) -> Tensor:
+    """Move the pixels [N, C, H, W] of each face by its matrix [N, 2, 3]; the border is repeated."""
+    linear = torch.linalg.inv_ex(
+        matrix[:, :, :2]
+    ).inverse  # grid_sample asks where pixels come from
+    back = torch.cat((linear, -linear @ matrix[:, :, 2:]), 2)
+    grid = F.affine_grid(back, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def move_landmarks(landmarks: Tensor, matrix: Tensor, mirrored: Tensor) -> Tensor:
+    """Move landmarks [N, 68, 2] by [N, 2, 3]; on a mirrored face left and right change names."""
+    moved = landmarks @ matrix[:, :, :2].mT + matrix[:, None, :, 2]
+    swapped = moved[:, torch.as_tensor(FLIP, device=moved.device)]
+    return torch.where(mirrored[:, None, None], swapped, moved)
+
+
+def _light(images: Tensor, contrast: Tensor, brightness: Tensor) -> Tensor:
+    """Stretch each face's greys about its own mean, and shift them; [N] each."""
+    mean = images.mean((1, 2, 3), keepdim=True)
+    images = (images - mean) * contrast.view(-1, 1, 1, 1) + mean + brightness.view(-1, 1, 1, 1)
+    return images.clamp(0, 255)
+
+
+def _erase(images: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
+    """Hide one rectangle of some faces behind an even grey (Zhong et al., 2020)."""
+    n, _, height, width = images.shape
+    device = images.device
+    chance, area, aspect, x, y, grey = torch.rand(6, n, 1, 1, 1, device=device, generator=generator)
+    area = (0.02 + (how.erased_area - 0.02) * area) * (chance < how.erasing)
+    stretch = (aspect * 2 - 1).exp()  # sides from 1 : e to e : 1
+    half_x, half_y = (area * stretch).sqrt() / 2, (area / stretch).sqrt() / 2
+    columns = (torch.arange(width, device=device) + 0.5) / width
+    rows = ((torch.arange(height, device=device) + 0.5) / height)[:, None]
+    hidden = ((columns - x).abs() < half_x) & ((rows - y).abs() < half_y)
+    return torch.where(hidden, grey * 255, images)

@@ -1,0 +1,182 @@
+"""Faces as image files in a folder per class, under train/, validation/ and test/."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from data.faces import EMOTIONS, USAGES, Faces, canonical_class, resize_image
+from utils.errors import DataError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
+MAX_PIXELS = 80_000_000  # of one image, beyond which Pillow too would warn
+
+_CLASS_OF_CODE = {str(code): name for code, name in enumerate(EMOTIONS)}
+_USAGE_OF_SPLIT = {
+    "Training": re.compile(r"train(ing)?"),
+    "PublicTest": re.compile(r"val(id(ation)?)?|dev|public.*"),
+    "PrivateTest": re.compile(r"test(ing)?|private.*"),
+}
+
+
+def usage_of_split(name: str) -> str | None:
+    """Return the usage that a folder's or file's name such as `train` or `Valid` means, or None."""
+    matches = (u for u, pattern in _USAGE_OF_SPLIT.items() if pattern.fullmatch(name.lower()))
+    return next(matches, None)
+
+
+def natural(name: str) -> tuple:
+    """Return a sort key that puts `2.png` before `10.png`."""
+    return [int(p) if p.isdigit() else p for p in re.split("([0-9]+)", name)], name
+
+
+def visible(folder: Path) -> list[Path]:
+    """Return what stands in a folder, in natural order, without what systems leave there."""
+    found = (p for p in folder.iterdir() if not p.name.startswith((".", "__")))
+    return sorted(found, key=lambda path: natural(path.name))
+
+
+def is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The image files of a folder tree.
+
+    Attributes:
+        root: the folder that holds the splits, or for a flat tree the classes.
+        images: by split folder (the root itself for a flat tree) and name of
+            the class folder, the image files in natural order; no empty lists.
+    """
+
+    root: Path
+    images: dict[Path, dict[str, list[Path]]]
+
+    def files(self) -> list[Path]:
+        """Return all files that the faces depend on, in the order of the faces."""
+        return [p for folders in self.images.values() for paths in folders.values() for p in paths]
+
+    def read(self, width: int, channels: int, class_names: Sequence[str] = ()) -> Faces:
+        """Read the faces as width x width pixels, grey or in RGB.
+
+        Raises:
+            DataError: a class is missing or unknown, or an image cannot be read.
+        """
+        classes, class_of_folder = self._classes(class_names)
+        labels, usages = [], []
+        for split, folders in self.images.items():
+            for name, paths in folders.items():
+                labels += [classes.index(class_of_folder[name])] * len(paths)
+                usages += [_usage_of_file(path) or self._usage(split) for path in paths]
+        images, _ = read_images(self.files(), width, channels)
+        labels, usages = np.array(labels, np.int64), np.array(usages, "U12")
+        return Faces(images, labels, usages, classes, source=str(self.root))
+
+    def _usage(self, split: Path) -> str:
+        return "Training" if split == self.root else usage_of_split(split.name)
+
+    def _classes(self, wanted: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
+        """Return the classes in the order of their labels, and the class of each folder name."""
+        names = {name for folders in self.images.values() for name in folders}
+        coded = names <= _CLASS_OF_CODE.keys() and not names & set(wanted)
+        class_of = {n: _CLASS_OF_CODE[n] if coded else canonical_class(n) or n for n in names}
+        present = set(class_of.values())
+        classes = tuple(canonical_class(name) or name for name in wanted)
+        if not classes and present & set(EMOTIONS):
+            classes = EMOTIONS + tuple(sorted(present - set(EMOTIONS)))
+        classes = classes or tuple(sorted(present))
+        if unknown := sorted(name for name in names if class_of[name] not in classes):
+            raise DataError(
+                f"{self.root}: the folders {_listed(unknown)} are none of the classes "
+                f"{_listed(classes)}; remove them, or name them in --class_names too"
+            )
+        if all(self._usage(split) != "Training" for split in self.images):
+            return classes, class_of  # nothing to train on, so not each class is needed
+        for split, folders in self.images.items():
+            if missing := set(classes) - {class_of[name] for name in folders}:
+                raise DataError(
+                    f"{split} has no folder with images of the class {_listed(sorted(missing))} "
+                    f"(it has {_listed(folders)}); add what is missing to each of train/, "
+                    "validation/ and test/, or name the classes to take with --class_names"
+                )
+        return classes, class_of
+
+
+def find_tree(folder: Path) -> Tree | None:
+    """Return the tree that begins in this very folder, or None."""
+    splits = [path for path in visible(folder) if usage_of_split(path.name) and path.is_dir()]
+    splits.sort(key=lambda path: USAGES.index(usage_of_split(path.name)))
+    images = {split: folders for split in splits if (folders := _class_folders(split))}
+    if images:
+        return Tree(folder, images)
+    folders = _class_folders(folder)
+    if len(folders) > 1 or any(map(canonical_class, folders)):
+        return Tree(folder, {folder: folders})
+    return None
+
+
+def _class_folders(split: Path) -> dict[str, list[Path]]:
+    """Return the image files of each folder that has any: an empty one counts as missing."""
+    folders = {p.name: list(filter(is_image, visible(p))) for p in visible(split) if p.is_dir()}
+    return {name: images for name, images in folders.items() if images}
+
+
+def _usage_of_file(path: Path) -> str | None:
+    prefix, underscore, _ = path.name.partition("_")
+    return prefix if underscore and prefix in USAGES else None
+
+
+def read_images(paths: Sequence[Path], width: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Read N image files as width x width pixels.
+
+    Returns:
+        images: uint8 [N, width, width], or [N, width, width, 3] in RGB for 3 channels.
+        sizes: int64 [N, 2], width and height of each file's image in pixels.
+
+    Raises:
+        DataError: a file is no image, or an absurdly large one.
+    """
+    shape = (len(paths), width, width) if channels == 1 else (len(paths), width, width, 3)
+    images, sizes = np.empty(shape, np.uint8), np.empty((len(paths), 2), np.int64)
+    for i, path in enumerate(tqdm(paths, "reading images", disable=None, leave=False)):
+        image = read_image(path, channels)
+        images[i], sizes[i] = resize_image(image, width), image.shape[1::-1]
+    return images, sizes
+
+
+def read_image(path: Path, channels: int) -> np.ndarray:
+    """Read one image file of any mode, upright: uint8 [H, W], or [H, W, 3] in RGB.
+
+    Raises:
+        DataError: the file is no image, cut off, or an absurdly large one.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I"):  # 16 bits, which `convert` would clip at 255
+            upright = Image.fromarray((np.asarray(upright) / 257).clip(0, 255).astype(np.uint8))
+        elif upright.mode == "F":
+            raise ValueError("floating-point pixels")
+        return np.array(upright.convert("L" if channels == 1 else "RGB"))
+    except Image.DecompressionBombError as error:
+        raise DataError(
+            f"{path} is too large ({error}; at most {MAX_PIXELS:,}); make it smaller"
+        ) from error
+    except Exception as error:  # Pillow raises a dozen kinds on a damaged file
+        raise DataError(
+            f"{path} cannot be read as an image ({error}); mend, convert or remove it"
+        ) from error
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)

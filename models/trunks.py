@@ -1,0 +1,96 @@
+"""Trunks: from pixels to a map of features, built on torchvision's ResNet and VGG.
+
+A trunk is a module that takes [N, C, W, W] and returns [N, features, w, w], and
+tells its `features`. To add one, write such a module and name it in TRUNKS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, conv1x1
+from torchvision.models.vgg import cfgs as vgg_layers
+from torchvision.models.vgg import make_layers
+
+
+class ResNet18(nn.Module):
+    """ResNet-18 (He et al., 2016) for small faces: a 3 x 3 stem of stride 1, and no max-pool.
+
+    A 48 x 48 face keeps all its pixels up to layer2: [N, C, 48, 48] -> [N, 512, 6, 6].
+
+    Args:
+        channels: of the input, 1 (grey) or 3.
+        width: a factor on all channel counts; 0.5 is four times cheaper.
+    """
+
+    def __init__(self, channels: int = 1, width: float = 1.0) -> None:
+        super().__init__()
+        planes = [_scaled(p, width) for p in (64, 128, 256, 512)]
+        self.features = planes[-1]
+        self.conv1 = nn.Conv2d(channels, planes[0], 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes[0])
+        self.relu = nn.ReLU(inplace=True)
+        self.layer1 = _two_blocks(planes[0], planes[0], stride=1)  # 48 x 48
+        self.layer2 = _two_blocks(planes[0], planes[1], stride=2)  # 24 x 24
+        self.layer3 = _two_blocks(planes[1], planes[2], stride=2)  # 12 x 12
+        self.layer4 = _two_blocks(planes[2], planes[3], stride=2)  # 6 x 6
+        _initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(x)))
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+
+class VGG(nn.Module):
+    """VGG with batch norm (Simonyan & Zisserman, 2015), without its fully connected layers.
+
+    Five max-pools take a 48 x 48 face to one cell: [N, C, 48, 48] -> [N, 512, 1, 1].
+
+    Args:
+        layers: torchvision's name of the layer list: A, B, D, E for VGG-11, 13, 16, 19.
+        channels: of the input, 1 (grey) or 3.
+        width: a factor on all channel counts.
+    """
+
+    def __init__(self, layers: str, channels: int = 1, width: float = 1.0) -> None:
+        super().__init__()
+        plan = [p if p == "M" else _scaled(p, width) for p in vgg_layers[layers]]
+        self.features = plan[-2]  # the last convolution's, before the last "M"
+        self.layers = make_layers(plan, batch_norm=True)
+        self.layers[0] = nn.Conv2d(channels, plan[0], 3, padding=1)  # torchvision's takes 3
+        _initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+TRUNKS: dict[str, Callable[..., nn.Module]] = {
+    "resnet18": ResNet18,
+    "vgg11": lambda **options: VGG("A", **options),
+    "vgg13": lambda **options: VGG("B", **options),
+    "vgg16": lambda **options: VGG("D", **options),
+    "vgg19": lambda **options: VGG("E", **options),
+}
+
+
+def _two_blocks(inplanes: int, planes: int, stride: int) -> nn.Sequential:
+    """Return two residual blocks; the first one shrinks the map by `stride`."""
+    shortcut = None
+    if stride != 1 or inplanes != planes:
+        shortcut = nn.Sequential(conv1x1(inplanes, planes, stride), nn.BatchNorm2d(planes))
+    return nn.Sequential(BasicBlock(inplanes, planes, stride, shortcut), BasicBlock(planes, planes))
+
+
+def _initialise(trunk: nn.Module) -> None:
+    """Start from He et al. (2015), which keeps the scale of activations through ReLUs."""
+    for module in trunk.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def _scaled(planes: int, width: float) -> int:
+    """Return planes * width, in eights as vector units like it."""
+    return max(8, int(planes * width / 8 + 0.5) * 8)

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# All checks: style, then every test. Arguments go to pytest: bash tests/run.sh -k landmarks
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
+install_requirements "$root/tests/requirements.txt"
+cd "$root"
+"$python" -m ruff check .
+"$python" -m ruff format --check .
+exec "$python" -m pytest tests "$@"

@@ -1,0 +1,137 @@
+"""Augmentation: pixels and landmarks move alike."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from data.augment import Augmentation, affine, augment, move_landmarks, warp
+from data.landmarks import FLIP
+from utils.frame import to_half_widths, to_pixels
+
+STILL = Augmentation(flip=0, rotation=0, scale=0, shift=0, light=0, erasing=0)
+
+
+def matrix(angle=0.0, scale=1.0, x=0.0, y=0.0, mirrored=False):
+    values = [torch.tensor([float(v)]) for v in (angle, scale, x, y)]
+    return affine(*values, torch.tensor([mirrored]))
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def spot_face(width=48, spots=((10.0, 14.0), (30.0, 20.0), (22.0, 37.0))):
+    """Return a black face with a soft bright spot around each point (x, y)."""
+    y, x = torch.meshgrid(torch.arange(width), torch.arange(width), indexing="ij")
+    face = sum(255 * torch.exp(-((x - a) ** 2 + (y - b) ** 2) / 8) for a, b in spots)
+    return face[None, None]
+
+
+def centre_of_light(face):
+    """Return (x, y) of the light's centre of mass in a [1, 1, W, W] face."""
+    face = face[0, 0].double()
+    axis = torch.arange(face.shape[0]).double()
+    return torch.stack(((face.sum(0) * axis).sum(), (face.sum(1) * axis).sum())) / face.sum()
+
+
+def test_frames_by_hand():
+    # 48 pixels: centres 0 to 47, edges -0.5 and 47.5, so the middle is 23.5.
+    pixels = torch.tensor([[-0.5, 23.5], [47.5, 11.5]])
+    assert to_half_widths(pixels, 48).tolist() == [[-1.0, 0.0], [1.0, -0.5]]
+    assert torch.equal(to_pixels(to_half_widths(pixels, 48), 48), pixels)
+
+
+@pytest.mark.parametrize(
+    "move",
+    [
+        {"x": 0.25},
+        {"y": -0.125},
+        {"angle": math.radians(20)},
+        {"scale": 0.8},
+        {"scale": 1.2, "angle": -0.2, "x": 0.1, "y": 0.05},
+        {"mirrored": True},
+        {"mirrored": True, "scale": 0.9, "angle": 0.3, "x": -0.1},
+    ],
+)
+@pytest.mark.parametrize("spot", [(14.0, 18.0), (31.0, 27.0)])
+def test_pixels_and_landmarks_move_alike(move, spot):
+    how = matrix(**move)
+    seen = centre_of_light(warp(spot_face(spots=[spot]), how))
+    landmarks = to_half_widths(torch.tensor([[spot] * 68]), 48)
+    told = to_pixels(move_landmarks(landmarks, how, torch.tensor([False])), 48)[0, 0].double()
+    torch.testing.assert_close(seen, told, atol=0.06, rtol=0)
+
+
+def test_shift_by_hand():
+    # A quarter of a half width to the right is 6 pixels of 48.
+    assert centre_of_light(warp(spot_face(spots=[(14.0, 18.0)]), matrix(x=0.25))).tolist() == (
+        pytest.approx([20, 18], abs=0.01)
+    )
+
+
+def test_a_mirrored_face_swaps_left_and_right():
+    landmarks = torch.rand(1, 68, 2) - 0.5
+    mirrored = move_landmarks(landmarks, matrix(mirrored=True), torch.tensor([True]))
+    assert mirrored[0, 36, 0] == -landmarks[0, 45, 0]  # the outer corners of the eyes
+    assert mirrored[0, 36, 1] == landmarks[0, 45, 1]
+    by_hand = landmarks[:, FLIP] * torch.tensor([-1.0, 1.0])
+    assert torch.equal(mirrored, by_hand)
+
+
+def test_flip_of_pixels_is_exact():
+    face = torch.randint(0, 256, (1, 1, 48, 48)).float()
+    torch.testing.assert_close(warp(face, matrix(mirrored=True)), face.flip(-1), atol=1e-2, rtol=0)
+
+
+def test_standing_still_changes_nothing():
+    faces = torch.randint(0, 256, (4, 1, 48, 48), dtype=torch.uint8)
+    landmarks = torch.rand(4, 68, 2)
+    images, moved = augment(faces, landmarks, STILL, generator())
+    torch.testing.assert_close(images, faces.float(), atol=1e-2, rtol=0)
+    assert torch.equal(moved, landmarks)
+
+
+def test_missing_landmarks_stay_missing():
+    landmarks = torch.rand(6, 68, 2)
+    landmarks[::2] = math.nan
+    _, moved = augment(torch.zeros(6, 1, 48, 48), landmarks, Augmentation(), generator())
+    assert moved[::2].isnan().all()
+    assert not moved[1::2].isnan().any()
+
+
+def test_equal_generators_give_equal_batches():
+    faces = torch.randint(0, 256, (8, 1, 48, 48), dtype=torch.uint8)
+    first, _ = augment(faces, None, Augmentation(), generator(3))
+    again, _ = augment(faces, None, Augmentation(), generator(3))
+    other, _ = augment(faces, None, Augmentation(), generator(4))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_amounts_are_as_told():
+    n = 4000
+    faces = torch.full((n, 1, 32, 32), 100.0)
+    erased, _ = augment(faces, None, replace(STILL, erasing=0.4), generator())
+    shares = (erased != 100).float().flatten(1).mean(1)
+    assert (shares > 0).float().mean().item() == pytest.approx(0.4, abs=0.03)
+    assert shares.max() < 0.25  # an erased_area of 0.2, in whole pixels
+    landmarks = torch.zeros(n, 68, 2)
+    landmarks[:, :, 0] = 0.5
+    _, moved = augment(faces, landmarks, replace(STILL, rotation=10), generator())
+    angles = torch.rad2deg(torch.atan2(moved[:, 0, 1], moved[:, 0, 0]))
+    assert 9.5 < angles.abs().max() <= 10.001
+    _, moved = augment(faces, landmarks, replace(STILL, shift=0.1), generator())
+    assert 0.19 < (moved[:, 0] - landmarks[:, 0]).abs().max() <= 0.2001  # a tenth of the width
+    _, moved = augment(faces, landmarks, replace(STILL, flip=0.25), generator())
+    assert (moved[:, 0, 0] < 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
+
+
+def test_light_stays_in_range_and_changes():
+    faces = torch.from_numpy(np.tile(np.linspace(0, 255, 48, dtype=np.float32), (64, 1, 48, 1)))
+    lit, _ = augment(faces, None, replace(STILL, light=0.5), generator())
+    assert lit.min() >= 0
+    assert lit.max() <= 255
+    assert lit.mean((1, 2, 3)).std() > 10

@@ -1,0 +1,111 @@
+"""The reported figures, against values worked out by hand."""
+
+import json
+
+import numpy as np
+import pytest
+
+from utils import metrics
+from utils.report import Evaluation, summary
+from utils.run import RunFolder
+
+NAMES = ("a", "b", "c")
+
+
+def one_hot(predicted, confidence=1.0):
+    rest = (1 - confidence) / 2
+    return np.where(np.arange(3) == np.array(predicted)[:, None], confidence, rest)
+
+
+def test_scores_by_hand():
+    labels = np.array([0, 0, 0, 0, 1, 1, 2, 2])
+    predicted = [0, 0, 0, 1, 1, 0, 2, 2]
+    scores = metrics.score(labels, one_hot(predicted), NAMES)
+    assert scores["n"] == 8
+    assert scores["accuracy"] == 6 / 8
+    assert scores["recall"] == {"a": 0.75, "b": 0.5, "c": 1.0}
+    assert scores["balanced_accuracy"] == pytest.approx((0.75 + 0.5 + 1) / 3)
+    # F1 = 2 TP / (2 TP + FP + FN): a 6/8, b 2/4, c 4/4.
+    assert scores["macro_f1"] == pytest.approx((0.75 + 0.5 + 1) / 3)
+
+
+def test_a_class_that_does_not_occur_does_not_count():
+    scores = metrics.score(np.array([0, 0, 1]), one_hot([0, 2, 1]), NAMES)
+    assert scores["recall"] == {"a": 0.5, "b": 1.0, "c": None}
+    assert scores["balanced_accuracy"] == 0.75
+
+
+def test_calibration_error_by_hand():
+    # Two bins: confidence 0.9 with 3 of 4 right, gap 0.15; 0.4 with 1 of 1 right, gap 0.6.
+    probabilities = np.concatenate((one_hot([0, 0, 0, 0], 0.9), [[0.4, 0.3, 0.3]]))
+    labels = np.array([0, 0, 0, 1, 0])
+    error = metrics.expected_calibration_error(labels, probabilities)
+    assert error == pytest.approx((4 * 0.15 + 1 * 0.6) / 5)
+
+
+def test_certain_and_right_is_calibrated():
+    labels = np.array([0, 1, 2])
+    assert metrics.expected_calibration_error(labels, one_hot(labels)) == 0
+
+
+def test_landmark_error_by_hand():
+    true = np.zeros((3, 68, 2))
+    true[2] = np.nan
+    predicted = np.zeros((3, 68, 2))
+    predicted[0] = (3, 4)  # 5 pixels away; the second is right, the third not known
+    assert metrics.landmark_error(predicted, true) == 2.5
+    assert metrics.landmark_error(predicted[2:], true[2:]) is None
+
+
+def evaluation(**changes):
+    fields = {
+        "class_names": NAMES,
+        "rows": np.arange(10, 16),
+        "usage": np.array(["PublicTest"] * 3 + ["PrivateTest"] * 3),
+        "images": np.random.default_rng(0).integers(0, 256, (6, 48, 48), dtype=np.uint8),
+        "labels": np.array([0, 1, 2, 0, 1, 2]),
+        "landmarks": None,
+        "duplicates": np.array([False, False, False, True, False, False]),
+        "probabilities": one_hot([0, 1, 2, 0, 1, 0], 0.8),
+        "importance": np.linspace(0.1, 0.9, 6),
+        "predicted_landmarks": np.full((6, 68, 2), 24.0),
+    }
+    return Evaluation(**fields | changes)
+
+
+def test_usages_are_scored_apart_and_without_duplicates():
+    scores = evaluation().scores()
+    assert scores["PublicTest"]["accuracy"] == 1
+    assert scores["PublicTest"]["duplicates"] == 0
+    assert scores["PrivateTest"]["accuracy"] == pytest.approx(2 / 3)
+    assert scores["PrivateTest"]["accuracy_without_duplicates"] == 0.5  # a right one left out
+    assert scores["PrivateTest"]["duplicates"] == 1
+    assert scores["PrivateTest"]["landmark_error"] is None
+
+
+def test_what_cannot_be_told_is_none():
+    scores = evaluation(duplicates=None, labels=np.array([0, 1, 2, -1, -1, -1])).scores()
+    assert scores["PublicTest"]["accuracy_without_duplicates"] is None
+    assert scores["PrivateTest"] == {"n": 0, "unlabelled": 3}
+    assert "no scores" in summary(scores)
+
+
+def test_results_are_written(tmp_path):
+    run = RunFolder.create(str(tmp_path / "run"), "x")
+    evaluation().write(run, "title")
+    scores = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert scores["PrivateTest"]["n"] == 3
+    lines = (tmp_path / "run/predictions.csv").read_text().splitlines()
+    assert lines[0] == "index,usage,label,predicted,importance,a,b,c"
+    assert lines[1] == "10,PublicTest,a,a,0.100000,0.800000,0.100000,0.100000"
+    assert lines[6] == "15,PrivateTest,c,a,0.900000,0.800000,0.100000,0.100000"
+    for name in ("confusion_matrix", "landmarks", "importance"):
+        assert (tmp_path / f"run/{name}.png").stat().st_size > 5000
+
+
+def test_unlabelled_faces_get_predictions(tmp_path):
+    run = RunFolder.create(str(tmp_path / "run"), "x")
+    evaluation(labels=np.full(6, -1), predicted_landmarks=None).write(run, "title")
+    lines = (tmp_path / "run/predictions.csv").read_text().splitlines()
+    assert lines[1].startswith("10,PublicTest,,a,")
+    assert not (tmp_path / "run/confusion_matrix.png").exists()

@@ -1,0 +1,229 @@
+"""The network: its shapes, its input, its two heads, and the original method's weights."""
+
+from collections import OrderedDict
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from models.checkpoint import load_checkpoint, transfer
+from models.network import Architecture, FERNet, describe
+from models.trunks import TRUNKS
+from utils.errors import OptionError, WeightsError
+from utils.frame import to_pixels
+
+SMALL = {"width": 0.125}
+
+
+@pytest.mark.parametrize("trunk", TRUNKS)
+@pytest.mark.parametrize("size", [32, 48, 100, 224])
+def test_every_trunk_takes_every_size(trunk, size):
+    network = FERNet(Architecture(trunk, **SMALL)).eval()
+    with torch.no_grad():
+        output = network(torch.randint(0, 256, (2, 1, size, size), dtype=torch.uint8))
+    assert output.logits.shape == output.clean_logits.shape == (2, 7)
+    assert output.importance.shape == (2, 1)
+    assert output.landmarks.shape == (2, 68, 2)
+    assert ((output.importance > 0) & (output.importance < 1)).all()
+
+
+def test_resnet18_has_the_known_number_of_parameters():
+    # torchvision's ResNet-18 without its classifier (512,000 + 1,000), and with a 3 x 3
+    # one-channel stem (576) for its 7 x 7 three-channel one (9,408).
+    trunk = TRUNKS["resnet18"]()
+    assert sum(p.numel() for p in trunk.parameters()) == 11_689_512 - 513_000 - 9_408 + 576
+
+
+@pytest.mark.parametrize(("trunk", "convolutions"), [("vgg11", 8), ("vgg13", 10), ("vgg16", 13)])
+def test_vgg_layers(trunk, convolutions):
+    layers = [m for m in TRUNKS[trunk](**SMALL).modules() if isinstance(m, nn.Conv2d)]
+    assert len(layers) == convolutions
+
+
+def test_all_cells_are_pooled():
+    network = FERNet(Architecture(**SMALL)).eval()
+    pixels = torch.full((1, 1, 48, 48), 100.0)
+    changed = pixels.clone()
+    changed[..., 40:, 40:] = 255  # beyond the original's 4 x 4 corner
+    assert not torch.equal(network(pixels).logits, network(changed).logits)
+
+
+def test_input_is_normalised_inside():
+    network = FERNet(Architecture(**SMALL)).eval()
+    network.pixel_mean.fill_(100.0)
+    network.pixel_std.fill_(50.0)
+    seen = []
+    network.trunk.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    network(torch.full((1, 1, 48, 48), 200, dtype=torch.uint8))
+    assert torch.equal(seen[0], torch.full((1, 1, 48, 48), 2.0))
+
+
+def test_grey_may_stand_for_colour():
+    network = FERNet(Architecture(channels=3, **SMALL)).eval()
+    grey = torch.randint(0, 256, (2, 1, 48, 48), dtype=torch.uint8)
+    assert torch.equal(network(grey).logits, network(grey.expand(-1, 3, -1, -1)).logits)
+
+
+def test_the_first_guess_is_the_mean_face():
+    network = FERNet(Architecture(**SMALL))
+    network.mean_face.copy_(torch.randn(68, 2))
+    output = network(torch.randint(0, 256, (2, 1, 48, 48), dtype=torch.uint8))
+    assert torch.equal(output.landmarks, network.mean_face.expand(2, -1, -1))
+
+
+def test_heads_can_be_left_out():
+    network = FERNet(Architecture(importance=False, landmark_num=0, **SMALL)).eval()
+    output = network(torch.zeros(2, 1, 48, 48))
+    assert output.landmarks is None
+    assert torch.equal(output.importance, torch.ones(2, 1))
+    assert torch.equal(output.weighted_logits, output.logits)
+    assert "landmarks" not in describe(network)
+
+
+def test_relabeling_sees_no_dropout():
+    network = FERNet(Architecture(dropout=0.9, **SMALL))
+    pixels = torch.randint(0, 256, (8, 1, 48, 48), dtype=torch.uint8)
+    network.train()
+    first, second = network(pixels), network(pixels)
+    assert not torch.equal(first.logits, second.logits)
+    assert torch.equal(first.clean_logits, second.clean_logits)
+    assert not first.clean_logits.requires_grad
+    network.eval()
+    output = network(pixels)
+    assert torch.equal(output.logits, output.clean_logits)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"trunk": "vgg12"}, {"width": 0}, {"channels": 2}, {"classes": 1}, {"dropout": 1.0}],
+)
+def test_impossible_networks_are_refused(wrong):
+    with pytest.raises(OptionError, match=str(next(iter(wrong.values())))):
+        FERNet(Architecture(**wrong))
+
+
+# An independent reconstruction of the original method's networks, by the facts known of its
+# weights: names, shapes, three equal channels, a 4 x 4 average pool, a * logits.
+
+
+class OriginalBlock(nn.Module):
+    def __init__(self, inplanes, planes, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inplanes, planes, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or inplanes != planes:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inplanes, planes, 1, stride, bias=False), nn.BatchNorm2d(planes)
+            )
+
+    def forward(self, x):
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(y + self.shortcut(x))
+
+
+class OriginalResNet18(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        planes = 64
+        for i, (width, stride) in enumerate(((64, 1), (128, 2), (256, 2), (512, 2)), start=1):
+            blocks = [OriginalBlock(planes, width, stride), OriginalBlock(width, width, 1)]
+            setattr(self, f"layer{i}", nn.Sequential(*blocks))
+            planes = width
+        self.attention = nn.Sequential(nn.Linear(512, 1), nn.Sigmoid())
+        self.classifier = nn.Linear(512, 7)
+        self.landmark_layer = nn.Linear(512, 136)
+
+    def features_of(self, x):
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return F.avg_pool2d(x, 4).flatten(1)
+
+    def forward(self, x):
+        x = self.features_of(x)
+        a = self.attention(x)
+        return a * self.classifier(x), a, self.landmark_layer(x)
+
+
+class OriginalVGG(OriginalResNet18):
+    PLANS = {"vgg11": (1, 1, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
+
+    def __init__(self, name):
+        nn.Module.__init__(self)
+        layers, planes = [], 3
+        for repeats, width in zip(self.PLANS[name], (64, 128, 256, 512, 512)):
+            for _ in range(repeats):
+                layers += [nn.Conv2d(planes, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+                planes = width
+            layers.append(nn.MaxPool2d(2, 2))
+        self.features = nn.Sequential(*layers, nn.AvgPool2d(1, 1))
+        self.attention = nn.Sequential(nn.Linear(512, 1), nn.Sigmoid())
+        self.classifier = nn.Linear(512, 7)
+        self.landmark_layer = nn.Linear(512, 136)
+
+    def features_of(self, x):
+        return self.features(x).flatten(1)
+
+
+def original(name):
+    torch.manual_seed(1)
+    network = OriginalResNet18() if name == "resnet18" else OriginalVGG(name)
+    for module in network.modules():  # so that the batch norms' buffers and weights matter
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.2, 0.2)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    return network.eval()
+
+
+def save_original(network, path, **more):
+    weights = OrderedDict((f"module.{k}", v) for k, v in network.state_dict().items())
+    torch.save({"net": weights, "optimizer": {"state": {}}, "epoch": 17} | more, path)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg11", "vgg16", "vgg19"])
+def test_original_weights_give_their_own_outputs(tmp_path, name):
+    theirs = original(name)
+    save_original(theirs, tmp_path / "original.pth")
+    checkpoint = load_checkpoint(tmp_path / "original.pth")
+    assert checkpoint.architecture.trunk == name
+    assert checkpoint.epoch == 17
+    ours = checkpoint.network()
+    grey = torch.randint(0, 256, (3, 1, 48, 48), dtype=torch.uint8)
+    with torch.no_grad():
+        logits, importance, offsets = theirs((grey.expand(-1, 3, -1, -1) / 255 - 0.5) / 0.5)
+        output = ours(grey)
+    torch.testing.assert_close(output.weighted_logits, logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(output.importance, importance, rtol=1e-4, atol=1e-5)
+    moved = to_pixels(output.landmarks, 48) - to_pixels(ours.mean_face, 48)  # pixels
+    torch.testing.assert_close(moved.flatten(1), offsets, rtol=1e-3, atol=1e-4)
+
+
+def test_original_weights_without_their_wrapping(tmp_path):
+    torch.save(original("vgg11").state_dict(), tmp_path / "bare.pth")
+    assert load_checkpoint(tmp_path / "bare.pth").architecture.trunk == "vgg11"
+
+
+def test_original_weights_with_a_layer_missing(tmp_path):
+    weights = original("vgg11").state_dict()
+    del weights["landmark_layer.weight"]
+    torch.save({"net": weights}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"w\.pth.*landmark_layer"):
+        load_checkpoint(tmp_path / "w.pth")
+
+
+def test_training_can_start_from_original_weights(tmp_path):
+    save_original(original("resnet18"), tmp_path / "original.pth")
+    checkpoint = load_checkpoint(tmp_path / "original.pth")
+    network, fresh = transfer(checkpoint, Architecture(dropout=0.3), "original.pth")
+    assert fresh == []
+    assert network.architecture.dropout == 0.3
+    pixels = torch.randint(0, 256, (2, 1, 48, 48), dtype=torch.uint8)
+    mine, same = network.eval()(pixels), checkpoint.network()(pixels)
+    assert torch.equal(mine.logits, same.logits)
+    assert torch.equal(mine.landmarks, same.landmarks)

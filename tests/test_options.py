@@ -1,0 +1,131 @@
+"""The command line, the recipes, and the run folder."""
+
+import json
+from dataclasses import asdict, fields, replace
+
+import pytest
+import torch
+
+from models.optimizer import learning_rate, make_optimizer
+from utils.devices import pick_device
+from utils.errors import OptionError, RunError
+from utils.forecast import duration
+from utils.options import RECIPES, Options, check, parse, resumed, with_recipe
+from utils.run import RunFolder
+
+
+def test_every_option_has_help(capsys):
+    with pytest.raises(SystemExit) as end:
+        parse(Options, ["--help"], "about")
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    for option in fields(Options):
+        assert f"--{option.name}" in text
+
+
+@pytest.mark.parametrize(
+    "argv", [["--batch_size", "many"], ["--trunk", "vgg12"], ["--no_such"], ["--seed"]]
+)
+def test_a_wrong_command_line_ends_with_status_2(argv, capsys):
+    with pytest.raises(SystemExit) as end:
+        parse(Options, argv, "about")
+    assert end.value.code == 2
+    assert argv[0].strip("-") in capsys.readouterr().err
+
+
+def test_switches_and_numbers():
+    options = parse(Options, ["--no_landmarks", "--gpu_ids", "-1", "--beta", "0.5"], "about")
+    assert (options.landmarks, options.gpu_ids, options.beta) == (False, "-1", 0.5)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipes_are_sound_and_can_be_overridden(recipe):
+    default = with_recipe(recipe)
+    assert check(default) == default
+    mine = parse(Options, ["--total_epoch", "3"], "about", default)
+    assert mine == replace(default, total_epoch=3)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"image_width": 16},
+        {"beta": 1.0},
+        {"batch_size": 0},
+        {"total_epoch": 0},
+        {"start_lr": 0.0},
+        {"margin_1": -0.1},
+        {"start_lr": float("nan")},
+    ],
+)
+def test_options_out_of_range_are_named(wrong):
+    with pytest.raises(OptionError, match=f"--{next(iter(wrong))}"):
+        check(replace(Options(), **wrong))
+
+
+def test_without_importances_nothing_is_ranked():
+    options = check(Options(importance=False))
+    assert not options.rank
+    assert options.relabel_group == "all"
+
+
+def test_a_resumed_run_keeps_its_options():
+    saved = json.loads(json.dumps(asdict(replace(Options(), seed=7, class_names=("a", "b")))))
+    options = resumed(saved, ["--resume", "RUN", "--jobs", "1"], "about")
+    assert (options.seed, options.class_names, options.jobs) == (7, ("a", "b"), 1)
+    with pytest.raises(OptionError, match="--seed, --start_lr"):
+        resumed(saved, ["--start_lr", "0.2", "--seed", "8"], "about")
+
+
+def test_learning_rate_by_hand():
+    options = Options(total_epoch=10, warmup_epoch=2, start_lr=0.4)
+    assert learning_rate(options, 0.1) == pytest.approx(0.2)  # half-way up
+    assert learning_rate(options, 0.2) == pytest.approx(0.4)
+    assert learning_rate(options, 0.6) == pytest.approx(0.2)  # the middle of the cosine
+    assert 0 < learning_rate(options, 0.9999) < 1e-6
+    assert learning_rate(replace(options, warmup_epoch=20), 0.5) == pytest.approx(0.2)
+    assert learning_rate(replace(options, warmup_epoch=0), 0.0) == 0.4
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_biases_and_batch_norm_do_not_decay(name):
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
+    optimizer = make_optimizer(network, Options(optimizer=name))
+    decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    assert [decay[id(p)] for p in network.parameters()] == [Options().weight_decay, 0, 0, 0]
+
+
+@pytest.mark.parametrize("gpu_ids", ["99", "one", "-2", "0,1"])
+def test_impossible_devices_are_refused(gpu_ids):
+    with pytest.raises(OptionError, match=f"--gpu_ids {gpu_ids}"):
+        pick_device(gpu_ids)
+    assert pick_device("-1").type == "cpu"
+
+
+def test_a_run_folder_is_never_overwritten(tmp_path):
+    run = RunFolder.create(str(tmp_path / "run"), "x")
+    RunFolder.create(str(tmp_path / "run"), "x")  # still empty
+    run.write_json("config.json", {"a": 1})
+    with pytest.raises(RunError, match="--resume"):
+        RunFolder.create(str(tmp_path / "run"), "x")
+    assert RunFolder.reopen(str(tmp_path / "run")).read_json("config.json") == {"a": 1}
+    with pytest.raises(RunError, match="holds no run"):
+        RunFolder.reopen(str(tmp_path))
+    (tmp_path / "run/config.json").write_text("{")
+    with pytest.raises(RunError, match=r"config\.json"):
+        run.read_json("config.json")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot be made"):
+        RunFolder.create(str(tmp_path / "file"), "x")
+
+
+def test_tables_keep_numbers_exactly(tmp_path):
+    run = RunFolder.create(str(tmp_path), "x")
+    run.write_csv("t.csv", ("a", "b", "c"), [(0.1 + 0.2, None, float("nan"))])
+    assert (tmp_path / "t.csv").read_text() == "a,b,c\n0.30000000000000004,,\n"
+
+
+def test_durations():
+    assert [duration(s) for s in (3, 89, 600, 12_600, 500_000)] == (
+        ["3 s", "89 s", "10 min", "3.5 h", "5.8 days"]
+    )

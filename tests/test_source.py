@@ -1,0 +1,329 @@
+"""Which data set is taken, the cache it comes from, and the faces held out of it."""
+
+import sys
+import time
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data import download as download_module
+from data import source as source_module
+from data.cache import cached, load_arrays, store_arrays
+from data.download import download
+from data.faces import EMOTIONS, UNKNOWN, Faces
+from data.source import Source, find_source, hold_out, load_faces
+from utils.errors import DataError
+
+
+def make_csv(path, n=70, seed=0, usages=("Training", "PublicTest", "PrivateTest")):
+    """Write n faces of 4 x 4 pixels, the classes by turns; return their pixels."""
+    images = np.random.default_rng(seed).integers(0, 256, (n, 4, 4), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = ["emotion,pixels,Usage"]
+    for i, image in enumerate(images):
+        rows.append(f"{i % 7},{' '.join(map(str, image.ravel()))},{usages[i % len(usages)]}")
+    path.write_text("\n".join(rows) + "\n")
+    return images
+
+
+def make_tree(root, classes=EMOTIONS):
+    for name in classes:
+        (root / "train" / name).mkdir(parents=True)
+        image = np.full((4, 4), len(name), np.uint8)
+        Image.fromarray(image).save(root / "train" / name / "a.png")
+
+
+@pytest.fixture
+def data_dir(tmp_path, monkeypatch):
+    """An empty data folder in place of the repository's, no network, another working folder."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    monkeypatch.setattr(source_module, "DATA_DIR", folder)
+    monkeypatch.setattr(download_module, "_reachable", lambda: False)
+    monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "kagglehub"))
+    monkeypatch.delenv("FER_OFFLINE", raising=False)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    return folder
+
+
+# Which data set
+
+
+def test_the_user_comes_first(tmp_path, data_dir):
+    make_csv(data_dir / "fer2013.csv")
+    make_csv(tmp_path / "mine.csv", seed=1)
+    source = find_source(str(tmp_path / "mine.csv"))
+    assert (source.path, source.kind, source.is_sample) == (tmp_path / "mine.csv", "user", False)
+    assert "mine.csv" in source.line
+
+
+def test_then_the_data_folder(data_dir):
+    make_csv(data_dir / "raw" / "fer2013.csv")
+    (data_dir / "faces.py").write_text("import this")
+    source = find_source(None)
+    assert (source.path, source.kind) == (data_dir / "raw" / "fer2013.csv", "data folder")
+    assert str(source.path) in source.line
+    assert len(load_faces(source, 4, cache=data_dir / "cache")) == 70
+
+
+def test_a_broken_csv_in_the_data_folder_is_no_reason_for_the_sample(data_dir):
+    (data_dir / "fer2013.csv").write_bytes(b"")
+    source = find_source(None)
+    assert source.kind == "data folder"
+    with pytest.raises(DataError, match=r"fer2013.csv is empty"):
+        load_faces(source, cache=data_dir / "cache")
+
+
+def test_then_a_download(data_dir, tmp_path, monkeypatch):
+    make_tree(tmp_path / "downloaded")
+    hub = types.SimpleNamespace(dataset_download=lambda name: str(tmp_path / "downloaded"))
+    monkeypatch.setitem(sys.modules, "kagglehub", hub)
+    monkeypatch.setattr(download_module, "_reachable", lambda: True)
+    source = find_source(None)
+    assert (source.path, source.kind) == (tmp_path / "downloaded", "download")
+    assert "Kaggle" in source.line
+    monkeypatch.setenv("FER_OFFLINE", "1")
+    assert find_source(None).is_sample
+
+
+def test_then_an_earlier_download(data_dir, tmp_path):
+    folder = tmp_path / "kagglehub" / "datasets" / "msambare" / "fer2013"
+    for version in ("9", "10", "11"):
+        make_tree(folder / "versions" / version)
+    for complete in ("9", "10"):
+        (folder / f"{complete}.complete").touch()
+    assert find_source(None).path == folder / "versions" / "10"
+
+
+def test_then_the_sample(data_dir):
+    source = find_source(None)
+    assert (source.path, source.kind, source.is_sample) == (None, "sample", True)
+    for part in ("sample", "FER2013", "--data", str(data_dir), "https://www.kaggle.com/"):
+        assert part in source.line
+
+
+def test_a_download_that_fails_is_a_warning(data_dir, monkeypatch, capsys):
+    def fail(name):
+        raise RuntimeError("403")
+
+    hub = types.SimpleNamespace(dataset_download=fail)
+    monkeypatch.setattr(download_module, "_reachable", lambda: True)
+    for module in (hub, None):  # None: as if it were not installed
+        monkeypatch.setitem(sys.modules, "kagglehub", module)
+        assert download() is None
+        assert "warning: no download from Kaggle" in capsys.readouterr().err
+
+
+def test_offline_gives_up_within_seconds(monkeypatch):
+    def no_answer(*_, **__):
+        time.sleep(30)
+
+    monkeypatch.setattr("urllib.request.urlopen", no_answer)
+    monkeypatch.setattr(download_module, "PROBE_SECONDS", 0.1)
+    start = time.monotonic()
+    assert not download_module._reachable()
+    assert time.monotonic() - start < 2
+
+
+def sample_faces():
+    n = 30
+    usage = np.array(["Training"] * 10 + ["PublicTest"] * 10 + ["PrivateTest"] * 10)
+    landmarks = np.zeros((n, 68, 2), np.float32)
+    images = np.zeros((n, 48, 48), np.uint8)
+    return Faces(images, np.arange(n) % 7, usage, landmarks=landmarks, source="the sample")
+
+
+def test_the_sample_by_name(tmp_path, monkeypatch):
+    calls = []
+
+    def synthetic_faces():
+        calls.append(1)
+        return sample_faces()
+
+    stub = types.SimpleNamespace(synthetic_faces=synthetic_faces)
+    monkeypatch.setitem(sys.modules, "data.sample", stub)
+    source = find_source("sample")
+    assert source.is_sample
+    for _ in range(2):  # drawn, then from the cache
+        faces = load_faces(source, width=24, cache=tmp_path)
+        assert faces.images.shape == (30, 24, 24)
+        assert faces.has_landmarks.all()
+        assert faces.source == "the synthetic sample"
+    assert len(calls) == 1
+    with pytest.raises(DataError, match=r"classes angry .*--class_names"):
+        load_faces(source, class_names=("cat", "dog"), cache=tmp_path)
+
+
+def test_data_that_does_not_exist(tmp_path):
+    with pytest.raises(DataError, match=r"--data .*nowhere: no such .*fer2013.csv.*\.zip"):
+        find_source(str(tmp_path / "nowhere"))
+
+
+def test_data_of_no_known_layout(tmp_path):
+    with pytest.raises(DataError, match=r"found: nothing.*known are: a CSV"):
+        find_source(str(tmp_path))
+    (tmp_path / "notes.md").touch()
+    (tmp_path / "papers").mkdir()
+    with pytest.raises(DataError, match=r"found: notes.md, papers/.*known are: a CSV"):
+        find_source(str(tmp_path))
+
+
+def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
+    def refuse(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(DataError, match=r"cannot be read \(Permission denied\).*permissions"):
+        find_source(str(tmp_path))
+
+
+def test_data_that_vanishes(tmp_path):
+    source = Source(tmp_path / "gone", "user", "")
+    with pytest.raises(DataError, match=r"gone cannot be read \(No such file"):
+        load_faces(source, cache=tmp_path / "cache")
+
+
+# Held-out faces
+
+
+def test_hold_out_takes_every_tenth_of_each_class():
+    labels = np.array([0] * 25 + [1] * 9 + [2] * 2 + [3] + [UNKNOWN])
+    usage = np.array(["Training"] * 37 + ["PrivateTest"])
+    faces = Faces(np.zeros((38, 4, 4), np.uint8), labels, usage, source="here")
+    held = hold_out(faces)
+    assert np.flatnonzero(held.usage == "PublicTest").tolist() == [9, 19, 33, 35]
+    assert held.source.startswith("here (every tenth Training face held out as PublicTest")
+    assert hold_out(held) is held
+    assert faces.counts() == {"Training": 37, "PrivateTest": 1}
+
+
+def test_hold_out_leaves_a_set_without_training_faces():
+    usage = np.array(["PrivateTest"] * 10)
+    faces = Faces(np.zeros((10, 4, 4), np.uint8), np.zeros(10, np.int64), usage)
+    assert hold_out(faces) is faces
+
+
+def test_a_set_without_validation_gets_one(tmp_path):
+    make_csv(tmp_path / "a.csv", 210, usages=("Training",) * 7 + ("PrivateTest",) * 7)
+    faces = load_faces(find_source(str(tmp_path / "a.csv")), 4, cache=tmp_path / "cache")
+    assert faces.counts() == {"Training": 98, "PublicTest": 7, "PrivateTest": 105}
+    assert "held out" in faces.source
+
+
+# The cache
+
+
+def load(path, cache, **options):
+    return load_faces(find_source(str(path)), **{"width": 4, **options}, cache=cache)
+
+
+def equal(a, b):
+    arrays = ("images", "labels", "usage", "landmarks")
+    for name in arrays:
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+    assert (a.class_names, a.source) == (b.class_names, b.source)
+    return True
+
+
+def test_the_second_load_comes_from_the_cache(tmp_path, monkeypatch):
+    names = ("contempt", "bored")
+    make_tree(tmp_path / "set", names)
+    first = load(tmp_path / "set", tmp_path / "cache", class_names=names)
+    monkeypatch.setattr("data.folders.read_images", None)  # it would fail if it were called
+    second = load(tmp_path / "set", tmp_path / "cache", class_names=names)
+    assert equal(first, second)
+    assert second.class_names == names
+    assert all(type(name) is str for name in second.class_names)
+
+
+def test_the_cache_goes_by_content_and_options(tmp_path):
+    make_csv(tmp_path / "a.csv")
+    cache = tmp_path / "cache"
+    first = load(tmp_path / "a.csv", cache)
+    load(tmp_path / "a.csv", cache, width=5)
+    load(tmp_path / "a.csv", cache, class_names=tuple("abcdefg"))
+    assert len(list(cache.iterdir())) == 3
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "a.csv").rename(tmp_path / "moved" / "a.csv")
+    load(tmp_path / "moved" / "a.csv", cache)
+    assert len(list(cache.iterdir())) == 3
+    images = make_csv(tmp_path / "moved" / "a.csv", seed=1)
+    changed = load(tmp_path / "moved" / "a.csv", cache)
+    np.testing.assert_array_equal(changed.images, images)
+    assert (changed.images != first.images).any()
+
+
+def test_landmark_files_are_content(tmp_path):
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "train_images.txt").write_text("a.png\n")
+    (tmp_path / "train_labels.txt").write_text("0\n")
+    assert load(tmp_path, tmp_path / "cache").landmarks is None
+    for value in (1, 2):
+        (tmp_path / "a.txt").write_text(f"{value} " * 136)
+        for _ in range(2):
+            assert (load(tmp_path, tmp_path / "cache").landmarks == value).all()
+
+
+def test_a_damaged_cache_is_made_anew(tmp_path):
+    images = make_csv(tmp_path / "a.csv")
+    load(tmp_path / "a.csv", tmp_path / "cache")
+    (stored,) = (tmp_path / "cache").iterdir()
+    content = stored.read_bytes()
+    rng = np.random.default_rng(0)
+    damaged = [content[:end] for end in range(0, len(content), 97)]
+    for position in rng.integers(0, len(content), 100):
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << rng.integers(8)
+        damaged.append(bytes(flipped))
+    for bad in damaged:
+        stored.write_bytes(bad)
+        np.testing.assert_array_equal(load(tmp_path / "a.csv", tmp_path / "cache").images, images)
+    assert stored.read_bytes() == content or load_arrays(stored) is not None
+
+
+@pytest.mark.parametrize("name", ["images", "labels", "usage", "class_names", "landmarks"])
+def test_a_cache_of_another_shape_is_made_anew(tmp_path, name):
+    images = make_csv(tmp_path / "a.csv")
+    load(tmp_path / "a.csv", tmp_path / "cache")
+    (stored,) = (tmp_path / "cache").iterdir()
+    arrays = load_arrays(stored)
+    for wrong in ({**arrays, name: np.zeros((3, 2))}, {"other": np.zeros(3)}, {**arrays, "x": []}):
+        store_arrays(stored, wrong)
+        np.testing.assert_array_equal(load(tmp_path / "a.csv", tmp_path / "cache").images, images)
+        assert load_arrays(stored).keys() == arrays.keys()
+
+
+def test_a_cache_that_cannot_be_written_is_a_warning(tmp_path, capsys):
+    images = make_csv(tmp_path / "a.csv")
+    (tmp_path / "file").touch()
+    faces = load(tmp_path / "a.csv", tmp_path / "file" / "cache")
+    np.testing.assert_array_equal(faces.images, images)
+    assert "warning: no cache" in capsys.readouterr().err
+
+
+def test_cached_makes_once(tmp_path):
+    calls = []
+
+    def make():
+        calls.append(1)
+        return {"a": np.arange(3), "names": np.array(["x", "\u00e9"])}
+
+    for _ in range(2):
+        arrays = cached("kind", "key", make, tmp_path / "new" / "folder")
+        assert arrays["a"].tolist() == [0, 1, 2]
+        assert arrays["names"].tolist() == ["x", "\u00e9"]
+    cached("kind", "other", make, tmp_path / "new" / "folder")
+    assert len(calls) == 2
+
+
+def test_a_cache_of_objects_is_never_unpickled(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, a=np.array([print], dtype=object))
+    assert load_arrays(path) is None
+    assert load_arrays(tmp_path / "none.npz") is None
+    np.save(tmp_path / "b.npz.npy", np.zeros(3))
+    assert load_arrays(tmp_path / "b.npz.npy") is None

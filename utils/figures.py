@@ -1,0 +1,121 @@
+"""The figures of a run. Each function returns a Matplotlib figure; the run folder writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+BLUE, RED, GREY = "#2166ac", "#d6604d", "#777777"
+
+
+def learning_curves(history: Sequence[Mapping[str, float]], title: str) -> Figure:
+    """Draw the losses and accuracies over the epochs of a run's metrics.csv."""
+    epochs = [row["epoch"] for row in history]
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name, color in (
+        ("loss_expression", BLUE),
+        ("loss_landmarks", RED),
+        ("loss_rank", "#4d9221"),
+    ):
+        if any(row[name] is not None for row in history):
+            left.plot(epochs, _column(history, name), color=color, label=name[5:], marker=".")
+    left.set(xlabel="epoch", ylabel="loss (unweighted)", yscale="log")
+    for name, color, label in (
+        ("train_accuracy", GREY, "Training, augmented"),
+        ("public_accuracy", BLUE, "PublicTest"),
+    ):
+        right.plot(epochs, 100 * _column(history, name), color=color, label=label, marker=".")
+    best = max(range(len(history)), key=lambda i: _column(history, "public_accuracy")[i])
+    accuracy = 100 * history[best]["public_accuracy"]
+    right.scatter([epochs[best]], [accuracy], color=RED, zorder=3, label=f"best: {accuracy:.2f} %")
+    right.set(xlabel="epoch", ylabel="accuracy, %")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.suptitle(title)
+    return figure
+
+
+def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str) -> Figure:
+    """Draw counts [C, C] as shares of each true class, the counts below."""
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    size = 1.6 + 0.75 * len(class_names)
+    figure = Figure(figsize=(size, size * 0.92), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), share in np.ndenumerate(shares):
+        axes.text(
+            column,
+            row,
+            f"{100 * share:.0f} %\n{counts[row, column]}",
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="white" if share > 0.5 else "black",
+        )
+    axes.set_xticks(range(len(class_names)), class_names, rotation=35, ha="right")
+    axes.set_yticks(range(len(class_names)), class_names)
+    axes.set(xlabel="predicted", ylabel="true", title=title)
+    return figure
+
+
+def landmark_faces(
+    images: np.ndarray,
+    landmarks: Mapping[str, np.ndarray | None],
+    captions: Sequence[str],
+    title: str,
+) -> Figure:
+    """Draw faces with their landmarks, in rows of seven.
+
+    Args:
+        images: [N, W, W] or [N, W, W, 3].
+        landmarks: "true" (drawn blue) and "predicted" (red): [N, 68, 2] in pixels, NaN
+            or None where there are none.
+        captions: N texts.
+        title: of the figure.
+    """
+    columns = min(7, len(images))
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(1.6 * columns, 2.0 * rows + 0.5), layout="constrained")
+    all_axes = figure.subplots(rows, columns, squeeze=False).flat
+    for i, axes in enumerate(all_axes):
+        axes.axis("off")
+        if i >= len(images):
+            continue
+        _face(axes, images[i], captions[i])
+        for (name, points), color in zip(landmarks.items(), (BLUE, RED)):
+            if points is not None:
+                axes.scatter(*points[i].T, s=6, color=color, linewidths=0, label=name)
+    handles, names = all_axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=2, markerscale=3, frameon=False)
+    figure.suptitle(title)
+    return figure
+
+
+def galleries(rows: Mapping[str, tuple[np.ndarray, Sequence[str]]]) -> Figure:
+    """Draw one row of captioned faces (images, captions) below the other, each under its title."""
+    columns = max(len(images) for images, _ in rows.values())
+    figure = Figure(figsize=(1.1 * columns, 2.1 * len(rows)), layout="constrained")
+    for part, (title, (images, captions)) in zip(figure.subfigures(len(rows), 1), rows.items()):
+        part.suptitle(title, fontsize=10)
+        for i, axes in enumerate(part.subplots(1, columns, squeeze=False).flat):
+            axes.axis("off")
+            if i < len(images):
+                _face(axes, images[i], captions[i])
+    return figure
+
+
+def _face(axes, image: np.ndarray, caption: str) -> None:
+    height, width = image.shape[:2]
+    axes.imshow(image, cmap="gray", vmin=0, vmax=255)
+    axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+    axes.set_title(caption, fontsize=7)
+    axes.axis("off")
+
+
+def _column(history: Sequence[Mapping[str, float]], name: str) -> np.ndarray:
+    return np.array([np.nan if row[name] is None else row[name] for row in history], dtype=float)

@@ -1,0 +1,81 @@
+"""The figures that are reported: accuracy and its kin, calibration, landmark error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from sklearn.metrics import confusion_matrix, f1_score, recall_score
+
+ECE_BINS = 15
+
+
+def score(
+    labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]
+) -> dict[str, object]:
+    """Score predictions of N >= 1 labelled faces.
+
+    Args:
+        labels: int [N].
+        probabilities: [N, C].
+        class_names: C names.
+
+    Returns:
+        n; accuracy; balanced_accuracy (the mean recall of the classes that
+        occur); macro_f1 (the mean over these classes); ece; and recall by
+        class, None for a class that does not occur.
+    """
+    predicted = probabilities.argmax(1)
+    present = np.unique(labels)
+    recalls = recall_score(labels, predicted, labels=present, average=None)
+    recall = dict.fromkeys(class_names)
+    recall.update((class_names[i], float(r)) for i, r in zip(present, recalls))
+    return {
+        "n": len(labels),
+        "accuracy": accuracy(labels, probabilities),
+        "balanced_accuracy": float(recalls.mean()),
+        "macro_f1": float(f1_score(labels, predicted, labels=present, average="macro")),
+        "ece": expected_calibration_error(labels, probabilities),
+        "recall": recall,
+    }
+
+
+def accuracy(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
+    """Return the share of faces whose most probable class is their label; None of no face."""
+    return float((probabilities.argmax(1) == labels).mean()) if len(labels) else None
+
+
+def expected_calibration_error(
+    labels: np.ndarray, probabilities: np.ndarray, bins: int = ECE_BINS
+) -> float:
+    """How far confidence and accuracy stand apart: the mean gap over bins, by their faces.
+
+    Faces fall into `bins` equal intervals (low, high] of their best probability
+    (Guo et al., "On Calibration of Modern Neural Networks", 2017).
+    """
+    confidence = probabilities.max(1).astype(np.float64)
+    right = probabilities.argmax(1) == labels
+    edges = np.linspace(0, 1, bins + 1)
+    place = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
+    gaps = np.bincount(place, weights=right - confidence, minlength=bins)
+    return float(np.abs(gaps).sum() / len(labels))
+
+
+def landmark_error(predicted: np.ndarray, landmarks: np.ndarray) -> float | None:
+    """Return the mean distance of points in pixels over the faces whose landmarks are known.
+
+    Args:
+        predicted, landmarks: [N, 68, 2]; NaN in `landmarks` where there are none.
+
+    Returns:
+        The distance, or None where no face has landmarks.
+    """
+    known = ~np.isnan(landmarks).any(axis=(1, 2))
+    if not known.any():
+        return None
+    return float(np.linalg.norm(predicted[known] - landmarks[known], axis=-1).mean())
+
+
+def confusion(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Return counts [C, C]: rows are true classes, columns predicted ones."""
+    return confusion_matrix(labels, probabilities.argmax(1), labels=range(probabilities.shape[1]))

@@ -1,0 +1,209 @@
+"""Every option of a training run, and the recipes: named sets of defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, TypeVar
+
+import tyro
+
+from utils.errors import OptionError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of train.py, its command line and the saved config."""
+
+    recipe: Literal["auto", "full", "cpu", "sample"] = "auto"
+    """A set of defaults for the options below: full (a GPU), cpu (a half-width network, few
+    epochs), sample (3 minutes on the synthetic faces); auto takes full, or sample on the sample."""
+    data: str = ""
+    """FER2013 in any layout (CSV, folder tree, list files, zip, tar.gz), or "sample" for the
+    synthetic faces. By default what lies under data/, else a download, else the sample."""
+    resume: str = ""
+    """Go on with the run in this folder, under its own options."""
+    out: str = ""
+    """The run folder; by default a new one under model_save/."""
+    model_path: str = ""
+    """Weights to start from: a best.pth of this project, or the original method's resnet18.pth."""
+    gpu_ids: str = ""
+    """The GPU to train on, such as 0; -1 is the CPU. By default the first GPU, if there is one."""
+    seed: int = 0
+    """Two runs with the same seed on one CPU give the same bits."""
+
+    trunk: Literal["resnet18", "vgg11", "vgg13", "vgg16", "vgg19"] = "resnet18"
+    """The network's trunk."""
+    width: float = 1.0
+    """A factor on the trunk's channel counts; 0.5 is about three times faster."""
+    image_width: int = 48
+    """The side of the faces in pixels, 32 to 224; other faces are resized to it."""
+    channels: Literal[1, 3] = 1
+    """1 reads faces as grey, 3 as colour."""
+    class_names: tuple[str, ...] = ()
+    """The classes, in order, of a set of your own; by default FER2013's seven."""
+    dropout: float = 0.2
+    """The share of features hidden from the classifier while training."""
+
+    importance: bool = True
+    """SCN's self-attention importance weighting."""
+    rank: bool = True
+    """SCN's rank regularization, which keeps the importances from all becoming 1."""
+    rank_weight: float = 1.0
+    """Weight of the rank regularization in the loss."""
+    beta: float = 0.7
+    """The share of a batch that belongs to the high-importance group."""
+    margin_1: float = 0.15
+    """How far the mean importances of the two groups should stand apart."""
+    relabel: bool = True
+    """SCN's relabeling of Training faces."""
+    relabel_epoch: int = 100
+    """The first epoch that relabels, counted from 1."""
+    margin_2: float = 0.2
+    """Relabel where the best probability exceeds that of the label by more than this."""
+    relabel_group: Literal["low", "all"] = "low"
+    """Who may be relabeled: the low-importance group (the paper) or every face (its code)."""
+    relabel_logits: Literal["plain", "weighted"] = "plain"
+    """What relabeling judges: plain logits, or those weighted by the importance (SCN's code)."""
+    landmarks: bool = True
+    """The parallel landmark task; --no_landmarks needs no dlib."""
+    landmark_num: Literal[68] = 68
+    """The number of landmarks: dlib's 68."""
+    landmark_weight: float = 2.0
+    """Weight of the landmark loss (mean absolute error in half widths of the face)."""
+
+    total_epoch: int = 200
+    """Epochs in all."""
+    batch_size: int = 128
+    """Faces per step."""
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    """sgd is with Nesterov momentum 0.9; for adam a start_lr of about 0.001 fits."""
+    start_lr: float = 0.1
+    """The learning rate after the warm-up; it falls to 0 along a cosine."""
+    warmup_epoch: float = 5.0
+    """Epochs over which the learning rate rises."""
+    weight_decay: float = 5e-4
+    """On convolution and linear weights, not on biases and batch norm."""
+    label_smoothing: float = 0.1
+    """The share of each label that is spread over all classes."""
+    ema: float = 0.999
+    """Decay of the averaged weights, which are evaluated and kept; 0 turns it off."""
+    amp: Literal["auto", "bf16", "fp32"] = "auto"
+    """Number format of the convolutions; auto takes bf16 where the hardware computes it."""
+
+    flip: float = 0.5
+    """Share of faces mirrored."""
+    rotation: float = 15.0
+    """Rotation up to so many degrees."""
+    scale: float = 0.2
+    """Scale between 1 - scale and 1 + scale."""
+    shift: float = 0.1
+    """Shift up to this share of the width."""
+    light: float = 0.3
+    """Contrast between 1 - light and 1 + light, and brightness likewise."""
+    erasing: float = 0.5
+    """Share of faces with one rectangle hidden."""
+    erased_area: float = 0.2
+    """The largest such rectangle, a share of the face."""
+
+    jobs: int = 0
+    """Processes that look for landmarks; 0 takes one per core."""
+    final_test: bool = True
+    """Look at PrivateTest at the end, once. Turn it off while you are still choosing."""
+
+
+RECIPES: dict[str, dict] = {
+    "full": {},
+    "cpu": {"width": 0.5, "total_epoch": 20, "warmup_epoch": 2.0, "relabel_epoch": 15},
+    "sample": {
+        "width": 0.25,
+        "total_epoch": 20,
+        "warmup_epoch": 2.0,
+        "relabel_epoch": 15,
+        "ema": 0.99,
+    },
+}
+
+# What may differ when a run goes on: where things stand, not what is trained.
+FREE_ON_RESUME = {"resume", "out", "data", "gpu_ids", "jobs", "final_test"}
+
+_IN_RANGE: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "image_width": (lambda v: 32 <= v <= 224, "32 to 224"),
+    "width": (lambda v: 0 < v <= 8, "above 0, up to 8"),
+    "dropout": (lambda v: 0 <= v < 1, "0 or more, below 1"),
+    "beta": (lambda v: 0 < v < 1, "between 0 and 1"),
+    "margin_2": (lambda v: 0 <= v <= 1, "0 to 1"),
+    "total_epoch": (lambda v: v >= 1, "at least 1"),
+    "relabel_epoch": (lambda v: v >= 1, "at least 1"),
+    "batch_size": (lambda v: v >= 1, "at least 1"),
+    "start_lr": (lambda v: v > 0, "above 0"),
+    "label_smoothing": (lambda v: 0 <= v < 1, "0 or more, below 1"),
+    "ema": (lambda v: 0 <= v < 1, "0 or more, below 1"),
+    "scale": (lambda v: 0 <= v < 1, "0 or more, below 1"),
+    "flip": (lambda v: 0 <= v <= 1, "0 to 1"),
+    "erasing": (lambda v: 0 <= v <= 1, "0 to 1"),
+    "erased_area": (lambda v: 0.02 <= v <= 1, "0.02 to 1"),
+} | {
+    name: (lambda v: v >= 0, "0 or more")
+    for name in (
+        *("rank_weight", "margin_1", "landmark_weight", "warmup_epoch", "weight_decay"),
+        *("rotation", "shift", "light", "jobs", "seed"),
+    )
+}
+
+
+def parse(kind: type[T], argv: Sequence[str], description: str, default: T | None = None) -> T:
+    """Read a command line into a frozen dataclass whose docstrings are the help.
+
+    An unknown option or a wrong value ends the process with a message and status 2.
+    """
+    extra = {} if default is None else {"default": default}
+    return tyro.cli(kind, args=list(argv), description=description, use_underscores=True, **extra)
+
+
+def with_recipe(recipe: str) -> Options:
+    """Return the defaults of a recipe."""
+    return replace(Options(), recipe=recipe, **RECIPES[recipe])
+
+
+def check(options: Options) -> Options:
+    """Return the options as they will be followed, or raise an OptionError.
+
+    Rank regularization and the low-importance group mean nothing without
+    importances, so they are off where these are.
+    """
+    wrong = [
+        f"--{name} {getattr(options, name):g} (must be {text})"
+        for name, (fine, text) in _IN_RANGE.items()
+        if not fine(getattr(options, name))
+    ]
+    if wrong:
+        raise OptionError(f"out of range: {', '.join(wrong)}")
+    if not options.importance:
+        options = replace(options, rank=False, relabel_group="all")
+    return options
+
+
+def resumed(saved: dict[str, Any], argv: Sequence[str], description: str) -> Options:
+    """Return the options of a run that goes on: the saved ones, and where things stand now.
+
+    Raises:
+        OptionError: the command line names an option that would change the training.
+    """
+    known = {f.name for f in fields(Options)}
+    before = Options(**{name: value for name, value in saved.items() if name in known})
+    before = replace(before, class_names=tuple(before.class_names))
+    now = parse(Options, argv, description, before)
+    changed = [
+        f"--{name}"
+        for name in sorted(known - FREE_ON_RESUME)
+        if getattr(now, name) != getattr(before, name)
+    ]
+    if changed:
+        raise OptionError(
+            f"a run that goes on keeps its options, and {', '.join(changed)} would change it; "
+            "start a new run from its weights with --model_path RUN/last.pth"
+        )
+    return check(now)

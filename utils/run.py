@@ -1,0 +1,98 @@
+"""The run folder: everything that one run leaves, and enough to repeat it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from utils.errors import RunError
+from utils.files import atomic_write
+
+RUNS = Path(__file__).resolve().parent.parent / "model_save"
+
+
+class RunFolder:
+    """One folder for one run: config.json, metrics.csv, weights, figures, predictions.
+
+    Attributes:
+        path: of the folder, which exists.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, out: str, name: str) -> RunFolder:
+        """Make the folder `out`, or a new one of that time and name under model_save/.
+
+        Raises:
+            RunError: the folder holds something already, or cannot be made.
+        """
+        path = Path(out) if out else RUNS / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{name}"
+        try:
+            while not out and path.exists():  # two runs of one second
+                path = path.with_name(path.name + "_")
+            path.mkdir(parents=True, exist_ok=True)
+            if any(path.iterdir()):
+                raise RunError(
+                    f"{path} holds files already, and they are not overwritten; "
+                    f"name another --out, or go on with a run: train.py --resume {path}"
+                )
+        except OSError as error:
+            raise RunError(
+                f"the run folder {path} cannot be made ({error.strerror}); name another --out"
+            ) from error
+        return cls(path)
+
+    @classmethod
+    def reopen(cls, path: str) -> RunFolder:
+        """Return the folder of an earlier run.
+
+        Raises:
+            RunError: no such run.
+        """
+        folder = cls(Path(path))
+        if not (folder.path / "config.json").is_file():
+            raise RunError(f"{path} holds no run (there is no config.json); name its folder")
+        return folder
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a JSON file, whole or not at all."""
+        with atomic_write(self.path / name) as partial:
+            partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Read a JSON file.
+
+        Raises:
+            RunError: it is missing or damaged.
+        """
+        path = self.path / name
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path} cannot be read ({error}); start a new run") from error
+
+    def write_csv(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        """Write a table, whole or not at all; numbers as Python prints them, exactly."""
+        with atomic_write(self.path / name) as partial, open(partial, "w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(columns)
+            writer.writerows(["" if _missing(v) else v for v in row] for row in rows)
+
+    def write_figure(self, name: str, figure: Any) -> None:
+        """Write a Matplotlib figure as PNG."""
+        with atomic_write(self.path / name) as partial:
+            figure.savefig(partial, format="png", dpi=120, bbox_inches="tight")
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))

@@ -1,0 +1,70 @@
+"""What a training run tells while it goes on: tables, TensorBoard, a line per epoch, curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from utils.figures import learning_curves
+from utils.forecast import duration
+from utils.run import RunFolder
+
+Row = Mapping[str, Any]
+
+
+class RunLog:
+    """Writes into a run folder. The tables are rewritten whole from what the checkpoint holds,
+    so that a run killed between two files mends itself when it goes on.
+
+    Args:
+        run: the folder.
+        class_names: of the labels in relabels.csv.
+        total_epoch: of the run.
+        epoch: how many are finished; what TensorBoard has beyond them is dropped.
+    """
+
+    def __init__(
+        self, run: RunFolder, class_names: Sequence[str], total_epoch: int, epoch: int
+    ) -> None:
+        self._run, self._class_names, self._total = run, class_names, total_epoch
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=epoch + 1)
+
+    def epoch(
+        self, history: Sequence[Row], relabels: Sequence[tuple[int, int, int, int]], seconds: float
+    ) -> None:
+        """Tell of the epoch that is the last of `history`."""
+        columns = list(history[0])
+        self._run.write_csv("metrics.csv", columns, ([r[c] for c in columns] for r in history))
+        names = self._class_names
+        moves = ((row, names[old], names[new], epoch) for row, old, new, epoch in relabels)
+        self._run.write_csv("relabels.csv", ("row", "from", "to", "epoch"), moves)
+        row = history[-1]
+        for name, value in {**row, "seconds": seconds}.items():
+            if name != "epoch" and value is not None:  # public_accuracy -> public/accuracy
+                self._board.add_scalar(name.replace("_", "/", 1), value, row["epoch"])
+        self._board.flush()
+        print(self._line(history, seconds), flush=True)
+
+    def close(self, history: Sequence[Row], title: str) -> None:
+        """Draw the learning curves."""
+        self._board.close()
+        self._run.write_figure("learning_curves.png", learning_curves(history, title))
+
+    def _line(self, history: Sequence[Row], seconds: float) -> str:
+        row = history[-1]
+        best = max(history, key=lambda r: r["public_accuracy"])
+        parts = [
+            f"{name} {row[f'loss_{name}']:.3f}"
+            for name in ("expression", "rank", "landmarks")
+            if f"loss_{name}" in row
+        ]
+        text = f"epoch {row['epoch']:>{len(str(self._total))}}/{self._total}"
+        text += f"  loss {row['loss']:.3f} ({', '.join(parts)})"
+        text += f"  Training {100 * row['train_accuracy']:.1f} %"
+        text += f"  PublicTest {100 * row['public_accuracy']:.2f} %"
+        text += f" (best {100 * best['public_accuracy']:.2f} in {best['epoch']})"
+        if row["relabeled"]:
+            text += f"  relabeled {row['relabeled']}"
+        return f"{text}  {duration(seconds)}"
