@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 
 from data.faces import EMOTIONS, Faces
 from data.landmarks import add_landmarks
@@ -59,7 +58,7 @@ def main() -> None:
     options = parse(TestOptions, sys.argv[1:], __doc__)
     device = pick_device(options.gpu_ids)
     checkpoint = load_checkpoint(options.model_path)
-    network = checkpoint.network().to(device, memory_format=torch.channels_last)
+    network = checkpoint.network().to(device)
     print(f"device   {describe_device(device)}")
     print(f"weights  {options.model_path} (epoch {checkpoint.epoch})")
     print(f"network  {describe(network)}")

@@ -267,9 +267,9 @@ def announce(seconds: float, state: State, training: Resident, options: Options)
     whole = seconds * steps * epochs
     speed = options.batch_size / seconds
     tqdm.write(f"time     about {duration(whole)} for {epochs} epochs at {speed:,.0f} faces/s")
-    if training.images.device.type == "cpu" and options.recipe == "full":
-        short = RECIPES["cpu"]
-        cheaper = CPU_RECIPE_COST * short["total_epoch"] / epochs
+    short = RECIPES["cpu"]
+    cheaper = CPU_RECIPE_COST * short["total_epoch"] / options.total_epoch
+    if training.images.device.type == "cpu" and options.recipe == "full" and cheaper < 1:
         tqdm.write(
             f"         --recipe cpu takes about {duration(whole * cheaper)}: a network of half the "
             f"width, {short['total_epoch']} epochs"

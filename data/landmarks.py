@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
-import signal
 import sys
-import threading
 import time
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 import cv2
-import joblib
 import numpy as np
-from joblib.externals.loky import get_reusable_executor
-from joblib.externals.loky.process_executor import BrokenProcessPool
 from tqdm import tqdm
 
 from data.cache import CACHE_DIR, load_arrays, store_arrays
 from data.faces import LANDMARK_NUM, Faces
 from utils.errors import DataError, ProjectError
+from utils.processes import map_unordered
 
 BLOCK = 256  # faces per cached file: a stopped run loses half a second of each process's work
 DETECTOR_WIDTH = 96  # pixels: dlib finds no face narrower than about 80
@@ -60,7 +53,8 @@ def add_landmarks(
         progress: show a bar, and at the end how many faces were found.
 
     Raises:
-        DataError: dlib or its model is missing or damaged, or the system ended a process.
+        DataError: dlib or its model is missing or damaged.
+        RunError: the system ended a process.
 
     Source: detector of Dalal and Triggs (CVPR 2005), points of Kazemi and Sullivan
     (CVPR 2014), both trained by dlib's author; the points on iBUG 300-W (research only).
@@ -77,7 +71,7 @@ def add_landmarks(
     missing = [k for k, part in enumerate(parts) if not _load(files[k], part)]
 
     if missing:
-        search = _search([blocks[k] for k in missing], model, jobs or joblib.cpu_count())
+        search = map_unordered(_search, [(blocks[k], model) for k in missing], jobs)
         done = len(faces) - sum(len(blocks[k]) for k in missing)
         bar = tqdm(None, "landmarks", len(faces), initial=done, unit=" faces", disable=not progress)
         keep = True
@@ -88,6 +82,7 @@ def add_landmarks(
                 done += len(points)
                 bar.set_postfix_str(f"found {100 * _found(landmarks) / done:.1f} %", refresh=False)
                 bar.update(len(points))
+        _dlib.cache_clear()  # training needs the memory
     if progress:
         found, seconds = _found(landmarks), time.monotonic() - start
         lasted = f", {seconds:.0f} s" if seconds < 60 else f", {seconds / 60:.1f} min"
@@ -156,65 +151,9 @@ def _dlib(model: Path) -> tuple:
         raise DataError(f"{model} is damaged ({reason}); {REMEDY}") from error
 
 
-def _search(
-    blocks: Sequence[np.ndarray], model: Path, jobs: int
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (index, landmarks) of each block, in whichever order they are done."""
-    jobs = min(jobs, len(blocks))
-    parallel = joblib.Parallel(
-        jobs,
-        backend="loky",  # its workers do not import the main script, so not torch either
-        return_as="generator_unordered",
-        batch_size=1,
-        max_nbytes=None,  # no temporary files, which a kill would leave behind
-    )
-    search = joblib.delayed(_search_block)
-    try:
-        with _deaf_to_ctrl_c():
-            results = parallel(search(i, b, model, os.getpid()) for i, b in enumerate(blocks))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # joblib's, where Ctrl-C leaves results unread
-            yield from results
-    except BrokenProcessPool as error:
-        raise DataError(
-            "the system ended a process that was looking for landmarks, mostly for want of "
-            "memory; run again: it goes on with the faces that are left"
-        ) from error
-    finally:
-        _dlib.cache_clear()  # training needs the memory
-        if jobs > 1:
-            get_reusable_executor(reuse=True).shutdown(kill_workers=True)
-
-
-@contextmanager
-def _deaf_to_ctrl_c() -> Iterator[None]:
-    """Start processes that leave Ctrl-C to their parent, which ends them without tracebacks."""
-    if threading.current_thread() is not threading.main_thread():  # it cannot set handlers
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what they inherit
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@lru_cache(maxsize=1)
-def _end_with(parent: int) -> None:
-    """Let this process end when its parent is killed: loky's workers would wait for ever."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    if os.getpid() != parent:
-        threading.Thread(target=watch, daemon=True).start()
-
-
-def _search_block(i: int, images: np.ndarray, model: Path, parent: int) -> tuple[int, np.ndarray]:
-    _end_with(parent)
-    return i, np.stack([_find(image, model) for image in images])
+def _search(block: tuple[np.ndarray, Path]) -> np.ndarray:
+    images, model = block
+    return np.stack([_find(image, model) for image in images])
 
 
 def _find(image: np.ndarray, model: Path) -> np.ndarray:

@@ -53,7 +53,7 @@ class Sample:
     root: Path = Path(__file__).resolve().with_name("sample.py")
 
     def files(self) -> list[Path]:
-        return [self.root]
+        return [self.root, self.root.with_name("portrait.py")]
 
     def read(self, width: int, channels: int, class_names: Sequence[str]) -> Faces:
         """Draw the faces as width x width pixels, grey whatever the channels."""
@@ -138,7 +138,9 @@ def load_faces(
             lambda arrays: _fits(arrays, width),
         )
     classes = tuple(map(str, arrays.pop("class_names")))
-    return hold_out(Faces(**arrays, class_names=classes, source=str(source.path or "the synthetic sample")))
+    return hold_out(
+        Faces(**arrays, class_names=classes, source=str(source.path or "the synthetic sample"))
+    )
 
 
 def hold_out(faces: Faces) -> Faces:

@@ -55,7 +55,7 @@ class Checkpoint:
             raise WeightsError(
                 f"these weights do not fit their own architecture: {reason}"
             ) from error
-        return network.eval()
+        return network.eval().to(memory_format=torch.channels_last)
 
 
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:

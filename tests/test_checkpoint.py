@@ -102,18 +102,23 @@ def test_heads_come_and_go_in_a_transfer():
     assert network.landmark_head is None
 
 
+def write(path, text, error=None):
+    with atomic_write(path) as partial:
+        partial.write_text(text)
+        if error:
+            raise error
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "w.pth"
     path.write_text("old")
-    with pytest.raises(RunError, match=r"w\.pth could not be written \(disk full\)"), atomic_write(path):
-        raise OSError(28, "disk full")
-    with pytest.raises(KeyError), atomic_write(path) as partial:
-        partial.write_text("half")
-        raise KeyError
+    with pytest.raises(RunError, match=r"w\.pth could not be written \(disk full\)"):
+        write(path, "half", OSError(28, "disk full"))
+    with pytest.raises(KeyboardInterrupt):
+        write(path, "half", KeyboardInterrupt())
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["w.pth"]
-    with atomic_write(path) as partial:
-        partial.write_text("new")
+    write(path, "new")
     assert path.read_text() == "new"
     assert os.listdir(tmp_path) == ["w.pth"]
 

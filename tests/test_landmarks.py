@@ -377,9 +377,9 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, many, undisturbed, monkeypa
     assert_all_end(process.pid)  # the workers too
     kept = len(list((tmp_path / "landmarks").glob("*.npz")))
     assert 0 < kept < 40
-    blocks, search_block = [], landmarks._search_block
+    blocks, search = [], landmarks._search
     monkeypatch.setattr(landmarks, "BLOCK", 16)
-    monkeypatch.setattr(landmarks, "_search_block", lambda *a: blocks.append(1) or search_block(*a))
+    monkeypatch.setattr(landmarks, "_search", lambda *a: blocks.append(1) or search(*a))
     resumed = add_landmarks(faces_of(np.load(many)), tmp_path, jobs=1, progress=False)
     assert len(blocks) == 40 - kept
     np.testing.assert_array_equal(resumed.landmarks, undisturbed)

@@ -1,13 +1,16 @@
 """The synthetic sample: repeatable, complete, anatomically sane, learnable but not trivial."""
 
 import importlib.util
+import inspect
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data.faces import EMOTIONS, check_trainable
+from data.portrait import portrait
 from data.sample import synthetic_faces
+from data.source import Sample
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +45,11 @@ def test_a_face_does_not_depend_on_how_many_there_are(faces):
         part, whole = few.of(usage), faces.of(usage)
         assert np.array_equal(part.images, whole.images[: len(part)])
         assert np.array_equal(part.landmarks, whole.landmarks[: len(part)])
+
+
+def test_a_change_of_the_drawing_code_is_a_change_of_the_cached_files():
+    code = {Path(inspect.getfile(part)).resolve() for part in (synthetic_faces, portrait)}
+    assert set(Sample().files()) == code
 
 
 def test_no_face_is_drawn_twice_and_none_is_flat(faces):

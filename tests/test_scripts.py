@@ -1,0 +1,315 @@
+"""train.py and test.py themselves, on a tiny set: every step, and what they leave behind."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_network import original, save_original
+
+import test
+import train
+from data.faces import EMOTIONS
+from data.sample import synthetic_faces
+from utils.errors import ProjectError
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ("--gpu_ids", "-1", "--width", "0.125", "--batch_size", "16", "--total_epoch", "2")
+
+
+def write_csv(faces, path):
+    with open(path, "w") as file:
+        file.write("emotion,pixels,Usage\n")
+        for image, label, usage in zip(faces.images, faces.labels, faces.usage):
+            file.write(f"{label},{' '.join(map(str, image.flat))},{usage}\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def faces_csv(tmp_path_factory):
+    faces = synthetic_faces(training=7, public=3, private=3)
+    return write_csv(faces, tmp_path_factory.mktemp("data") / "faces.csv")
+
+
+def run(script, *argv, patch=None):
+    """Call a script's main in this process, as if typed."""
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(sys, "argv", [script.__file__, *map(str, argv)])
+        if patch:
+            patch(context)
+        script.main()
+
+
+def table(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def trained(faces_csv, tmp_path_factory):
+    """Return the folder of one whole run, with landmarks by dlib and relabeling from the start."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    argv = (*TINY, "--relabel_epoch", 1, "--margin_2", 0.01)
+    run(train, "--data", faces_csv, "--out", folder, *argv)
+    return folder
+
+
+def test_a_run_leaves_all_that_it_names(trained):
+    names = {path.name for path in trained.iterdir()}
+    assert names == {
+        *("config.json", "metrics.csv", "relabels.csv", "tensorboard"),
+        *("last.pth", "best.pth", "metrics.json", "predictions.csv"),
+        *("learning_curves.png", "confusion_matrix.png", "landmarks.png", "importance.png"),
+    }
+    assert list((trained / "tensorboard").iterdir())
+    options = json.loads((trained / "config.json").read_text())["options"]
+    assert options["batch_size"] == 16
+    assert options["recipe"] == "full"
+    rows = table(trained / "metrics.csv")
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert all(np.isfinite(float(value)) for row in rows for value in row.values())
+    parts = [float(rows[0][f"loss_{name}"]) for name in ("expression", "rank", "landmarks")]
+    by_hand = parts[0] + options["rank_weight"] * parts[1] + options["landmark_weight"] * parts[2]
+    assert float(rows[0]["loss"]) == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_scores_and_predictions_agree(trained):
+    scores = json.loads((trained / "metrics.json").read_text())
+    rows = table(trained / "predictions.csv")
+    assert list(rows[0]) == ["index", "usage", "label", "predicted", "importance", *EMOTIONS]
+    for usage in ("PublicTest", "PrivateTest"):
+        mine = [row for row in rows if row["usage"] == usage]
+        assert scores[usage]["n"] == len(mine) == 21
+        right = [row["label"] == row["predicted"] for row in mine]
+        assert scores[usage]["accuracy"] == pytest.approx(np.mean(right))
+        assert scores[usage]["landmark_error"] > 0
+    for row in rows:
+        shares = [float(row[name]) for name in EMOTIONS]
+        assert sum(shares) == pytest.approx(1, abs=1e-4)
+        assert row["predicted"] == EMOTIONS[int(np.argmax(shares))]
+
+
+def test_relabels_are_recorded(trained, faces_csv):
+    moves = table(trained / "relabels.csv")
+    assert moves  # a margin of 0.01 is soon exceeded
+    assert len(moves) == sum(int(row["relabeled"]) for row in table(trained / "metrics.csv"))
+    given = [EMOTIONS[int(row["emotion"])] for row in table(faces_csv)]
+    labels = list(given)
+    for move in moves:  # in order of epochs, each from where the one before led
+        assert labels[int(move["row"])] == move["from"] != move["to"]
+        labels[int(move["row"])] = move["to"]
+    saved = torch.load(trained / "last.pth", weights_only=True)["training"]["labels"]
+    training = [i for i, row in enumerate(table(faces_csv)) if row["Usage"] == "Training"]
+    assert [EMOTIONS[i] for i in saved] == [labels[i] for i in training]
+
+
+def test_best_is_the_best_on_public_test(trained):
+    accuracies = [float(row["public_accuracy"]) for row in table(trained / "metrics.csv")]
+    best = torch.load(trained / "best.pth", weights_only=True)
+    assert best["epoch"] == 1 + int(np.argmax(accuracies))
+    assert best["scores"]["accuracy"] == max(accuracies)
+    assert best["training"] == {}
+
+
+def test_evaluation_repeats_the_run_s_own(trained, faces_csv, tmp_path):
+    run(test, "--model_path", trained / "best.pth", "--data", faces_csv, "--out", tmp_path / "e")
+    assert (tmp_path / "e/metrics.json").read_text() == (trained / "metrics.json").read_text()
+    assert (tmp_path / "e/predictions.csv").read_text() == (trained / "predictions.csv").read_text()
+    argv = ("--tta", "--batch_size", 5, "--usages", "PrivateTest")
+    weights = ("--model_path", trained / "best.pth")
+    run(test, *weights, "--data", faces_csv, "--out", tmp_path / "tta", *argv)
+    scores = json.loads((tmp_path / "tta/metrics.json").read_text())
+    assert list(scores) == ["PrivateTest"]
+    rows, plain = table(tmp_path / "tta/predictions.csv"), table(trained / "predictions.csv")
+    assert [row["index"] for row in rows] == [row["index"] for row in plain[21:]]
+    assert [row["happy"] for row in rows] != [row["happy"] for row in plain[21:]]
+
+
+def test_original_weights_are_evaluated(faces_csv, tmp_path):
+    save_original(original("resnet18"), tmp_path / "resnet18.pth")
+    argv = ("--data", faces_csv, "--out", tmp_path / "e", "--usages", "PrivateTest")
+    run(test, "--model_path", tmp_path / "resnet18.pth", *argv)
+    scores = json.loads((tmp_path / "e/metrics.json").read_text())
+    assert scores["PrivateTest"]["n"] == 21
+
+
+def test_training_goes_on_from_weights(trained, faces_csv, tmp_path, capsys):
+    argv = ("--data", faces_csv, *TINY, "--total_epoch", 1)
+    run(train, "--model_path", trained / "best.pth", "--out", tmp_path / "r", *argv)
+    assert "weights" in capsys.readouterr().out
+    with pytest.raises(ProjectError, match="width is 0.125 there and 0.25 here"):
+        run(train, "--model_path", trained / "best.pth", *argv, "--width", 0.25)
+
+
+def same(a, b):
+    """Tell whether two nests of dicts, lists, tensors and values are equal to the bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def assert_same_run(one, other):
+    for name in ("metrics.csv", "relabels.csv", "metrics.json", "predictions.csv"):
+        assert (one / name).read_text() == (other / name).read_text(), name
+    for name in ("last.pth", "best.pth"):
+        first, second = (torch.load(folder / name, weights_only=True) for folder in (one, other))
+        for content in (first, second):  # what may differ
+            content["options"].pop("out")
+        assert same(first, second), name
+
+
+RESUMED = ("--no_landmarks", "--total_epoch", 3, "--relabel_epoch", 2, "--margin_2", 0.01)
+
+
+@pytest.fixture(scope="module")
+def whole(faces_csv, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    run(train, "--data", faces_csv, "--out", folder, *TINY, *RESUMED)
+    return folder
+
+
+@pytest.mark.parametrize("where", ["after last.pth", "before last.pth", "before any"])
+def test_a_stopped_run_goes_on_to_the_same_bits(whole, faces_csv, tmp_path, where):
+    def stop(context):
+        save, calls = train.save_checkpoint, []
+
+        def stopping(path, checkpoint):
+            calls.append(path.name)
+            second = path.name == "last.pth" and calls.count("last.pth") == 2
+            if where == "before any" or (where == "before last.pth" and second):
+                raise KeyboardInterrupt
+            save(path, checkpoint)
+            if where == "after last.pth" and second:
+                raise KeyboardInterrupt
+
+        context.setattr(train, "save_checkpoint", stopping)
+
+    folder = tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        run(train, "--data", faces_csv, "--out", folder, *TINY, *RESUMED, patch=stop)
+    run(train, "--resume", folder)
+    assert_same_run(whole, folder)
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(whole, faces_csv, tmp_path):
+    folder = tmp_path / "killed"
+    argv = [*TINY, *RESUMED, "--data", faces_csv, "--out", folder]
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "train.py", *map(str, argv)], stdout=subprocess.DEVNULL
+    )
+    while not (folder / "last.pth").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    run(train, "--resume", folder)
+    assert_same_run(whole, folder)
+
+
+def test_a_finished_run_resumed_says_the_same_again(whole):
+    before = (whole / "metrics.csv").read_text()
+    run(train, "--resume", whole)
+    assert (whole / "metrics.csv").read_text() == before
+
+
+def test_a_run_is_not_resumed_on_other_faces(whole, tmp_path):
+    other = write_csv(synthetic_faces(training=7, public=3, private=3, seed=1), tmp_path / "o.csv")
+    with pytest.raises(ProjectError, match="faces are not those"):
+        run(train, "--resume", whole, "--data", other)
+    with pytest.raises(ProjectError, match="--start_lr"):
+        run(train, "--resume", whole, "--start_lr", 0.3)
+    with pytest.raises(ProjectError, match="holds no run"):
+        run(train, "--resume", tmp_path)
+
+
+def test_seeds(whole, faces_csv, tmp_path):
+    for seed in (0, 1):
+        argv = ("--seed", seed, "--out", tmp_path / str(seed))
+        run(train, "--data", faces_csv, *TINY, *RESUMED, *argv)
+    assert_same_run(whole, tmp_path / "0")
+    assert (tmp_path / "1/metrics.csv").read_text() != (whole / "metrics.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("switches", "absent"),
+    [
+        (("--no_importance",), {"loss_rank"}),
+        (("--no_rank",), {"loss_rank"}),
+        (("--no_relabel", "--trunk", "vgg11", "--optimizer", "adam", "--start_lr", 0.001), set()),
+        (("--relabel_group", "all", "--relabel_logits", "weighted"), set()),
+        (("--no_landmarks", "--image_width", 32), {"loss_landmarks", "public_landmark_error"}),
+    ],
+)
+def test_every_module_can_be_switched_off(faces_csv, tmp_path, monkeypatch, switches, absent):
+    if "--no_landmarks" in switches:
+        monkeypatch.setitem(sys.modules, "dlib", None)  # it must not be needed
+    argv = (*TINY, "--relabel_epoch", 1, "--margin_2", 0.01, "--total_epoch", 1, *switches)
+    run(train, "--data", faces_csv, "--out", tmp_path / "r", *argv)
+    row = table(tmp_path / "r/metrics.csv")[0]
+    known = {"loss", "loss_expression", "loss_rank", "loss_landmarks", "public_landmark_error"}
+    assert known - row.keys() == absent
+    moved = int(row["relabeled"])
+    assert moved == 0 if "--no_relabel" in switches else moved > 0
+    has_points = (tmp_path / "r/landmarks.png").exists()
+    assert has_points == ("--no_landmarks" not in switches)
+
+
+def test_the_network_learns(faces_csv, tmp_path):
+    # Without augmentation a small network must come to know 49 faces by heart.
+    still = ("--flip", 0, "--rotation", 0, "--scale", 0, "--shift", 0, "--light", 0, "--erasing", 0)
+    argv = (*TINY, "--width", 0.25, "--total_epoch", 25, "--dropout", 0, "--ema", 0.5, *still)
+    run(train, "--data", faces_csv, "--out", tmp_path / "r", *argv, "--warmup_epoch", 2)
+    rows = table(tmp_path / "r/metrics.csv")
+    assert float(rows[-1]["train_accuracy"]) > 0.9
+    assert float(rows[-1]["loss_landmarks"]) < 0.6 * float(rows[0]["loss_landmarks"])
+
+
+def test_divergence_is_named_and_the_last_checkpoint_stands(faces_csv, tmp_path):
+    argv = (*TINY, "--no_landmarks", "--start_lr", 1e30, "--warmup_epoch", 0)
+    with pytest.raises(ProjectError, match=r"epoch 1 diverged \(loss = .*Lower --start_lr"):
+        run(train, "--data", faces_csv, "--out", tmp_path / "r", *argv)
+    assert not (tmp_path / "r/last.pth").exists()
+
+
+def test_unlabelled_faces_are_predicted_without_scores(trained, faces_csv, tmp_path):
+    pixels = [row["pixels"] for row in table(faces_csv)][:5]
+    (tmp_path / "test.csv").write_text("pixels\n" + "\n".join(pixels) + "\n")
+    argv = ("--data", tmp_path / "test.csv", "--out", tmp_path / "e", "--no_landmarks")
+    run(test, "--model_path", trained / "best.pth", *argv)
+    assert json.loads((tmp_path / "e/metrics.json").read_text()) == (
+        {"PrivateTest": {"n": 0, "unlabelled": 5}}
+    )
+    assert len(table(tmp_path / "e/predictions.csv")) == 5
+
+
+@pytest.mark.parametrize(
+    ("script", "argv", "words"),
+    [
+        ("test.py", ["--model_path", "none.pth"], ["none.pth", "bash train.sh"]),
+        ("train.py", ["--data", "nowhere.csv"], ["nowhere.csv"]),
+        ("train.py", ["--data", "sample", "--batch_size", "0"], ["--batch_size 0", "at least 1"]),
+        ("train.py", ["--data", "sample", "--gpu_ids", "99"], ["--gpu_ids 99", "-1"]),
+        ("train.py", ["--resume", "nowhere"], ["nowhere", "no run"]),
+    ],
+)
+def test_mistakes_end_with_one_sentence(script, argv, words, tmp_path):
+    result = subprocess.run(
+        [sys.executable, ROOT / script, *argv],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: ")
+    assert "Traceback" not in result.stderr
+    assert all(word in result.stderr for word in words)
