@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import numpy as np
 from matplotlib.figure import Figure
 
-BLUE, RED, GREY = "#2166ac", "#d6604d", "#777777"
+BLUE, RED, GREEN, GREY = "#2166ac", "#d6604d", "#4d9221", "#777777"
 
 
 def learning_curves(history: Sequence[Mapping[str, float]], title: str) -> Figure:
@@ -15,13 +16,9 @@ def learning_curves(history: Sequence[Mapping[str, float]], title: str) -> Figur
     epochs = [row["epoch"] for row in history]
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for name, color in (
-        ("loss_expression", BLUE),
-        ("loss_landmarks", RED),
-        ("loss_rank", "#4d9221"),
-    ):
-        if any(row[name] is not None for row in history):
-            left.plot(epochs, _column(history, name), color=color, label=name[5:], marker=".")
+    losses = [name for name in history[0] if name.startswith("loss_")]
+    for name, color in zip(losses, cycle((BLUE, GREEN, RED, GREY))):
+        left.plot(epochs, _column(history, name), color=color, label=name[5:], marker=".")
     left.set(xlabel="epoch", ylabel="loss (unweighted)", yscale="log")
     for name, color, label in (
         ("train_accuracy", GREY, "Training, augmented"),

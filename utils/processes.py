@@ -57,9 +57,7 @@ def map_unordered(
             get_reusable_executor(reuse=True).shutdown(kill_workers=True)
 
 
-def _call(
-    function: Callable[[Any], Any], i: int, item: Any, parent: int
-) -> tuple[int, Any]:
+def _call(function: Callable[[Any], Any], i: int, item: Any, parent: int) -> tuple[int, Any]:
     _end_with(parent)
     return i, function(item)
 

@@ -55,11 +55,7 @@ class RunLog:
     def _line(self, history: Sequence[Row], seconds: float) -> str:
         row = history[-1]
         best = max(history, key=lambda r: r["public_accuracy"])
-        parts = [
-            f"{name} {row[f'loss_{name}']:.3f}"
-            for name in ("expression", "rank", "landmarks")
-            if f"loss_{name}" in row
-        ]
+        parts = [f"{name[5:]} {row[name]:.3f}" for name in row if name.startswith("loss_")]
         text = f"epoch {row['epoch']:>{len(str(self._total))}}/{self._total}"
         text += f"  loss {row['loss']:.3f} ({', '.join(parts)})"
         text += f"  Training {100 * row['train_accuracy']:.1f} %"

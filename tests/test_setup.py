@@ -1,0 +1,142 @@
+"""setup.sh: one environment, installed once, and a clear word where that cannot be."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BASH = shutil.which("bash")
+TOOLS = ("bash", "dirname", "df", "awk", "touch", "rm", "cat")
+
+# Stands in for an environment's Python: pip is noted down instead of run.
+PYTHON = f"""#!{BASH}
+if [ "$1 $2" = "-m pip" ]; then
+  echo "$@" >> "$(dirname "$0")/../pip.log"
+  exit "${{PIP_STATUS:-0}}"
+fi
+exec "{sys.executable}" "$@"
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """Return a copy of the drivers with train.py replaced by one that tells its arguments."""
+    root = tmp_path / "check out"  # a path with a space in it
+    root.mkdir()
+    for name in ("setup.sh", "train.sh", "requirements.txt"):
+        shutil.copy(ROOT / name, root)
+    (root / "train.py").write_text("import sys; print('trained', sys.argv[1:])\n")
+    return root
+
+
+@pytest.fixture
+def tools(tmp_path):
+    """Return a folder that holds the few commands that are there, and no Python."""
+    folder = tmp_path / "tools"
+    folder.mkdir()
+    for name in TOOLS:
+        (folder / name).symlink_to(shutil.which(name))
+    return folder
+
+
+@pytest.fixture
+def environment(tmp_path):
+    """Return an environment whose pip only takes notes."""
+    folder = tmp_path / "environment"
+    (folder / "bin").mkdir(parents=True)
+    write_executable(folder / "bin/python", PYTHON)
+    return folder
+
+
+def write_executable(path, text):
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+def train(checkout, *argv, path, **env):
+    return subprocess.run(
+        [BASH, str(checkout / "train.sh"), *argv],
+        capture_output=True,
+        text=True,
+        env={"PATH": str(path), **{k: str(v) for k, v in env.items()}},
+        check=False,
+    )
+
+
+def installs(environment):
+    log = environment / "pip.log"
+    return len(log.read_text().splitlines()) if log.exists() else 0
+
+
+def test_the_active_environment_is_used_and_installed_once(checkout, tools, environment):
+    for _ in range(2):
+        result = train(checkout, "--seed", "1", path=tools, VIRTUAL_ENV=environment)
+        assert result.returncode == 0, result.stderr
+        assert "trained ['--seed', '1']" in result.stdout
+    assert installs(environment) == 1
+    with open(checkout / "requirements.txt", "a") as file:
+        file.write("# changed\n")
+    train(checkout, path=tools, VIRTUAL_ENV=environment)
+    assert installs(environment) == 2
+    assert not (checkout / ".venv").exists()
+
+
+def test_an_active_conda_environment_is_used_but_not_its_base(checkout, tools, environment):
+    result = train(checkout, path=tools, CONDA_PREFIX=environment, CONDA_DEFAULT_ENV="fer")
+    assert "trained" in result.stdout
+    result = train(checkout, path=tools, CONDA_PREFIX=environment, CONDA_DEFAULT_ENV="base")
+    assert "no Python 3.10" in result.stderr  # it went on to make a .venv, and found none to do so
+
+
+def test_without_python(checkout, tools):
+    result = train(checkout, path=tools)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: no Python 3.10 or newer")
+
+
+def test_with_an_old_python(checkout, tools):
+    write_executable(tools / "python3", f"#!{BASH}\nexit 1\n")  # what `version < 3.10` comes to
+    assert "no Python 3.10" in train(checkout, path=tools).stderr
+
+
+def test_without_the_venv_module(checkout, tools):
+    write_executable(tools / "python3", f'#!{BASH}\n[ "$1" = -c ]\n')
+    result = train(checkout, path=tools)
+    assert result.returncode == 1
+    assert "python3-venv" in result.stderr
+    assert not (checkout / ".venv").exists()
+
+
+def test_without_a_network(checkout, tools, environment):
+    result = train(checkout, path=tools, VIRTUAL_ENV=environment, PIP_STATUS=1)
+    assert result.returncode == 1
+    assert "is there a network?" in result.stderr
+    assert "trained" not in result.stdout
+    assert installs(environment) == 1
+    assert "trained" in train(checkout, path=tools, VIRTUAL_ENV=environment).stdout  # tried again
+
+
+def test_without_disk(checkout, tools, environment):
+    (tools / "df").unlink()
+    write_executable(tools / "df", f"#!{BASH}\necho head; echo disk 9 9 2097152 9% /\n")
+    # No torch yet, so 10 GB would be needed.
+    write_executable(
+        environment / "bin/python",
+        PYTHON.replace("exec", '[ "$2" = "import torch" ] && exit 1\nexec'),
+    )
+    result = train(checkout, path=tools, VIRTUAL_ENV=environment)
+    assert result.returncode == 1
+    assert "2 GB of disk left" in result.stderr
+    assert installs(environment) == 0
+
+
+def test_a_real_environment_is_made(checkout):
+    path = os.pathsep.join((str(Path(sys.executable).parent), "/usr/bin", "/bin"))
+    (checkout / "requirements.txt").write_text("# nothing\n")
+    result = train(checkout, "--x", path=path)
+    assert "trained ['--x']" in result.stdout, result.stderr
+    assert (checkout / ".venv/bin/python").exists()
