@@ -80,7 +80,7 @@ def begin(argv: list[str]) -> tuple[Options, Source, RunFolder | None]:
     if options.resume:
         run = RunFolder.reopen(options.resume)
         options = resumed(run.read_json("config.json")["options"], argv, __doc__)
-        return options, find_source(options.data), run
+        return replace(options, resume=""), find_source(options.data), run
     source = find_source(options.data)
     recipe = options.recipe
     if recipe == "auto":

@@ -73,7 +73,8 @@ def add_landmarks(
     if missing:
         search = map_unordered(_search, [(blocks[k], model) for k in missing], jobs)
         done = len(faces) - sum(len(blocks[k]) for k in missing)
-        bar = tqdm(None, "landmarks", len(faces), initial=done, unit=" faces", disable=not progress)
+        hide = None if progress else True  # None: where no terminal shows it
+        bar = tqdm(None, "landmarks", len(faces), initial=done, unit=" faces", disable=hide)
         keep = True
         with closing(search), bar:
             for i, points in search:

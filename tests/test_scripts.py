@@ -266,11 +266,12 @@ def test_every_module_can_be_switched_off(faces_csv, tmp_path, monkeypatch, swit
 def test_the_network_learns(faces_csv, tmp_path):
     # Without augmentation a small network must come to know 49 faces by heart.
     still = ("--flip", 0, "--rotation", 0, "--scale", 0, "--shift", 0, "--light", 0, "--erasing", 0)
-    argv = (*TINY, "--width", 0.25, "--total_epoch", 25, "--dropout", 0, "--ema", 0.5, *still)
-    run(train, "--data", faces_csv, "--out", tmp_path / "r", *argv, "--warmup_epoch", 2)
+    adam = ("--optimizer", "adam", "--start_lr", 0.002, "--warmup_epoch", 2)
+    argv = (*TINY, "--width", 0.25, "--total_epoch", 20, "--dropout", 0, "--ema", 0.5, *adam)
+    run(train, "--data", faces_csv, "--out", tmp_path / "r", *argv, *still)
     rows = table(tmp_path / "r/metrics.csv")
     assert float(rows[-1]["train_accuracy"]) > 0.9
-    assert float(rows[-1]["loss_landmarks"]) < 0.6 * float(rows[0]["loss_landmarks"])
+    assert float(rows[-1]["loss_landmarks"]) < 0.7 * float(rows[0]["loss_landmarks"])
 
 
 def test_divergence_is_named_and_the_last_checkpoint_stands(faces_csv, tmp_path):
