@@ -52,7 +52,7 @@ def main() -> None:
     faces = load_faces(source, options.image_width, options.channels, options.class_names)
     check_trainable(faces)
     counts = ", ".join(f"{n:,} {usage}" for usage, n in faces.counts().items())
-    print(f"         {len(faces):,} faces: {counts}")
+    print(f"         {faces.source}: {len(faces):,} faces, {counts}")
     if run is None:
         run = RunFolder.create(options.out, options.trunk)
         run.write_json("config.json", {"options": asdict(options), "torch": torch.__version__})

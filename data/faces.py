@@ -146,7 +146,7 @@ def resize_landmarks(landmarks: np.ndarray, size: tuple[int, int], width: int) -
 
 
 def check_trainable(faces: Faces) -> None:
-    """Raise a DataError unless there are labelled Training faces of every class."""
+    """Raise a DataError unless every class has Training faces, and PublicTest any."""
     labels = faces.labels[faces.usage == "Training"]
     labels = labels[labels != UNKNOWN]
     if not len(labels):
@@ -156,6 +156,12 @@ def check_trainable(faces: Faces) -> None:
         raise DataError(
             f"{faces.source}: no Training face of {_listed(missing)}; "
             "add some, or name the classes that there are with --class_names"
+        )
+
+    if not (faces.usage == "PublicTest").any():
+        raise DataError(
+            f"{faces.source}: no PublicTest faces, and too few Training ones to hold some out, so "
+            "no epoch can be chosen; add a validation/ folder or more faces"
         )
 
 

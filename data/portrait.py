@@ -1,21 +1,18 @@
-"""The painting of a synthetic face, from the background forward, and the poor camera.
+"""The painting of a synthetic face: what is painted of it, and in which order.
 
-`data.sample` says what a face is; this says how it looks: skin, folds, hair and light
-on a canvas larger than the frame, then a small, noisy, compressed photograph of it.
+`data.sample` says what a face is; this says how it looks: skin, folds, hair and light,
+from the background forward, on a `data.canvas` that is photographed at the end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 
 import cv2
 import numpy as np
 
-WIDTH = 48  # pixels of a face, FER2013's own
-ZOOM = 3  # it is painted at ZOOM x WIDTH and shrunk by area, which softens every edge
-CANVAS = ZOOM * WIDTH
+from data.canvas import SQUARISH, WIDTH, Canvas, curve, enlarged, oval
 
 # The 68 landmarks of iBUG, and seven points of the head's outline above the ears.
 JAW, SKULL = list(range(17)), list(range(68, 75))
@@ -46,8 +43,6 @@ IS_CHEEK = np.array([name == "cheek" for name, *_ in RELIEF])
 
 # How far the hairline lies from the root of the nose: 1 is the skull's outline.
 HAIRLINE = {"short": 0.72, "fringe": 0.52, "parted": 0.60, "long": 0.68}
-RIM = np.stack([f(np.arange(24) * np.pi / 12) for f in (np.cos, np.sin)], axis=1)  # a circle
-SQUARISH = np.sign(RIM) * np.abs(RIM) ** 0.7  # between a circle and a square
 
 
 @dataclass(frozen=True)
@@ -66,11 +61,7 @@ class Looks:
 
 
 def portrait(
-    looks: Looks,
-    au: Mapping[int, float],
-    points: np.ndarray,
-    unit: float,
-    rng: np.random.Generator,
+    looks: Looks, au: Mapping[int, float], points: np.ndarray, unit: float, rng: np.random.Generator
 ) -> np.ndarray:
     """Paint and photograph one face: uint8 [48, 48].
 
@@ -81,23 +72,19 @@ def portrait(
         unit: pixels per unit of the face, which is half its width.
         rng: decides everything else: background, light, hand, camera.
     """
-    return _photograph(_Painting(looks, au, points / unit, unit, rng).finished(), rng)
+    return _Painting(looks, au, points / unit, unit, rng).finished()
 
 
-class _Painting:
-    """One face being painted: `pixels`, float32 [CANVAS, CANVAS], 0 black to 1 white.
-
-    `points` and every length are in the face's unit, blurs in pixels of the frame. A
-    shape is a path [n, 2] or several [k, n, 2], so that both eyes are one shape.
-    """
+class _Painting(Canvas):
+    """One face on its canvas; `points` [75, 2] and every length are in the face's unit."""
 
     def __init__(self, looks, au, points, unit, rng):
-        self.looks, self.au, self.points, self.unit, self.rng = looks, au, points, unit, rng
-        self.pixels = _background(rng)
-        self.hair = looks.hair + min(0.5 * looks.hair, 0.12) * _texture(rng, 30, 5)
+        super().__init__(unit, rng)
+        self.looks, self.au, self.points = looks, au, points
+        self.hair = looks.hair + min(0.5 * looks.hair, 0.12) * self.texture(30, 5)
 
     def finished(self) -> np.ndarray:
-        """Paint from the background forward."""
+        """Paint from the background forward, then photograph it: uint8 [48, 48]."""
         self.shoulders()
         if self.looks.style != "bald":
             self.hair_behind()
@@ -116,46 +103,7 @@ class _Painting:
             self.glasses()
         if self.rng.random() < 0.1:
             self.hand()
-        return self.pixels
-
-    def lay(self, shape, tone, opacity=1.0, *, width=0.0, blur=0.0, inside=None) -> None:
-        """Lay a tone, or a picture, over polygons, or along open paths of a width."""
-        if opacity < 0.04:  # nobody would see it
-            return
-        window, cover = self.stencil(shape, width, blur)
-        weight = cover * np.float32(min(opacity, 1) / 255)
-        if inside is not None:
-            weight *= inside[window]
-        below = self.pixels[window]
-        below += ((tone[window] if isinstance(tone, np.ndarray) else tone) - below) * weight
-
-    def mask(self, shape, blur=0.0) -> np.ndarray:
-        """Return a float32 picture like `pixels`, 1 inside the polygons."""
-        mask = np.zeros_like(self.pixels)
-        window, cover = self.stencil(shape, 0, blur)
-        mask[window] = cover * np.float32(1 / 255)
-        return mask
-
-    def stencil(self, shape, width, blur) -> tuple[tuple[slice, slice], np.ndarray]:
-        """Draw a shape in a small window of the canvas: the window, uint8 255 where it covers."""
-        points = np.asarray(shape) * (self.unit * ZOOM) + (ZOOM - 1) / 2
-        points = points.reshape(-1, *points.shape[-2:])  # [k, n, 2]
-        pen = max(1, round(width * self.unit * ZOOM)) if width else 0
-        pad = 3 * blur * ZOOM + pen + 2  # a Gaussian ends at three deviations
-        (x0, y0), (x1, y1) = points.min(axis=(0, 1)).tolist(), points.max(axis=(0, 1)).tolist()
-        left, top = max(0, int(x0 - pad)), max(0, int(y0 - pad))
-        right, bottom = min(CANVAS, int(x1 + pad)), min(CANVAS, int(y1 + pad))
-        right, bottom = max(left, right), max(top, bottom)
-        cover = np.zeros((bottom - top, right - left), np.uint8)
-        if cover.size:  # else it lies outside the canvas
-            paths = list(np.rint((points - (left, top)) * 16).astype(np.int32))  # 4 bits of a pixel
-            if pen:
-                cv2.polylines(cover, paths, False, 255, pen, cv2.LINE_AA, shift=4)
-            else:
-                cv2.fillPoly(cover, paths, 255, cv2.LINE_AA, shift=4)
-            if blur:
-                cover = cv2.GaussianBlur(cover, (0, 0), blur * ZOOM)
-        return np.s_[top:bottom, left:right], cover
+        return self.photograph()
 
     def shoulders(self) -> None:
         sides = self.points[[4, 12]] * 0.8 + self.points[8] * 0.2
@@ -172,7 +120,7 @@ class _Painting:
         crown = self.skull(1.13)
         if self.looks.style == "long":
             crown = np.stack([crown[0] + [-0.18, 2.2], *crown, crown[-1] + [0.18, 2.2]])
-        self.lay(_curve(crown), self.hair * 0.8, blur=0.3)
+        self.lay(curve(crown), self.hair * 0.8, blur=0.3)
 
     def hair_before(self) -> None:
         """Paint the hair over the forehead; long hair falls over the cheeks' edges too."""
@@ -184,15 +132,15 @@ class _Painting:
             locks = self.points[[3, 13]] + SIDES * [0.05, 0]
             ends += [locks, locks + SIDES * [0.3, 0.3]]
         left, right = np.stack(ends, axis=1)
-        edge = _curve(np.concatenate([left[::-1], self.skull(np.array(line)[:, None]), right]))
+        edge = curve(np.concatenate([left[::-1], self.skull(np.array(line)[:, None]), right]))
         self.lay(edge, 0.0, 0.25, width=0.12, blur=0.6)  # the shadow that it casts
         self.lay(np.concatenate([edge, self.skull(1.16)[::-1]]), self.hair, blur=0.25)
 
     def head(self) -> np.ndarray:
         """Paint the ears and the bare skin; return the skin's mask."""
         ears = self.points[[0, 16]] * 0.7 + self.points[[1, 15]] * 0.3
-        self.lay(_oval(ears, [0.10, 0.26]), self.looks.skin * 0.75, blur=0.2)
-        head = self.mask(_curve(self.points[JAW + SKULL[::-1]], closed=True), blur=0.25)
+        self.lay(oval(ears, [0.10, 0.26]), self.looks.skin * 0.75, blur=0.2)
+        head = self.mask(curve(self.points[JAW + SKULL[::-1]], closed=True), blur=0.25)
         self.pixels += (self.looks.skin - self.pixels) * head
         return head
 
@@ -208,7 +156,7 @@ class _Painting:
         nose, corner, brow, temple = self.points[[[31, 35], [48, 54], [21, 22], [36, 45]]]
 
         def crease(*path, depth, width=0.04, blur=0.3):
-            path = _curve(np.stack(np.broadcast_arrays(*path), axis=-2))
+            path = curve(np.stack(np.broadcast_arrays(*path), axis=-2))
             self.lay(path, self.looks.skin * 0.45, depth, width=width, blur=blur)
 
         cheek = (nose + corner) / 2 + SIDES * [0.16, -0.06]
@@ -234,39 +182,39 @@ class _Painting:
     def nose(self) -> None:
         dark = self.looks.skin * 0.35
         wing = SIDES[:, None] * [(0.02, -0.16), (0.08, -0.08), (0.05, 0.02), (-0.05, 0.03)]
-        self.lay(_curve(self.points[[31, 35], None] + wing), dark, 0.35, width=0.05, blur=0.3)
+        self.lay(curve(self.points[[31, 35], None] + wing), dark, 0.35, width=0.05, blur=0.3)
         nostrils = self.points[[31, 35]] * 0.45 + self.points[[32, 34]] * 0.55
-        self.lay(_oval(nostrils, [0.065, 0.035]), dark * 0.5, 0.8, blur=0.25)
-        self.lay(_curve(self.points[31:36] + [0, 0.04]), dark, 0.3, width=0.06, blur=0.4)
+        self.lay(oval(nostrils, [0.065, 0.035]), dark * 0.5, 0.8, blur=0.25)
+        self.lay(curve(self.points[31:36] + [0, 0.04]), dark, 0.3, width=0.06, blur=0.4)
 
     def mouth(self) -> None:
         au, skin = self.au, self.looks.skin
-        self.lay(_curve(self.points[LIPS], closed=True), skin * self.looks.lips, 0.9, blur=0.2)
+        self.lay(curve(self.points[LIPS], closed=True), skin * self.looks.lips, 0.9, blur=0.2)
         upper, lower = self.points[60:65], self.points[[60, 67, 66, 65, 64]]
         gap = np.maximum(lower[:, 1] - upper[:, 1], 0)
         if gap.max() > 0.05:
-            cavity = _curve(self.points[MOUTH], closed=True)
+            cavity = curve(self.points[MOUTH], closed=True)
             self.lay(cavity, 0.05, blur=0.1)
             bared = np.clip(0.35 + max(au[10], au[12], au[20]) - 0.8 * au[26], 0.15, 0.95)
             edge = upper + np.minimum(0.6 * gap, 0.15)[:, None] * [0, 1]
             teeth = np.concatenate([upper, edge[::-1]])
             self.lay(teeth, 0.35 + 0.5 * skin, bared, blur=0.15, inside=self.mask(cavity))
         shut = np.clip(1 - gap.max() / 0.12, 0, 1)
-        seam, width = _curve((upper + lower) / 2), 0.05 + 0.03 * au[24]  # pressed lips shade it
+        seam, width = curve((upper + lower) / 2), 0.05 + 0.03 * au[24]  # pressed lips shade it
         self.lay(seam, skin * 0.2, 0.85 * shut, width=width, blur=0.15)
-        self.lay(_oval(self.points[[48, 54]], 0.05), skin * 0.3, 0.5, blur=0.3)
+        self.lay(oval(self.points[[48, 54]], 0.05), skin * 0.3, 0.5, blur=0.3)
 
     def eyes(self) -> np.ndarray:
         """Paint both eyes; return their mask."""
         skin, eyes = self.looks.skin, self.points[EYES]
-        within = self.mask(_curve(eyes, closed=True))
+        within = self.mask(curve(eyes, closed=True))
         self.pixels += (0.5 + 0.4 * skin - self.pixels) * within
         gaze = np.clip(self.rng.normal(0, [0.035, 0.012]), -0.06, 0.06)
         iris = eyes.mean(axis=1) + gaze
-        self.lay(_oval(iris, 0.095), self.looks.iris, inside=within)
-        self.lay(_oval(iris, 0.045), 0.02, inside=within)
-        self.lay(_oval(iris - 0.035, 0.025), 0.95, inside=within)  # a highlight
-        lid, below = _curve(eyes[:, :4]), _curve(eyes[:, [3, 4, 5, 0]])
+        self.lay(oval(iris, 0.095), self.looks.iris, inside=within)
+        self.lay(oval(iris, 0.045), 0.02, inside=within)
+        self.lay(oval(iris - 0.035, 0.025), 0.95, inside=within)  # a highlight
+        lid, below = curve(eyes[:, :4]), curve(eyes[:, [3, 4, 5, 0]])
         self.lay(lid + [0, 0.03], 0.1, 0.4, width=0.05, blur=0.2, inside=within)  # its shadow
         self.lay(lid, 0.06, 0.85, width=0.045, blur=0.12)
         self.lay(lid - [0, 0.08], skin * 0.4, 0.45, width=0.03, blur=0.2)
@@ -274,7 +222,7 @@ class _Painting:
         return within
 
     def brows(self) -> None:
-        path = _curve(self.points[BROWS]) + [0, 0.02]
+        path = curve(self.points[BROWS]) + [0, 0.02]
         taper = np.interp(np.linspace(0, 1, path.shape[1]), [0, 0.35, 0.8, 1], [0.25, 0.9, 1, 0.7])
         half = taper[:, None] * [0, self.looks.brow / 2]
         outline = np.concatenate([path - half, (path + half)[:, ::-1]], axis=1)
@@ -299,10 +247,10 @@ class _Painting:
         ambient = np.float32(self.rng.uniform(0.3, 0.6))
         hollow = cv2.GaussianBlur(height, (0, 0), 0.14 * self.unit) - height  # sees less of the sky
         light = ambient + (1 - ambient) * facing - 1.5 * np.maximum(hollow, 0)
-        return _enlarged(np.clip(light, 0.1, 1.6))
+        return enlarged(np.clip(light, 0.1, 1.6))
 
     def glasses(self) -> None:
-        rims = _oval(self.points[EYES].mean(axis=1) + [0, 0.03], [0.34, 0.25], SQUARISH)
+        rims = oval(self.points[EYES].mean(axis=1) + [0, 0.03], [0.34, 0.25], SQUARISH)
         self.lay(rims, 0.9, 0.08)
         bridge = [rims[0, 0], self.points[27], rims[1, 12]]
         arms = [[self.points[0], rims[0, 12]], [rims[1, 0], self.points[16]]]
@@ -320,59 +268,3 @@ class _Painting:
             path = [tip, tip + 2.5 * away]
             self.lay(path, self.looks.skin * 0.35, 0.6, width=0.27, blur=0.4)  # the shade around it
             self.lay(path, self.looks.skin * 0.95, width=0.21, blur=0.25)
-
-
-def _background(rng: np.random.Generator) -> np.ndarray:
-    """Return an empty canvas: a tone, a slope of light, and more or less clutter."""
-    x = np.linspace(-0.5, 0.5, CANVAS, dtype=np.float32)
-    slope = rng.normal(0, 0.2, 2).astype(np.float32)
-    clutter = np.float32(rng.choice([0.03, 0.12, 0.25])) * _texture(rng, *rng.integers(3, 9, 2))
-    tone = np.float32(rng.uniform(0.02, 0.98))
-    return np.clip(tone + slope[0] * x + slope[1] * x[:, None] + clutter, 0, 1)
-
-
-def _texture(rng: np.random.Generator, columns: int, rows: int) -> np.ndarray:
-    """Return smooth noise of mean 0 and about unit range, as large as the canvas."""
-    return _enlarged(rng.uniform(-1, 1, (rows, columns)).astype(np.float32))
-
-
-def _enlarged(picture: np.ndarray) -> np.ndarray:
-    return cv2.resize(picture, (CANVAS, CANVAS), interpolation=cv2.INTER_CUBIC)
-
-
-def _curve(points: np.ndarray, closed: bool = False) -> np.ndarray:
-    """Lead a smooth path through points [..., n, 2]."""
-    return _spline(points.shape[-2], closed) @ points
-
-
-@lru_cache
-def _spline(n: int, closed: bool) -> np.ndarray:
-    """Return the matrix [m, n] that makes n points a smooth path of m (Catmull-Rom)."""
-    t = np.linspace(0, 1, 6)
-    basis = [2 * t**2 - t**3 - t, 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3, t**3 - t**2]
-    rows = []
-    for start in range(n if closed else n - 1):
-        near = np.arange(start - 1, start + 3)
-        near = near % n if closed else near.clip(0, n - 1)
-        rows.append(np.stack(basis, axis=1) / 2 @ np.eye(n)[near])
-    return np.concatenate(rows)
-
-
-def _oval(centre: np.ndarray, radii, rim: np.ndarray = RIM) -> np.ndarray:
-    """Return ellipses [..., 24, 2] about centres [..., 2]."""
-    return centre[..., None, :] + rim * radii
-
-
-def _photograph(painting: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Take a poor photograph of a painting, as the web's are: uint8 [48, 48]."""
-    picture = cv2.resize(painting, (WIDTH, WIDTH), interpolation=cv2.INTER_AREA)
-    picture = np.clip(picture, 0, 1) ** rng.uniform(0.7, 1.3)
-    spread = rng.uniform(0.2, 0.29) / max(picture.std(), 0.05)
-    picture = (picture - picture.mean()) * spread + np.clip(rng.normal(0.5, 0.1), 0.28, 0.75)
-    if rng.random() < 0.5:
-        picture = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.25, 0.7))
-    picture = picture * 255 + rng.normal(size=picture.shape) * rng.uniform(0.5, 5)
-    picture = np.clip(np.round(picture), 0, 255).astype(np.uint8)
-    quality = int(rng.integers(50, 100))
-    _, jpeg = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return cv2.imdecode(jpeg, cv2.IMREAD_GRAYSCALE)

@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from data.canvas import WIDTH
 from data.faces import EMOTIONS, LANDMARK_NUM, USAGES, Faces
 from data.landmarks import FLIP
-from data.portrait import EYES, WIDTH, Looks, portrait
+from data.portrait import EYES, Looks, portrait
 
 # Unit of the anatomy: half the face's width; origin between the eyes; x right, y down,
 # z towards the viewer. Only the image-left half is written, its mirror is the other:

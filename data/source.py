@@ -53,7 +53,8 @@ class Sample:
     root: Path = Path(__file__).resolve().with_name("sample.py")
 
     def files(self) -> list[Path]:
-        return [self.root, self.root.with_name("portrait.py")]
+        """Return every file that draws: what a face is, what is painted of it, and on what."""
+        return [self.root.with_name(name) for name in ("sample.py", "portrait.py", "canvas.py")]
 
     def read(self, width: int, channels: int, class_names: Sequence[str]) -> Faces:
         """Draw the faces as width x width pixels, grey whatever the channels."""

@@ -1,15 +1,14 @@
 """The synthetic sample: repeatable, complete, anatomically sane, learnable but not trivial."""
 
 import importlib.util
-import inspect
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data.faces import EMOTIONS, check_trainable
-from data.portrait import portrait
-from data.sample import synthetic_faces
+from data.sample import draw_face, synthetic_faces
 from data.source import Sample
 
 
@@ -48,8 +47,15 @@ def test_a_face_does_not_depend_on_how_many_there_are(faces):
 
 
 def test_a_change_of_the_drawing_code_is_a_change_of_the_cached_files():
-    code = {Path(inspect.getfile(part)).resolve() for part in (synthetic_faces, portrait)}
-    assert set(Sample().files()) == code
+    ran, profiler = set(), sys.getprofile()
+    sys.setprofile(lambda frame, *_: ran.add(Path(frame.f_code.co_filename)))
+    try:
+        draw_face("happy", np.random.default_rng(0))
+    finally:
+        sys.setprofile(profiler)
+    drawing = {path.resolve() for path in ran if path.parent.name == "data"}
+    assert {path.name for path in drawing} == {"sample.py", "portrait.py", "canvas.py"}
+    assert set(Sample().files()) == drawing
 
 
 def test_no_face_is_drawn_twice_and_none_is_flat(faces):
