@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 BLUE, RED, GREEN, GREY = "#2166ac", "#d6604d", "#4d9221", "#777777"
+LEAST = 1e-4  # losses below it are not drawn
 
 
 def learning_curves(history: Sequence[Mapping[str, float]], title: str) -> Figure:
@@ -18,7 +19,9 @@ def learning_curves(history: Sequence[Mapping[str, float]], title: str) -> Figur
     left, right = figure.subplots(1, 2)
     losses = [name for name in history[0] if name.startswith("loss_")]
     for name, color in zip(losses, cycle((BLUE, GREEN, RED, GREY))):
-        left.plot(epochs, _column(history, name), color=color, label=name[5:], marker=".")
+        values = _column(history, name)
+        values[values < LEAST] = np.nan  # a rank loss of 0 has no place on a log axis
+        left.plot(epochs, values, color=color, label=name[5:], marker=".")
     left.set(xlabel="epoch", ylabel="loss (unweighted)", yscale="log")
     for name, color, label in (
         ("train_accuracy", GREY, "Training, augmented"),

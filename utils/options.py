@@ -129,7 +129,14 @@ RECIPES: dict[str, dict[str, Any]] = {
     "full": {},
     "cpu": _SHORT | {"width": 0.5, "total_epoch": 20, "relabel_epoch": 15, "erasing": 0.25},
     "sample": _SHORT
-    | {"width": 0.25, "total_epoch": 20, "relabel_epoch": 16, "erasing": 0.0, "ema": 0.99},
+    | {
+        "width": 0.25,
+        "start_lr": 0.002,
+        "total_epoch": 16,
+        "relabel_epoch": 13,
+        "erasing": 0.0,
+        "ema": 0.99,
+    },
 }
 
 # What may differ when a run goes on: where things stand, not what is trained.
