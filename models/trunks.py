@@ -92,5 +92,9 @@ def _initialise(trunk: nn.Module) -> None:
 
 
 def _scaled(planes: int, width: float) -> int:
-    """Return planes * width, in eights as vector units like it."""
-    return max(8, int(planes * width / 8 + 0.5) * 8)
+    """Return planes * width, in sixteens: a vector unit's width, and no layer gets fewer.
+
+    With 8 channels oneDNN 3.13 (PyTorch 2.15) writes beyond its own memory in the backward
+    pass of a strided 1 x 1 convolution, and the process aborts.
+    """
+    return max(16, int(planes * width / 16 + 0.5) * 16)

@@ -41,6 +41,15 @@ def test_vgg_layers(trunk, convolutions):
     assert len(layers) == convolutions
 
 
+def test_the_narrowest_network_trains_on_an_odd_batch():
+    # With 8 channels the process aborted here: oneDNN spoils the heap in such a shortcut.
+    trunk = TRUNKS["resnet18"](width=0.01).to(memory_format=torch.channels_last)
+    assert trunk.conv1.out_channels == 16
+    pixels = torch.randn(127, 1, 32, 32).contiguous(memory_format=torch.channels_last)
+    trunk(pixels).square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in trunk.parameters())
+
+
 def test_all_cells_are_pooled():
     network = FERNet(Architecture(**SMALL)).eval()
     pixels = torch.full((1, 1, 48, 48), 100.0)
