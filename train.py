@@ -70,8 +70,9 @@ def main() -> None:
     print(f"run      {run.path}, recipe {options.recipe}: epochs {state.epoch + 1} to ", end="")
     print(f"{options.total_epoch} of {len(training.labels):,} faces", flush=True)
 
-    train(state, training, faces, options, run)
-    conclude(faces, options, run, device, source.name)
+    title = f"{options.trunk}, {source.name}"
+    train(state, training, faces, options, run, title=title)
+    conclude(faces, options, run, device, title)
 
 
 def begin(argv: list[str]) -> tuple[Options, Source, RunFolder | None]:
@@ -123,7 +124,9 @@ def build_network(options: Options, faces: Faces) -> FERNet:
     return network
 
 
-def train(state: State, training: Resident, faces: Faces, options: Options, run: RunFolder) -> None:
+def train(
+    state: State, training: Resident, faces: Faces, options: Options, run: RunFolder, *, title: str
+) -> None:
     """Train to the last epoch; after each one choose on PublicTest, and leave all on disk."""
     device = training.images.device
     bf16 = options.amp == "bf16" or (options.amp == "auto" and bf16_pays(device))
@@ -147,7 +150,7 @@ def train(state: State, training: Resident, faces: Faces, options: Options, run:
         state.history.append({"epoch": state.epoch, **means, "relabeled": relabeled})
         save(state, faces, options, run, digest)
         log.epoch(state.history, state.relabels, time.perf_counter() - start)
-    log.close(state.history, f"{options.trunk}, {faces.source}")
+    log.close(state.history, title)
 
 
 def train_one_epoch(
@@ -277,13 +280,13 @@ def announce(seconds: float, state: State, training: Resident, options: Options)
 
 
 def conclude(
-    faces: Faces, options: Options, run: RunFolder, device: torch.device, name: str
+    faces: Faces, options: Options, run: RunFolder, device: torch.device, title: str
 ) -> None:
     """Evaluate the chosen weights once, on the held-out faces, as test.py does."""
     checkpoint = load_checkpoint(run / "best.pth")
     usages = ("PublicTest", "PrivateTest") if options.final_test else ("PublicTest",)
     evaluation = evaluate(checkpoint.network().to(device), faces, usages)
-    scores = evaluation.write(run, f"{checkpoint.architecture.trunk}, {name}")
+    scores = evaluation.write(run, title)
     print(f"\nbest.pth of epoch {checkpoint.epoch}, on {faces.source}:\n{summary(scores)}")
     print(f"\nfigures, predictions and weights are in {run.path}")
 

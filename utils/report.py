@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from utils import figures, metrics
 from utils.run import RunFolder
@@ -99,20 +100,17 @@ class Evaluation:
         return scores
 
     def _write_predictions(self, run: RunFolder) -> None:
-        names = dict(enumerate(self.class_names)) | {UNKNOWN: ""}
-        columns = ["index", "usage", "label", "predicted", "importance", *self.class_names]
-        table = (
-            [row, usage, names[label], names[best], f"{a:.6f}", *(f"{p:.6f}" for p in shares)]
-            for row, usage, label, best, a, shares in zip(
-                self.rows.tolist(),
-                self.usage,
-                self.labels.tolist(),
-                self.predicted.tolist(),
-                self.importance,
-                self.probabilities,
-            )
-        )
-        run.write_csv("predictions.csv", columns, table)
+        names = np.array([*self.class_names, ""])  # UNKNOWN is -1: the last
+        faces = {
+            "index": self.rows,
+            "usage": self.usage,
+            "label": names[self.labels],
+            "predicted": names[self.predicted],
+            "importance": self.importance,
+        }
+        shares = pd.DataFrame(self.probabilities, columns=self.class_names)
+        table = pd.concat([pd.DataFrame(faces), shares], axis="columns")
+        run.write_csv("predictions.csv", table.round(6))
 
     def _write_figures(self, run: RunFolder, of: np.ndarray, title: str) -> None:
         labelled = of[self.labels[of] != UNKNOWN]

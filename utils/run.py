@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from utils.errors import RunError
 from utils.files import atomic_write
@@ -81,18 +81,12 @@ class RunFolder:
         except (OSError, ValueError) as error:
             raise RunError(f"{path} cannot be read ({error}); start a new run") from error
 
-    def write_csv(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-        """Write a table, whole or not at all; numbers as Python prints them, exactly."""
-        with atomic_write(self.path / name) as partial, open(partial, "w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(columns)
-            writer.writerows(["" if _missing(v) else v for v in row] for row in rows)
+    def write_csv(self, name: str, table: pd.DataFrame) -> None:
+        """Write a table, whole or not at all; what is missing is left empty."""
+        with atomic_write(self.path / name) as partial:
+            table.to_csv(partial, index=False, lineterminator="\n")
 
     def write_figure(self, name: str, figure: Any) -> None:
         """Write a Matplotlib figure as PNG."""
         with atomic_write(self.path / name) as partial:
             figure.savefig(partial, format="png", dpi=120, bbox_inches="tight")
-
-
-def _missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))

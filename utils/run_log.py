@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pandas as pd
 from torch.utils.tensorboard import SummaryWriter
 
 from utils.figures import learning_curves
@@ -35,11 +36,10 @@ class RunLog:
         self, history: Sequence[Row], relabels: Sequence[tuple[int, int, int, int]], seconds: float
     ) -> None:
         """Tell of the epoch that is the last of `history`."""
-        columns = list(history[0])
-        self._run.write_csv("metrics.csv", columns, ([r[c] for c in columns] for r in history))
-        names = self._class_names
-        moves = ((row, names[old], names[new], epoch) for row, old, new, epoch in relabels)
-        self._run.write_csv("relabels.csv", ("row", "from", "to", "epoch"), moves)
+        self._run.write_csv("metrics.csv", pd.DataFrame(history))
+        moves = pd.DataFrame(relabels, columns=("row", "from", "to", "epoch"))
+        names = dict(enumerate(self._class_names))
+        self._run.write_csv("relabels.csv", moves.replace({"from": names, "to": names}))
         row = history[-1]
         for name, value in {**row, "seconds": seconds}.items():
             if name != "epoch" and value is not None:  # public_accuracy -> public/accuracy
