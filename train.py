@@ -45,7 +45,7 @@ CPU_RECIPE_COST = 0.3  # of a face at half the width against the full one, measu
 
 
 def main() -> None:
-    options, source, run = begin(sys.argv[1:])
+    options, source, earlier = begin(sys.argv[1:])
     device = pick_device(options.gpu_ids)
     print(f"device   {describe_device(device)}")
     print(f"data     {source.line}")
@@ -53,13 +53,13 @@ def main() -> None:
     check_trainable(faces)
     counts = ", ".join(f"{n:,} {usage}" for usage, n in faces.counts().items())
     print(f"         {faces.source}: {len(faces):,} faces, {counts}")
-    if run is None:
-        run = RunFolder.create(options.out, options.trunk)
-        run.write_json("config.json", {"options": asdict(options), "torch": torch.__version__})
+    run = earlier or RunFolder.create(options.out, options.trunk)
     if options.landmarks:
         faces = add_landmarks(faces, jobs=options.jobs or None)
 
     network = build_network(options, faces).to(device, memory_format=torch.channels_last)
+    if earlier is None:  # from here on there is a run to go on with
+        run.write_json("config.json", {"options": asdict(options), "torch": torch.__version__})
     training = to_device(faces.of("Training"), device)
     state = State(
         network, EMA(network, options.ema), make_optimizer(network, options), training.labels

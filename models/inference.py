@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from models.network import FERNet
 from utils.devices import autocast
@@ -48,7 +49,8 @@ def predict(
         classes, points = network.architecture.classes, network.architecture.landmark_num
         empty = np.zeros((0, points, 2), np.float32) if points else None
         return Predictions(np.zeros((0, classes), np.float32), np.zeros(0, np.float32), empty)
-    parts = [_look(network, batch.float(), tta, bf16) for batch in images.split(batch_size)]
+    batches = tqdm(images.split(batch_size), "predicting", unit="batch", leave=False, disable=None)
+    parts = [_look(network, batch.float(), tta, bf16) for batch in batches]
     probabilities, importance, landmarks = zip(*parts)
     joined = None
     if landmarks[0] is not None:
