@@ -18,7 +18,7 @@ from data.landmarks import FLIP
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far each face may be changed; every amount is drawn evenly up to it.
+    """How far each face may be changed; every amount is drawn evenly up to it. By default not at all.
 
     Attributes:
         flip: the share of faces that are mirrored.
@@ -31,12 +31,12 @@ class Augmentation:
         erased_area: the largest rectangle, a share of the face.
     """
 
-    flip: float = 0.5
-    rotation: float = 15.0
-    scale: float = 0.2
-    shift: float = 0.1
-    light: float = 0.3
-    erasing: float = 0.5
+    flip: float = 0.0
+    rotation: float = 0.0
+    scale: float = 0.0
+    shift: float = 0.0
+    light: float = 0.0
+    erasing: float = 0.0
     erased_area: float = 0.2
 
 

@@ -11,7 +11,8 @@ from data.augment import Augmentation, affine, augment, move_landmarks, warp
 from data.landmarks import FLIP
 from utils.frame import to_half_widths, to_pixels
 
-STILL = Augmentation(flip=0, rotation=0, scale=0, shift=0, light=0, erasing=0)
+STILL = Augmentation()
+STRONG = Augmentation(0.5, rotation=15, scale=0.2, shift=0.1, light=0.3, erasing=0.5)
 
 
 def matrix(angle=0.0, scale=1.0, x=0.0, y=0.0, mirrored=False):
@@ -97,16 +98,16 @@ def test_standing_still_changes_nothing():
 def test_missing_landmarks_stay_missing():
     landmarks = torch.rand(6, 68, 2)
     landmarks[::2] = math.nan
-    _, moved = augment(torch.zeros(6, 1, 48, 48), landmarks, Augmentation(), generator())
+    _, moved = augment(torch.zeros(6, 1, 48, 48), landmarks, STRONG, generator())
     assert moved[::2].isnan().all()
     assert not moved[1::2].isnan().any()
 
 
 def test_equal_generators_give_equal_batches():
     faces = torch.randint(0, 256, (8, 1, 48, 48), dtype=torch.uint8)
-    first, _ = augment(faces, None, Augmentation(), generator(3))
-    again, _ = augment(faces, None, Augmentation(), generator(3))
-    other, _ = augment(faces, None, Augmentation(), generator(4))
+    first, _ = augment(faces, None, STRONG, generator(3))
+    again, _ = augment(faces, None, STRONG, generator(3))
+    other, _ = augment(faces, None, STRONG, generator(4))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
