@@ -18,7 +18,9 @@ from data.landmarks import FLIP
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far each face may be changed; every amount is drawn evenly up to it. By default not at all.
+    """How far each face may be changed; by default not at all.
+
+    Every amount is drawn evenly up to the one given.
 
     Attributes:
         flip: the share of faces that are mirrored.
@@ -87,9 +89,8 @@ def affine(angle: Tensor, scale: Tensor, x: Tensor, y: Tensor, mirrored: Tensor)
 
 def warp(images: Tensor, matrix: Tensor) -> Tensor:
     """Move the pixels [N, C, H, W] of each face by its matrix [N, 2, 3]; the border is repeated."""
-    linear = torch.linalg.inv_ex(
-        matrix[:, :, :2]
-    ).inverse  # grid_sample asks where pixels come from
+    # grid_sample asks where pixels come from; inv_ex does not wait for the device, as inv does.
+    linear = torch.linalg.inv_ex(matrix[:, :, :2]).inverse
     back = torch.cat((linear, -linear @ matrix[:, :, 2:]), 2)
     grid = F.affine_grid(back, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)

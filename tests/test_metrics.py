@@ -97,8 +97,8 @@ def test_results_are_written(tmp_path):
     assert scores["PrivateTest"]["n"] == 3
     lines = (tmp_path / "run/predictions.csv").read_text().splitlines()
     assert lines[0] == "index,usage,label,predicted,importance,a,b,c"
-    assert lines[1] == "10,PublicTest,a,a,0.100000,0.800000,0.100000,0.100000"
-    assert lines[6] == "15,PrivateTest,c,a,0.900000,0.800000,0.100000,0.100000"
+    assert lines[1] == "10,PublicTest,a,a,0.1,0.8,0.1,0.1"
+    assert lines[6] == "15,PrivateTest,c,a,0.9,0.8,0.1,0.1"
     for name in ("confusion_matrix", "landmarks", "importance"):
         assert (tmp_path / f"run/{name}.png").stat().st_size > 5000
 

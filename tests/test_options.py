@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, fields, replace
 
+import pandas as pd
 import pytest
 import torch
 
@@ -121,8 +122,9 @@ def test_a_run_folder_is_never_overwritten(tmp_path):
 
 def test_tables_keep_numbers_exactly(tmp_path):
     run = RunFolder.create(str(tmp_path), "x")
-    run.write_csv("t.csv", ("a", "b", "c"), [(0.1 + 0.2, None, float("nan"))])
-    assert (tmp_path / "t.csv").read_text() == "a,b,c\n0.30000000000000004,,\n"
+    table = pd.DataFrame([{"a": 0.1 + 0.2, "b": None, "c": float("nan"), "d": 3}])
+    run.write_csv("t.csv", table)
+    assert (tmp_path / "t.csv").read_text() == "a,b,c,d\n0.30000000000000004,,,3\n"
 
 
 def test_durations():
