@@ -143,7 +143,10 @@ def transfer(
 
 def _read(path: Path) -> Any:
     if not path.is_file():
-        raise WeightsError(f"there is no weight file {path}; train one with `bash train.sh`")
+        raise WeightsError(
+            f"there is no weight file {path}; train one with `bash train.sh`, "
+            "or name yours with --model_path"
+        )
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
