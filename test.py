@@ -75,12 +75,12 @@ def main() -> None:
             f"{faces.source} has the classes {', '.join(faces.class_names)}, and "
             f"{options.model_path} knows {', '.join(checkpoint.class_names)}; the two must agree"
         )
-    run = RunFolder.create(options.out, f"test_{Path(options.model_path).stem}")
-    if options.landmarks and network.architecture.landmark_num:
-        faces = add_landmarks(faces, jobs=options.jobs or None)
-    evaluation = evaluate(network, faces, options.usages, options.batch_size, options.tta)
-    views = ", 10 views" if options.tta else ""
-    scores = evaluation.write(run, f"{network.architecture.trunk}, {source.name}{views}")
+    with RunFolder.create(options.out, f"test_{Path(options.model_path).stem}") as run:
+        if options.landmarks and network.architecture.landmark_num:
+            faces = add_landmarks(faces, jobs=options.jobs or None)
+        evaluation = evaluate(network, faces, options.usages, options.batch_size, options.tta)
+        views = ", 10 views" if options.tta else ""
+        scores = evaluation.write(run, f"{network.architecture.trunk}, {source.name}{views}")
     print(f"\n{faces.source}{views}:\n{summary(scores)}\n\nresults are in {run.path}")
 
 

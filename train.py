@@ -15,6 +15,7 @@ from dataclasses import asdict, fields, replace
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 
 from data.augment import Augmentation, augment
@@ -32,13 +33,15 @@ from models.state import State
 from test import evaluate
 from utils import metrics
 from utils.devices import autocast, bf16_pays, describe_device, pick_device
-from utils.errors import RunError, WeightsError, run_main
+from utils.errors import WeightsError, run_main
+from utils.faults import Faults, diverged
 from utils.forecast import Forecast, duration
 from utils.frame import to_half_widths
 from utils.options import RECIPES, Options, check, parse, resumed, with_recipe
 from utils.report import summary
 from utils.run import RunFolder
 from utils.run_log import RunLog
+from utils.signals import Interrupted, signals_noted
 
 PUBLIC_SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "ece")
 CPU_RECIPE_COST = 0.3  # of a face at half the width against the full one, measured on 2 cores
@@ -53,26 +56,33 @@ def main() -> None:
     check_trainable(faces)
     counts = ", ".join(f"{n:,} {usage}" for usage, n in faces.counts().items())
     print(f"         {faces.source}: {len(faces):,} faces, {counts}")
-    run = earlier or RunFolder.create(options.out, options.trunk)
-    if options.landmarks:
-        faces = add_landmarks(faces, jobs=options.jobs or None)
-
-    network = build_network(options, faces).to(device, memory_format=torch.channels_last)
-    if earlier is None:  # from here on there is a run to go on with
+    checkpoint = None
+    if earlier and (earlier / "last.pth").exists():
+        checkpoint = load_checkpoint(earlier / "last.pth")
+        network = FERNet(checkpoint.architecture)
+    else:
+        network = build_network(options, faces)
+    with earlier or RunFolder.create(options.out, options.trunk) as run:
         run.write_json("config.json", {"options": asdict(options), "torch": torch.__version__})
-    training = to_device(faces.of("Training"), device)
-    state = State(
-        network, EMA(network, options.ema), make_optimizer(network, options), training.labels
-    )
-    if (run / "last.pth").exists():
-        state.restore(load_checkpoint(run / "last.pth"), faces.digest)
-    print(f"network  {describe(network)}")
-    print(f"run      {run.path}, recipe {options.recipe}: epochs {state.epoch + 1} to ", end="")
-    print(f"{options.total_epoch} of {len(training.labels):,} faces", flush=True)
+        if options.landmarks:
+            faces = add_landmarks(faces, jobs=options.jobs or None)
+            if not network.mean_face.any():  # that is, where the head starts afresh
+                mean_face = to_half_widths(faces.mean_face(), options.image_width)
+                network.mean_face.copy_(torch.from_numpy(mean_face))
+        network = network.to(device, memory_format=torch.channels_last)
+        training = to_device(faces.of("Training"), device)
+        state = State(
+            network, EMA(network, options.ema), make_optimizer(network, options), training.labels
+        )
+        if checkpoint:
+            state.restore(checkpoint, faces.digest)
+        print(f"network  {describe(network)}")
+        print(f"run      {run.path}, recipe {options.recipe}: epochs {state.epoch + 1} to ", end="")
+        print(f"{options.total_epoch} of {len(training.labels):,} faces", flush=True)
 
-    title = f"{options.trunk}, {source.name}"
-    train(state, training, faces, options, run, title=title)
-    conclude(faces, options, run, device, title)
+        title = f"{options.trunk}, {source.name}"
+        train(state, training, faces, options, run, title=title)
+        conclude(faces, options, run, device, title)
 
 
 def begin(argv: list[str]) -> tuple[Options, Source, RunFolder | None]:
@@ -102,7 +112,6 @@ def build_network(options: Options, faces: Faces) -> FERNet:
         importance=options.importance,
         dropout=options.dropout,
     )
-    fresh = ["landmark_head"]
     if options.model_path:
         checkpoint = load_checkpoint(options.model_path)
         if checkpoint.class_names != faces.class_names:
@@ -118,9 +127,6 @@ def build_network(options: Options, faces: Faces) -> FERNet:
         images = faces.of("Training").images
         network.pixel_mean.fill_(float(images.mean()))
         network.pixel_std.fill_(max(float(images.std()), 1.0))
-    if options.landmarks and "landmark_head" in fresh:
-        mean_face = to_half_widths(faces.mean_face(), options.image_width)
-        network.mean_face.copy_(torch.from_numpy(mean_face))
     return network
 
 
@@ -129,54 +135,75 @@ def train(
 ) -> None:
     """Train to the last epoch; after each one choose on PublicTest, and leave all on disk."""
     device = training.images.device
-    bf16 = options.amp == "bf16" or (options.amp == "auto" and bf16_pays(device))
     public = faces.of("PublicTest")
     public_images = to_device(public, device).images
     rows = np.flatnonzero(faces.usage == "Training")
-    digest = faces.digest
     log = RunLog(run, faces.class_names, options.total_epoch, state.epoch)
     forecast = Forecast(device, lambda seconds: announce(seconds, state, training, options))
-    while state.epoch < options.total_epoch:
-        start = time.perf_counter()
-        before = state.labels.clone()
-        means = train_one_epoch(state, training, options, bf16, forecast)
-        predictions = predict(state.ema.network, public_images, bf16=bf16)
-        scores = metrics.score(public.labels, predictions.probabilities, public.class_names)
-        means |= {f"public_{name}": scores[name] for name in PUBLIC_SCORES}
-        if options.landmarks:
-            error = metrics.landmark_error(predictions.landmarks, public.landmarks)
-            means["public_landmark_error"] = error
-        relabeled = state.note_relabels(before, rows)
-        state.history.append({"epoch": state.epoch, **means, "relabeled": relabeled})
-        save(state, faces, options, run, digest)
-        log.epoch(state.history, state.relabels, time.perf_counter() - start)
+    with signals_noted() as signals:
+        while state.epoch < options.total_epoch and not signals:
+            start = time.perf_counter()
+            means = train_one_epoch(state, training, options, forecast, signals)
+            if means is None:
+                save(state, faces, options, run)
+                break
+            predictions = predict(state.ema.network, public_images, bf16=uses_bf16(options, device))
+            if not np.isfinite(predictions.probabilities).all():
+                raise diverged(f"epoch {state.epoch}: its predictions are not finite")
+            scores = metrics.score(public.labels, predictions.probabilities, public.class_names)
+            means |= {f"public_{name}": scores[name] for name in PUBLIC_SCORES}
+            if options.landmarks:
+                error = metrics.landmark_error(predictions.landmarks, public.landmarks)
+                means["public_landmark_error"] = error
+            relabeled = state.note_relabels(rows)
+            state.history.append({"epoch": state.epoch, **means, "relabeled": relabeled})
+            save(state, faces, options, run)
+            log.epoch(state.history, state.relabels, time.perf_counter() - start)
+    if signals:
+        raise Interrupted(
+            signals[0], f"stopped, and nothing is lost: bash train.sh --resume {run.path}"
+        )
     log.close(state.history, title)
 
 
 def train_one_epoch(
-    state: State, training: Resident, options: Options, bf16: bool, forecast: Forecast
-) -> dict[str, float]:
+    state: State, training: Resident, options: Options, forecast: Forecast, signals: list[int]
+) -> dict[str, float] | None:
     """Show every Training face once, augmented; return the means of losses and measures.
 
-    Nothing in the loop waits for the device: the sums stay there until the end.
+    An epoch of a run that was stopped within it goes on after the last batch
+    that was done. Nothing in the loop waits for a GPU: the sums stay there.
+
+    Returns:
+        The means, or None where a signal stopped the epoch; the state knows how far it came.
     """
     device, n = training.images.device, len(training.labels)
-    state.epoch += 1
-    seed = int(np.random.SeedSequence((options.seed, state.epoch)).generate_state(1)[0])
-    torch.manual_seed(seed)  # dropout
-    generator = torch.Generator(device).manual_seed(seed)  # order and augmentation
     how = Augmentation(**{f.name: getattr(options, f.name) for f in fields(Augmentation)})
     network = state.network.train()
-    relabels = options.relabel and state.epoch >= options.relabel_epoch
+    bf16 = uses_bf16(options, device)
+    epoch = state.epoch + 1
+    relabels = options.relabel and epoch >= options.relabel_epoch
+    generator = torch.Generator(device).manual_seed(seed_of(options.seed, epoch))
     # Batches of one size, give or take a face: a small last one would upset batch norm and ranks.
     order = torch.randperm(n, generator=generator, device=device)
     batches = order.tensor_split(math.ceil(n / options.batch_size))
-    title = f"epoch {state.epoch}/{options.total_epoch}"
-    sums: dict[str, Tensor] = {}
-    for i, which in enumerate(tqdm(batches, title, unit="batch", leave=False, disable=None)):
-        step = (state.epoch - 1) * len(batches) + i
+    if not state.batches:
+        state.labels_before, state.sums = state.labels.clone(), {}
+    faults = Faults(epoch)
+    title = f"epoch {epoch}/{options.total_epoch}"
+    bar = tqdm(
+        None, title, len(batches), initial=state.batches, unit="batch", leave=False, disable=None
+    )
+    for i in range(state.batches, len(batches)):
+        if signals:
+            break
+        which = batches[i]
+        step = state.epoch * len(batches) + i
         done = (step + 0.5) / (options.total_epoch * len(batches))
         set_learning_rate(state.optimizer, learning_rate(options, done))
+        seed = seed_of(options.seed, epoch, i)
+        torch.manual_seed(seed)  # dropout
+        generator.manual_seed(seed)  # augmentation
         labels = state.labels[which]
         landmarks = training.landmarks[which] if options.landmarks else None
         images, landmarks = augment(training.images[which], landmarks, how, generator)
@@ -186,6 +213,7 @@ def train_one_epoch(
         losses = compute_losses(output, labels, landmarks, options)
         state.optimizer.zero_grad()
         losses["loss"].backward()
+        norm = get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
         state.optimizer.step()
         state.ema.update(network, step)
 
@@ -194,13 +222,29 @@ def train_one_epoch(
         measures = losses | {
             "train_accuracy": (output.clean_logits.argmax(1) == labels).float().mean(),
             "importance_mean": output.importance.mean(),
+            "gradient_norm": norm,
         }
+        faults.note(i, measures)
         for name, value in measures.items():
-            sums[name] = sums.get(name, 0) + value.detach() * len(which)
+            state.sums[name] = state.sums.get(name, 0) + value.detach() * len(which)
+        state.batches = i + 1
         forecast.batch()
-    means = {name: float(total) / n for name, total in sums.items()}
-    stop_if_not_finite(means, state.epoch)
-    return means
+        bar.update()
+    bar.close()
+    faults.stop_if_any()
+    if state.batches < len(batches):
+        return None
+    state.epoch, state.batches = epoch, 0
+    return {name: float(total) / n for name, total in state.sums.items()}
+
+
+def seed_of(*numbers: int) -> int:
+    """Return one seed for a run's seed, an epoch and a batch: each can be repeated by itself."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def uses_bf16(options: Options, device: torch.device) -> bool:
+    return options.amp == "bf16" or (options.amp == "auto" and bf16_pays(device))
 
 
 def compute_losses(
@@ -232,23 +276,13 @@ def relabel_batch(output: Output, labels: Tensor, options: Options) -> Tensor:
     return relabel(logits, labels, options.margin_2, importance, options.beta)
 
 
-def stop_if_not_finite(means: dict[str, float], epoch: int) -> None:
-    """End the run where a loss is no number any more; the checkpoint before it stays."""
-    bad = [f"{name} = {value}" for name, value in means.items() if not math.isfinite(value)]
-    if bad:
-        raise RunError(
-            f"epoch {epoch} diverged ({', '.join(bad)}); the checkpoint of the epoch before it "
-            "stands. Lower --start_lr, or lengthen --warmup_epoch"
-        )
-
-
-def save(state: State, faces: Faces, options: Options, run: RunFolder, digest: str) -> None:
-    """Write best.pth where this epoch is the best on PublicTest, then last.pth.
+def save(state: State, faces: Faces, options: Options, run: RunFolder) -> None:
+    """Write best.pth where the last epoch is the best on PublicTest, then last.pth.
 
     A resumed run starts from last.pth, so it comes second: a run killed between
     the two repeats the epoch, and writes the same best.pth again.
     """
-    row = state.history[-1]
+    row = state.history[-1] if state.history else {}
     checkpoint = Checkpoint(
         architecture=state.network.architecture,
         net=state.ema.network.state_dict(),
@@ -256,11 +290,13 @@ def save(state: State, faces: Faces, options: Options, run: RunFolder, digest: s
         image_width=options.image_width,
         epoch=state.epoch,
         options=asdict(options),
-        scores={name: row[f"public_{name}"] for name in PUBLIC_SCORES},
+        scores={name: row[f"public_{name}"] for name in PUBLIC_SCORES if row},
     )
-    if all(row["public_accuracy"] > r["public_accuracy"] for r in state.history[:-1]):
+    is_best = all(row["public_accuracy"] > r["public_accuracy"] for r in state.history[:-1])
+    if row and is_best and not state.batches:
         save_checkpoint(run / "best.pth", checkpoint)
-    save_checkpoint(run / "last.pth", replace(checkpoint, training=state.for_resume(digest)))
+    last = replace(checkpoint, training=state.for_resume(faces.digest))
+    save_checkpoint(run / "last.pth", last)
 
 
 def announce(seconds: float, state: State, training: Resident, options: Options) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -70,8 +72,10 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
         "architecture": asdict(checkpoint.architecture),
         "class_names": list(checkpoint.class_names),
     }
+    packed = io.BytesIO()  # written in one go, as torch.save gives no reason for a failed write
+    torch.save(content, packed)
     with atomic_write(path) as partial:
-        torch.save(content, partial)
+        partial.write_bytes(packed.getbuffer())
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -148,6 +152,8 @@ def _read(path: Path) -> Any:
             "or name yours with --model_path"
         )
     try:
+        if zipfile.is_zipfile(path):
+            _check_sums(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -160,3 +166,12 @@ def _read(path: Path) -> Any:
         raise WeightsError(
             f"{path} is damaged or no weight file; copy or download it again"
         ) from error
+
+
+def _check_sums(path: Path) -> None:
+    """Raise ValueError where a byte of the file has changed, which torch.load does not notice."""
+    with zipfile.ZipFile(path) as archive:
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise ValueError("torch.save compresses nothing")
+        if name := archive.testzip():
+            raise ValueError(f"{name} has changed")

@@ -19,8 +19,8 @@ from utils.errors import RunError
 class State:
     """All that changes while a run goes on.
 
-    There is no random state among it: each epoch seeds its own from the run's
-    seed and its number, so that an epoch can be repeated without those before it.
+    There is no random state among it: each batch seeds its own from the run's seed,
+    its epoch and its number, so that it can be repeated without those before it.
 
     Attributes:
         network: that is trained.
@@ -30,6 +30,9 @@ class State:
         epoch: how many are finished.
         history: the rows of metrics.csv.
         relabels: the rows of relabels.csv: row, from, to, epoch.
+        batches: how many of the next epoch are done, where a run was stopped within it.
+        sums: over these, of each measure times the faces of its batch: scalars.
+        labels_before: `labels` when that epoch began.
     """
 
     network: FERNet
@@ -39,14 +42,17 @@ class State:
     epoch: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     relabels: list[tuple[int, int, int, int]] = field(default_factory=list)
+    batches: int = 0
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    labels_before: Tensor | None = None
 
-    def note_relabels(self, before: Tensor, rows: np.ndarray) -> int:
-        """Note what the current epoch relabeled; return how many faces.
+    def note_relabels(self, rows: np.ndarray) -> int:
+        """Note what the epoch that has just ended relabeled; return how many faces.
 
         Args:
-            before: int64 [N], the labels when the epoch began.
             rows: int [N], the faces' rows in their set.
         """
+        before = self.labels_before
         moved = (before != self.labels).nonzero()[:, 0]
         old, new = before[moved].tolist(), self.labels[moved].tolist()
         moves = zip(rows[moved.cpu().numpy()].tolist(), old, new)
@@ -61,6 +67,9 @@ class State:
             "labels": self.labels,
             "history": self.history,
             "relabels": self.relabels,
+            "batches": self.batches,
+            "sums": self.sums if self.batches else {},
+            "labels_before": self.labels_before if self.batches else None,
             "data_digest": data_digest,
         }
 
@@ -84,6 +93,11 @@ class State:
             self.labels.copy_(saved["labels"])
             self.history = list(saved["history"])
             self.relabels = [tuple(row) for row in saved["relabels"]]
+            self.batches = saved["batches"]
+            device = self.labels.device
+            self.sums = {name: value.to(device) for name, value in saved["sums"].items()}
+            if self.batches:
+                self.labels_before = saved["labels_before"].to(device)
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise RunError(f"last.pth does not fit its run ({error}); start a new run") from error
         self.epoch = checkpoint.epoch

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
+
+from utils.signals import Interrupted, termination_raised
 
 
 class ProjectError(Exception):
@@ -27,14 +30,16 @@ class RunError(ProjectError):
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Call `main`, and end the process with one clear sentence where it raises a ProjectError.
+    """Call `main`, and end the process with one clear sentence where it cannot go on.
 
-    Exit status: 0 done, 1 a ProjectError, 130 Ctrl-C (as a shell reports it).
+    Exit status: 0 done, 1 a ProjectError, 130 Ctrl-C, 143 SIGTERM (as a shell reports them).
     """
     try:
-        main()
+        with termination_raised():
+            main()
     except ProjectError as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as interrupt:
+        number = interrupt.number if isinstance(interrupt, Interrupted) else signal.SIGINT
+        print(f"\n{str(interrupt) or 'interrupted'}", file=sys.stderr)
+        sys.exit(128 + number)

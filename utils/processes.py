@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -17,6 +15,7 @@ from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from utils.errors import RunError
+from utils.signals import signals_ignored
 
 
 def map_unordered(
@@ -42,7 +41,7 @@ def map_unordered(
     )
     call = joblib.delayed(_call)
     try:
-        with _deaf_to_ctrl_c():
+        with signals_ignored():  # the workers; this process ends them
             results = parallel(call(function, i, x, os.getpid()) for i, x in enumerate(items))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # joblib's, where Ctrl-C leaves results unread
@@ -60,19 +59,6 @@ def map_unordered(
 def _call(function: Callable[[Any], Any], i: int, item: Any, parent: int) -> tuple[int, Any]:
     _end_with(parent)
     return i, function(item)
-
-
-@contextmanager
-def _deaf_to_ctrl_c() -> Iterator[None]:
-    """Start processes that leave Ctrl-C to their parent, which ends them without tracebacks."""
-    if threading.current_thread() is not threading.main_thread():  # it cannot set handlers
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what they inherit
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @lru_cache(maxsize=1)

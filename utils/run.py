@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock, Timeout
 
 from utils.errors import RunError
-from utils.files import atomic_write
+from utils.files import atomic_write, remove_partial
 
 RUNS = Path(__file__).resolve().parent.parent / "model_save"
+LOCK = ".lock"
 
 
 class RunFolder:
     """One folder for one run: config.json, metrics.csv, weights, figures, predictions.
+
+    Within a `with` block it is locked: no other process works there.
 
     Attributes:
         path: of the folder, which exists.
@@ -25,6 +30,31 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock = FileLock(path / LOCK)
+
+    def __enter__(self) -> RunFolder:
+        """Lock the folder, and remove the partial files of a process that was killed there.
+
+        Raises:
+            RunError: another process works in it, or it cannot be written.
+        """
+        try:
+            self._lock.acquire(blocking=False)
+            remove_partial(self.path)
+        except Timeout as error:
+            raise RunError(
+                f"another process works in {self.path}; wait for its end, or name another --out"
+            ) from error
+        except NotImplementedError:
+            print(f"warning: {self.path} is on a file system without locks", file=sys.stderr)
+        except OSError as error:
+            raise RunError(
+                f"{self.path} cannot be written ({error.strerror}); name another folder"
+            ) from error
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._lock.release()
 
     @classmethod
     def create(cls, out: str, name: str) -> RunFolder:
@@ -35,10 +65,9 @@ class RunFolder:
         """
         path = Path(out) if out else RUNS / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{name}"
         try:
-            while not out and path.exists():  # two runs of one second
+            while not _make(path, exist_ok=bool(out)):  # two runs of one second
                 path = path.with_name(path.name + "_")
-            path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()):
+            if any(file.name != LOCK for file in path.iterdir()):
                 raise RunError(
                     f"{path} holds files already, and they are not overwritten; "
                     f"name another --out, or go on with a run: train.py --resume {path}"
@@ -57,7 +86,7 @@ class RunFolder:
             RunError: no such run.
         """
         folder = cls(Path(path))
-        if not (folder.path / "config.json").is_file():
+        if not (folder / "config.json").is_file():
             raise RunError(f"{path} holds no run (there is no config.json); name its folder")
         return folder
 
@@ -90,3 +119,14 @@ class RunFolder:
         """Write a Matplotlib figure as PNG."""
         with atomic_write(self.path / name) as partial:
             figure.savefig(partial, format="png", dpi=120, bbox_inches="tight")
+
+
+def _make(path: Path, exist_ok: bool) -> bool:
+    """Make a folder; return False where it is there already and must not be."""
+    try:
+        path.mkdir(parents=True, exist_ok=exist_ok)
+    except FileExistsError:
+        if exist_ok:  # it is a file
+            raise
+        return False
+    return True

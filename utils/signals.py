@@ -1,0 +1,72 @@
+"""Ctrl-C and SIGTERM, by which a person or a scheduler wants a process to end."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+class Interrupted(KeyboardInterrupt):
+    """The end that was asked for.
+
+    Args:
+        number: of the signal.
+        text: what to tell the user.
+    """
+
+    def __init__(self, number: int, text: str) -> None:
+        super().__init__(text)
+        self.number = number
+
+
+@contextmanager
+def termination_raised() -> Iterator[None]:
+    """Let SIGTERM raise Interrupted within the block, so that it is cleaned up as after Ctrl-C."""
+
+    def end(number: int, frame: object) -> None:
+        raise Interrupted(number, "terminated")
+
+    with _handled((signal.SIGTERM,), end):
+        yield
+
+
+@contextmanager
+def signals_noted() -> Iterator[list[int]]:
+    """Yield a list that gets the number of a Ctrl-C or SIGTERM, which does nothing else.
+
+    The block looks at the list where it can stop without a loss. A second
+    signal does not wait for that: it raises Interrupted.
+    """
+    noted: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if noted:
+            raise Interrupted(number, "interrupted at once")
+        noted.append(number)
+
+    with _handled((signal.SIGINT, signal.SIGTERM), note):
+        yield noted
+
+
+@contextmanager
+def signals_ignored() -> Iterator[None]:
+    """Ignore both: a process started in the block inherits that, and leaves them to its parent."""
+    with _handled((signal.SIGINT, signal.SIGTERM), signal.SIG_IGN):
+        yield
+
+
+@contextmanager
+def _handled(
+    numbers: tuple[int, ...], handler: Callable[[int, object], None] | int
+) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # it cannot set handlers
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
