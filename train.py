@@ -90,7 +90,7 @@ def begin(argv: list[str]) -> tuple[Options, Source, RunFolder | None]:
     options = parse(Options, argv, __doc__)
     if options.resume:
         run = RunFolder.reopen(options.resume)
-        options = resumed(run.read_json("config.json")["options"], argv, __doc__)
+        options = resumed(run.read_json("config.json").get("options"), argv, __doc__)
         return replace(options, resume=""), find_source(options.data), run
     source = find_source(options.data)
     recipe = options.recipe

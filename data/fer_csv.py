@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 from math import isqrt
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from utils.errors import DataError
 
 CHUNK_ROWS = 128  # 1 MB of FER2013: the working arrays stay in the processor's cache
 HEADER_BYTES = 65536
+MAX_ROW_BYTES = 16 << 20  # 2048 x 2048 pixels; without a limit one row may fill the memory
 
 _USAGE_OF_FIELD = {usage.lower().encode(): usage for usage in USAGES}
 
@@ -71,7 +73,7 @@ def read_csv(path: Path, class_names: tuple[str, ...] = (), usage: str = "Traini
     with open(path, "rb") as file:
         header = _checked_header(path, file.readline(HEADER_BYTES))
         table = _Table(path, header, len(class_names), usage)
-        rows = ((number, line) for number, line in enumerate(file, start=2) if line.strip())
+        rows = ((number, line) for number, line in _lines(path, file) if line.strip())
         chunks, chunk = [], []
         while some := list(islice(rows, CHUNK_ROWS)):
             chunks.append(table.parse(chunk := some))
@@ -112,6 +114,19 @@ def parse_pixels(texts: list[bytes]) -> np.ndarray:
     if (counts != counts[0]).any():
         raise ValueError("texts of several counts")
     return values.astype(np.uint8).reshape(len(texts), -1)
+
+
+def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Yield the number and the bytes of each line after the header."""
+    number = 1
+    while line := file.readline(MAX_ROW_BYTES):
+        number += 1
+        if len(line) == MAX_ROW_BYTES:
+            raise DataError(
+                f"{path}, row {number}: it is longer than {MAX_ROW_BYTES >> 20} MiB, the limit, "
+                "so it is no face; fetch the file anew"
+            )
+        yield number, line
 
 
 def _checked_header(path: Path, line: bytes) -> Header:

@@ -102,7 +102,11 @@ def find_lists(folder: Path) -> Lists | None:
     return Lists(folder, splits) if splits else None
 
 
-def _lines(file: Path) -> list[str]:
+def _lines(file: Path, most: int = 256 << 20) -> list[str]:
+    if (size := file.stat().st_size) > most:
+        raise DataError(
+            f"{file} has {size:,} bytes, and such a file at most {most:,}; mend or remove it"
+        )
     try:
         lines = file.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except UnicodeDecodeError as error:
@@ -123,7 +127,7 @@ def _landmarks(file: Path, size: np.ndarray) -> np.ndarray:
         "mend or remove it"
     )
     numbers = []
-    for number, line in enumerate(_lines(file), start=1):
+    for number, line in enumerate(_lines(file, 1 << 16), start=1):
         try:
             numbers += map(float, re.split(r"[\s,]+", line.strip(" ,\t"))) if line else []
         except ValueError as error:

@@ -82,22 +82,22 @@ class State:
         saved = checkpoint.training
         if not saved:
             raise RunError("these weights can be used but not resumed; a run's last.pth can")
-        if saved["data_digest"] != data_digest:
+        if saved.get("data_digest") != data_digest:
             raise RunError(
                 "the faces are not those that this run began with; name these with --data"
             )
+        device = self.labels.device
         try:
             self.network.load_state_dict(saved["network"])
             self.ema.network.load_state_dict(checkpoint.net)
             self.optimizer.load_state_dict(saved["optimizer"])
             self.labels.copy_(saved["labels"])
-            self.history = list(saved["history"])
-            self.relabels = [tuple(row) for row in saved["relabels"]]
-            self.batches = saved["batches"]
-            device = self.labels.device
+            self.history = [dict(row) for row in saved["history"]]
+            self.relabels = [(int(i), int(a), int(b), int(e)) for i, a, b, e in saved["relabels"]]
+            self.batches = int(saved["batches"])
             self.sums = {name: value.to(device) for name, value in saved["sums"].items()}
             if self.batches:
                 self.labels_before = saved["labels_before"].to(device)
-        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise RunError(f"last.pth does not fit its run ({error}); start a new run") from error
         self.epoch = checkpoint.epoch

@@ -8,7 +8,14 @@ import os
 import shutil
 import tempfile
 
+from hypothesis import settings
+
 _cache = tempfile.mkdtemp(prefix="fer-cache-")
 atexit.register(shutil.rmtree, _cache, ignore_errors=True)
 os.environ["FER_CACHE"] = _cache
 os.environ["FER_OFFLINE"] = "1"
+
+# The same examples in every run; `pytest --hypothesis-profile=long` draws many new ones.
+settings.register_profile("short", max_examples=40, deadline=None, derandomize=True)
+settings.register_profile("long", max_examples=3000, deadline=None)
+settings.load_profile("short")

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from kills import assert_same_run, write_csv
 from test_network import original, save_original
 
 import test
@@ -21,14 +22,6 @@ from utils.errors import ProjectError
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ("--gpu_ids", "-1", "--width", "0.125", "--batch_size", "16", "--total_epoch", "2")
-
-
-def write_csv(faces, path):
-    with open(path, "w") as file:
-        file.write("emotion,pixels,Usage\n")
-        for image, label, usage in zip(faces.images, faces.labels, faces.usage):
-            file.write(f"{label},{' '.join(map(str, image.flat))},{usage}\n")
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -146,27 +139,6 @@ def test_training_goes_on_from_weights(trained, faces_csv, tmp_path, capsys):
         run(train, *argv, "--width", 0.25)
     run(train, *argv)  # under the same name, as the mistake left nothing there
     assert "weights" in capsys.readouterr().out
-
-
-def same(a, b):
-    """Tell whether two nests of dicts, lists, tensors and values are equal to the bit."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
-
-
-def assert_same_run(one, other):
-    for name in ("metrics.csv", "relabels.csv", "metrics.json", "predictions.csv"):
-        assert (one / name).read_text() == (other / name).read_text(), name
-    for name in ("last.pth", "best.pth"):
-        first, second = (torch.load(folder / name, weights_only=True) for folder in (one, other))
-        for content in (first, second):  # what may differ
-            content["options"].pop("out")
-        assert same(first, second), name
 
 
 RESUMED = ("--no_landmarks", "--total_epoch", 3, "--relabel_epoch", 2, "--margin_2", 0.01)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -19,7 +19,7 @@ class Options:
 
     recipe: Literal["auto", "full", "cpu", "sample"] = "auto"
     """A set of defaults for the options below: full (a GPU), cpu (a half-width network, few
-    epochs), sample (3 minutes on the synthetic faces); auto takes full, or sample on the sample."""
+    epochs), sample (a minute on the synthetic faces); auto takes full, or sample on the sample."""
     data: str = ""
     """FER2013 in any layout (CSV, folder tree, list files, zip, tar.gz), or "sample" for the
     synthetic faces. By default what lies under data/, else a download, else the sample."""
@@ -203,11 +203,11 @@ def resumed(saved: dict[str, Any], argv: Sequence[str], description: str) -> Opt
     """Return the options of a run that goes on: the saved ones, and where things stand now.
 
     Raises:
-        OptionError: the command line names an option that would change the training.
+        OptionError: the saved options are damaged, or the command line names one that
+            would change the training.
     """
     known = {f.name for f in fields(Options)}
-    before = Options(**{name: value for name, value in saved.items() if name in known})
-    before = replace(before, class_names=tuple(before.class_names))
+    before = _from_json(saved)
     now = parse(Options, argv, description, before)
     changed = [
         f"--{name}"
@@ -220,3 +220,23 @@ def resumed(saved: dict[str, Any], argv: Sequence[str], description: str) -> Opt
             "start a new run from its weights with --model_path RUN/last.pth"
         )
     return check(now)
+
+
+def _from_json(saved: Any) -> Options:
+    """Return the options that a config.json holds; one that it lacks has its default."""
+    if not isinstance(saved, dict):
+        raise OptionError("config.json holds no options; start a new run")
+    before = {}
+    for name, kind in get_type_hints(Options).items():
+        value = saved.get(name, getattr(Options(), name))
+        if name == "class_names":
+            value = tuple(value) if isinstance(value, list) else value
+            fine = isinstance(value, tuple) and all(isinstance(v, str) for v in value)
+        elif get_origin(kind) is Literal:
+            fine = value in get_args(kind)
+        else:
+            fine = type(value) is kind or (kind is float and type(value) is int)
+        if not fine:
+            raise OptionError(f"config.json is damaged: {name} = {value!r}; mend it")
+        before[name] = value
+    return Options(**before)

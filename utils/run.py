@@ -106,9 +106,12 @@ class RunFolder:
         """
         path = self.path / name
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(content, dict):
+                raise ValueError("it holds no names")
+        except (OSError, ValueError, RecursionError) as error:
             raise RunError(f"{path} cannot be read ({error}); start a new run") from error
+        return content
 
     def write_csv(self, name: str, table: pd.DataFrame) -> None:
         """Write a table, whole or not at all; what is missing is left empty."""

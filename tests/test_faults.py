@@ -1,0 +1,281 @@
+"""What happens to a long run: signals, a full disk, a second run, numbers that are none."""
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from kills import Harness, assert_same_run, write_csv
+
+import train
+from data.sample import synthetic_faces
+from models.checkpoint import load_checkpoint
+from models.scn import rank_regularization, relabel, weighted_cross_entropy
+from utils import metrics
+from utils.errors import ProjectError, RunError, run_main
+from utils.files import atomic_write
+from utils.run import RunFolder
+from utils.signals import Interrupted, signals_noted
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = (
+    *("--gpu_ids", "-1", "--width", "0.1", "--image_width", "32", "--batch_size", "16"),
+    *("--no_landmarks", "--total_epoch", "3", "--relabel_epoch", "1", "--margin_2", "0.01"),
+)
+
+
+@pytest.fixture(scope="module")
+def faces_csv(tmp_path_factory):
+    faces = synthetic_faces(training=7, public=3, private=3)
+    return write_csv(faces, tmp_path_factory.mktemp("data") / "faces.csv")
+
+
+@pytest.fixture(scope="module")
+def whole(faces_csv, tmp_path_factory):
+    """Return the folder of an undisturbed run: 3 epochs of 4 batches."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    run("--data", faces_csv, "--out", folder, *TINY)
+    return folder
+
+
+def run(*argv, on_loss=None):
+    """Call train.main as if typed; `on_loss` gets the number of each batch and its losses."""
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(sys, "argv", ["train.py", *map(str, argv)])
+        if on_loss:
+            compute, count = train.compute_losses, iter(range(1_000_000))
+
+            def computed(output, *rest):
+                losses = compute(output, *rest)
+                return on_loss(next(count), losses, output) or losses
+
+            context.setattr(train, "compute_losses", computed)
+        train.main()
+
+
+def started(*argv, **options):
+    """Run train.py in a process of its own."""
+    command = [sys.executable, str(ROOT / "train.py"), *map(str, argv)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+# Signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("batch", [0, 5, 7, 11])  # the first of all, within, and the last of epochs
+def test_a_signal_saves_the_batches_that_are_done(whole, faces_csv, tmp_path, number, batch):
+    def kill(i, losses, output):
+        if i == batch:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(Interrupted, match=r"nothing is lost: bash train.sh --resume") as stopped:
+        run("--data", faces_csv, "--out", tmp_path / "r", *TINY, on_loss=kill)
+    assert stopped.value.number == number
+    saved = load_checkpoint(tmp_path / "r/last.pth")
+    assert (saved.epoch, saved.training["batches"]) == divmod(batch + 1, 4)
+    run("--resume", tmp_path / "r")
+    assert_same_run(whole, tmp_path / "r")
+
+
+def test_a_second_signal_does_not_wait():
+    with signals_noted() as signals:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals == [signal.SIGTERM]
+        with pytest.raises(Interrupted, match="at once"):
+            os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):  # afterwards it is as it was
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_exit_codes(capsys):
+    def ends(error):
+        def main():
+            raise error
+
+        with pytest.raises(SystemExit) as status:
+            run_main(main)
+        return status.value.code
+
+    assert ends(KeyboardInterrupt()) == 130
+    assert ends(Interrupted(signal.SIGTERM, "saved")) == 143
+    assert capsys.readouterr().err == "\ninterrupted\n\nsaved\n"
+    assert ends(RunError("no room")) == "error: no room"  # which Python prints, and exits with 1
+    with pytest.raises(SystemExit, match="143"):
+        run_main(partial(os.kill, os.getpid(), signal.SIGTERM))
+
+
+def test_runs_that_are_ended_at_random_moments(tmp_path):
+    tally = Harness(tmp_path, random.Random(1)).play(2)
+    assert sum(tally.values()) == 2
+
+
+# The disk, and the folder
+
+
+def stopped_within(folder, faces_csv, batch):
+    """Leave a run that was stopped after so many batches."""
+
+    def kill(i, losses, output):
+        if i == batch - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        run("--data", faces_csv, "--out", folder, *TINY, on_loss=kill)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(whole, faces_csv, tmp_path):
+    stopped_within(tmp_path / "r", faces_csv, 6)
+    before = (tmp_path / "r/last.pth").read_bytes()
+    most = len(before) // 4  # bytes of any file: so tables can be written, and weights cannot
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (most, most))
+    result = started("--resume", tmp_path / "r", preexec_fn=limit)
+    assert result.returncode == 1
+    assert "could not be written (File too large); free disk space" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert (tmp_path / "r/last.pth").read_bytes() == before
+    assert not list((tmp_path / "r").glob(".*.part"))
+    run("--resume", tmp_path / "r")
+    assert_same_run(whole, tmp_path / "r")
+
+
+def test_a_read_only_folder_leaves_the_file(tmp_path, monkeypatch):
+    (tmp_path / "a").write_text("old")
+
+    def refuse(*args, **options):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.mkstemp", refuse)  # root may write where others may not
+    read_only = pytest.raises(RunError, match=r"a could not be written \(Read-only file system\)")
+    with read_only, atomic_write(tmp_path / "a"):
+        pass
+    assert (tmp_path / "a").read_text() == "old"
+
+
+def test_the_second_run_in_a_folder_is_refused(whole, faces_csv):
+    before = {path: path.stat().st_mtime_ns for path in whole.iterdir()}
+    with RunFolder(whole):
+        result = started("--resume", whole)
+        assert result.returncode == 1
+        assert f"error: another process works in {whole}" in result.stderr
+    with pytest.raises(ProjectError, match="holds files already, and they are not overwritten"):
+        run("--data", faces_csv, "--out", whole, *TINY)
+    assert {path: path.stat().st_mtime_ns for path in whole.iterdir()} == before
+
+
+def test_partial_files_of_a_killed_process_are_removed(whole):
+    (whole / ".last.pth.x.part").write_text("half")
+    with RunFolder(whole):
+        assert not (whole / ".last.pth.x.part").exists()
+
+
+def test_runs_that_start_in_one_second_get_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.run.RUNS", tmp_path)
+    assert len({RunFolder.create("", "x").path for _ in range(5)}) == 5
+
+
+def test_trainings_that_start_at_once_share_the_caches(tmp_path):
+    csv = write_csv(synthetic_faces(training=30, public=10, private=10), tmp_path / "faces.csv")
+    argv = ["--gpu_ids", "-1", "--width", "0.1", "--image_width", "32", "--total_epoch", "1"]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, ROOT / "train.py", "--data", csv, "--out", tmp_path / str(i), *argv],
+            env=os.environ | {"FER_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+        )
+        for i in range(3)
+    ]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    for i in (1, 2):
+        assert_same_run(tmp_path / "0", tmp_path / str(i))
+    assert not list((tmp_path / "cache").rglob(".*.part"))
+
+
+def test_a_damaged_config_is_named(whole, tmp_path):
+    saved = json.loads((whole / "config.json").read_text())["options"]
+    for wrong in (
+        *({"options": saved | change} for change in ({"width": "x"}, {"trunk": "vgg12"})),
+        *({"options": saved | change} for change in ({"relabel": 1}, {"class_names": [1]})),
+        *({"options": saved | {"batch_size": 0}}, {"options": []}, {}, []),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(wrong))
+        with pytest.raises(ProjectError):
+            run("--resume", tmp_path)
+
+
+# Numbers
+
+
+@pytest.mark.parametrize("fault", ["loss", "gradient"])
+def test_the_batch_and_the_measure_that_is_no_number_are_named(faces_csv, tmp_path, fault):
+    def spoil(i, losses, output):
+        if i == 6:  # the third batch of the second epoch
+            if fault == "loss":
+                losses["loss_rank"] = losses["loss_rank"] + torch.inf
+            else:  # 0 by itself, and its gradient is 0 * inf
+                losses["loss"] = losses["loss"] + (0 * output.logits.sum()).abs().sqrt() * 0
+
+    named = {"loss": "loss_rank = inf", "gradient": "gradient_norm = nan"}[fault]
+    with pytest.raises(RunError, match=f"diverged in epoch 2, batch 3: .*{named}.*Lower --start"):
+        run("--data", faces_csv, "--out", tmp_path / "r", *TINY, on_loss=spoil)
+    saved = load_checkpoint(tmp_path / "r/last.pth")
+    assert (saved.epoch, saved.training["batches"]) == (1, 0)
+    assert all(value.isfinite().all() for value in saved.net.values())
+
+
+@pytest.mark.parametrize("trunk", ["resnet18", "vgg11"])
+@pytest.mark.parametrize("size", [1, 2])  # less than the 1 / 0.7 that both groups would need
+def test_tiny_batches(faces_csv, tmp_path, trunk, size):
+    argv = ("--data", faces_csv, "--out", tmp_path / "r", *TINY, "--total_epoch", 1)
+    run(*argv, "--batch_size", size, "--trunk", trunk, "--image_width", 48, "--start_lr", 1e-4)
+    saved = load_checkpoint(tmp_path / "r/last.pth")
+    assert all(value.isfinite().all() for value in saved.net.values())
+
+
+def test_batches_without_landmarks(tmp_path):
+    faces = synthetic_faces(training=7, public=3, private=3)
+    faces.landmarks[1:] = np.nan  # one face of all has some, so most batches have none
+    lists = [("train", "Training"), ("validation", "PublicTest")]
+    for split, usage in lists:
+        rows = np.flatnonzero(faces.usage == usage)
+        for row in rows:
+            train_image = tmp_path / f"{row}.pgm"
+            train_image.write_bytes(b"P5 48 48 255\n" + faces.images[row].tobytes())
+            if not np.isnan(faces.landmarks[row]).any():
+                text = " ".join(map(str, faces.landmarks[row].ravel()))
+                train_image.with_suffix(".txt").write_text(text)
+        (tmp_path / f"{split}_images.txt").write_text("\n".join(f"{row}.pgm" for row in rows))
+        (tmp_path / f"{split}_labels.txt").write_text("\n".join(map(str, faces.labels[rows])))
+    argv = [option for option in TINY if option != "--no_landmarks"]
+    run("--data", tmp_path, "--out", tmp_path / "r", *argv)
+    saved = load_checkpoint(tmp_path / "r/last.pth")
+    assert all(value.isfinite().all() for value in saved.net.values())
+
+
+def test_equal_importances():
+    equal = torch.full((10, 1), 0.5, requires_grad=True)
+    loss = rank_regularization(equal, 0.7, 0.15)
+    loss.backward()
+    assert loss.item() == pytest.approx(0.15)
+    assert equal.grad.isfinite().all()
+    logits, labels = torch.randn(10, 7), torch.arange(10) % 7
+    moved = relabel(logits, labels, 0.2, equal.detach(), 0.7)
+    assert (moved != labels).sum() <= 3  # the low group has three faces, whichever they are
+    assert weighted_cross_entropy(logits, equal, labels).isfinite()
+
+
+def test_a_class_without_a_face_is_scored():
+    labels = np.array([0, 0, 1, 1])
+    probabilities = np.full((4, 3), 1 / 3, np.float32)
+    probabilities[:, 2] += 0.1
+    scores = metrics.score(labels, probabilities, ("a", "b", "c"))
+    assert scores["accuracy"] == 0
+    assert all(np.isfinite(scores[name]) for name in ("balanced_accuracy", "macro_f1", "ece"))
