@@ -32,19 +32,18 @@ from models.scn import landmark_loss, rank_regularization, relabel, weighted_cro
 from models.state import State
 from test import evaluate
 from utils import metrics
-from utils.devices import autocast, bf16_pays, describe_device, pick_device
+from utils.devices import autocast, describe_device, pick_device, takes_bf16
 from utils.errors import WeightsError, run_main
 from utils.faults import Faults, diverged
-from utils.forecast import Forecast, duration
+from utils.forecast import Forecast
 from utils.frame import to_half_widths
-from utils.options import RECIPES, Options, check, parse, resumed, with_recipe
+from utils.options import Options, check, parse, resumed, with_recipe
 from utils.report import summary
 from utils.run import RunFolder
 from utils.run_log import RunLog
 from utils.signals import Interrupted, signals_noted
 
 PUBLIC_SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "ece")
-CPU_RECIPE_COST = 0.3  # of a face at half the width against the full one, measured on 2 cores
 
 
 def main() -> None:
@@ -139,7 +138,7 @@ def train(
     public_images = to_device(public, device).images
     rows = np.flatnonzero(faces.usage == "Training")
     log = RunLog(run, faces.class_names, options.total_epoch, state.epoch)
-    forecast = Forecast(device, lambda seconds: announce(seconds, state, training, options))
+    forecast = Forecast(device, options, len(rows), options.total_epoch - state.epoch)
     with signals_noted() as signals:
         while state.epoch < options.total_epoch and not signals:
             start = time.perf_counter()
@@ -147,7 +146,9 @@ def train(
             if means is None:
                 save(state, faces, options, run)
                 break
-            predictions = predict(state.ema.network, public_images, bf16=uses_bf16(options, device))
+            predictions = predict(
+                state.ema.network, public_images, bf16=takes_bf16(options.amp, device)
+            )
             if not np.isfinite(predictions.probabilities).all():
                 raise diverged(f"epoch {state.epoch}: its predictions are not finite")
             scores = metrics.score(public.labels, predictions.probabilities, public.class_names)
@@ -163,7 +164,7 @@ def train(
         raise Interrupted(
             signals[0], f"stopped, and nothing is lost: bash train.sh --resume {run.path}"
         )
-    log.close(state.history, title)
+    log.close(state.history, state.relabels, title)
 
 
 def train_one_epoch(
@@ -180,7 +181,7 @@ def train_one_epoch(
     device, n = training.images.device, len(training.labels)
     how = Augmentation(**{f.name: getattr(options, f.name) for f in fields(Augmentation)})
     network = state.network.train()
-    bf16 = uses_bf16(options, device)
+    bf16 = takes_bf16(options.amp, device)
     epoch = state.epoch + 1
     relabels = options.relabel and epoch >= options.relabel_epoch
     generator = torch.Generator(device).manual_seed(seed_of(options.seed, epoch))
@@ -243,10 +244,6 @@ def seed_of(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def uses_bf16(options: Options, device: torch.device) -> bool:
-    return options.amp == "bf16" or (options.amp == "auto" and bf16_pays(device))
-
-
 def compute_losses(
     output: Output, labels: Tensor, landmarks: Tensor | None, options: Options
 ) -> dict[str, Tensor]:
@@ -297,22 +294,6 @@ def save(state: State, faces: Faces, options: Options, run: RunFolder) -> None:
         save_checkpoint(run / "best.pth", checkpoint)
     last = replace(checkpoint, training=state.for_resume(faces.digest))
     save_checkpoint(run / "last.pth", last)
-
-
-def announce(seconds: float, state: State, training: Resident, options: Options) -> None:
-    """Say how long the run will take, and on a CPU, what would be shorter."""
-    steps = math.ceil(len(training.labels) / options.batch_size)
-    epochs = options.total_epoch - state.epoch + 1
-    whole = seconds * steps * epochs
-    speed = options.batch_size / seconds
-    tqdm.write(f"time     about {duration(whole)} for {epochs} epochs at {speed:,.0f} faces/s")
-    short = RECIPES["cpu"]
-    cheaper = CPU_RECIPE_COST * short["total_epoch"] / options.total_epoch
-    if training.images.device.type == "cpu" and options.recipe == "full" and cheaper < 1:
-        tqdm.write(
-            f"         --recipe cpu takes about {duration(whole * cheaper)}: a network of half the "
-            f"width, {short['total_epoch']} epochs"
-        )
 
 
 def conclude(

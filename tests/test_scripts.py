@@ -151,7 +151,7 @@ def whole(faces_csv, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("where", ["after last.pth", "before last.pth", "before any"])
+@pytest.mark.parametrize("where", ["after last.pth", "before last.pth", "before any", "at the end"])
 def test_a_stopped_run_goes_on_to_the_same_bits(whole, faces_csv, tmp_path, where):
     def stop(context):
         save, calls = train.save_checkpoint, []
@@ -163,6 +163,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(whole, faces_csv, tmp_path, wher
                 raise KeyboardInterrupt
             save(path, checkpoint)
             if where == "after last.pth" and second:
+                raise KeyboardInterrupt
+            if where == "at the end" and calls.count("last.pth") == 3:
                 raise KeyboardInterrupt
 
         context.setattr(train, "save_checkpoint", stopping)

@@ -45,6 +45,11 @@ def describe_device(device: torch.device) -> str:
     return f"CPU ({platform.machine()}, {simd}), {torch.get_num_threads()} threads"
 
 
+def takes_bf16(amp: str, device: torch.device) -> bool:
+    """Tell whether `--amp` means bfloat16: auto does where the hardware computes it."""
+    return amp == "bf16" or (amp == "auto" and bf16_pays(device))
+
+
 def bf16_pays(device: torch.device) -> bool:
     """Tell whether bfloat16 is computed by the hardware, rather than emulated slowly."""
     if device.type == "cuda":

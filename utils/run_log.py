@@ -36,10 +36,7 @@ class RunLog:
         self, history: Sequence[Row], relabels: Sequence[tuple[int, int, int, int]], seconds: float
     ) -> None:
         """Tell of the epoch that is the last of `history`."""
-        self._run.write_csv("metrics.csv", pd.DataFrame(history))
-        moves = pd.DataFrame(relabels, columns=("row", "from", "to", "epoch"))
-        names = dict(enumerate(self._class_names))
-        self._run.write_csv("relabels.csv", moves.replace({"from": names, "to": names}))
+        self._write_tables(history, relabels)
         row = history[-1]
         for name, value in {**row, "seconds": seconds}.items():
             if name != "epoch" and value is not None:  # public_accuracy -> public/accuracy
@@ -47,10 +44,23 @@ class RunLog:
         self._board.flush()
         print(self._line(history, seconds), flush=True)
 
-    def close(self, history: Sequence[Row], title: str) -> None:
-        """Draw the learning curves."""
+    def close(
+        self, history: Sequence[Row], relabels: Sequence[tuple[int, int, int, int]], title: str
+    ) -> None:
+        """Draw the learning curves, and mend the tables of a run killed before it wrote them."""
         self._board.close()
+        self._write_tables(history, relabels)
         self._run.write_figure("learning_curves.png", learning_curves(history, title))
+
+    def _write_tables(
+        self, history: Sequence[Row], relabels: Sequence[tuple[int, int, int, int]]
+    ) -> None:
+        self._run.write_csv("metrics.csv", pd.DataFrame(history))
+        moves = pd.DataFrame(relabels, columns=("row", "from", "to", "epoch"))
+        names = dict(enumerate(self._class_names))
+        for column in ("from", "to"):
+            moves[column] = moves[column].map(names)
+        self._run.write_csv("relabels.csv", moves)
 
     def _line(self, history: Sequence[Row], seconds: float) -> str:
         row = history[-1]
