@@ -91,13 +91,21 @@ class State:
             self.network.load_state_dict(saved["network"])
             self.ema.network.load_state_dict(checkpoint.net)
             self.optimizer.load_state_dict(saved["optimizer"])
-            self.labels.copy_(saved["labels"])
+            self.labels.copy_(_same_kind(saved["labels"], self.labels))
             self.history = [dict(row) for row in saved["history"]]
             self.relabels = [(int(i), int(a), int(b), int(e)) for i, a, b, e in saved["relabels"]]
             self.batches = int(saved["batches"])
             self.sums = {name: value.to(device) for name, value in saved["sums"].items()}
             if self.batches:
-                self.labels_before = saved["labels_before"].to(device)
-        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+                before = _same_kind(saved["labels_before"], self.labels)
+                self.labels_before = before.to(device)
+        except Exception as error:  # strange contents fail in a dozen ways
             raise RunError(f"last.pth does not fit its run ({error}); start a new run") from error
         self.epoch = checkpoint.epoch
+
+
+def _same_kind(saved: Tensor, labels: Tensor) -> Tensor:
+    """Return saved labels, or raise ValueError where copying them would stretch or change them."""
+    if saved.shape != labels.shape or saved.dtype != labels.dtype:
+        raise ValueError(f"{len(labels)} labels are wanted")
+    return saved

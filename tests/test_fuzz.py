@@ -326,6 +326,18 @@ def test_a_state_with_other_contents_is_refused(data):
         state.restore(checkpoint, "digest")
 
 
+@pytest.mark.parametrize("labels", [5, -(2**70), torch.zeros(3), torch.zeros(5, dtype=torch.long)])
+def test_labels_of_another_shape_are_refused(labels):
+    network = FERNet(SMALL)
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    state = State(network, EMA(network, 0.9), optimizer, torch.zeros(4, dtype=torch.long))
+    saved = state.for_resume("digest") | {"labels": labels}
+    with pytest.raises(RunError, match="does not fit its run"):
+        state.restore(
+            Checkpoint(SMALL, network.state_dict(), EMOTIONS, 48, training=saved), "digest"
+        )
+
+
 @given(data=st.data())
 def test_a_damaged_config(folder, data):
     run = RunFolder(folder)
