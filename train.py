@@ -179,10 +179,11 @@ def train_one_epoch(
         The means, or None where a signal stopped the epoch; the state knows how far it came.
     """
     device, n = training.images.device, len(training.labels)
-    how = Augmentation(**{f.name: getattr(options, f.name) for f in fields(Augmentation)})
     network = state.network.train()
     bf16 = takes_bf16(options.amp, device)
     epoch = state.epoch + 1
+    amounts = {f.name: getattr(options, f.name, None) for f in fields(Augmentation)}
+    how = Augmentation(**amounts | {"size": options.width_in(epoch)})
     relabels = options.relabel and epoch >= options.relabel_epoch
     generator = torch.Generator(device).manual_seed(seed_of(options.seed, epoch))
     # Batches of one size, give or take a face: a small last one would upset batch norm and ranks.

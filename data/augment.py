@@ -31,6 +31,7 @@ class Augmentation:
             the grey range.
         erasing: the share of faces of which one rectangle is hidden.
         erased_area: the largest rectangle, a share of the face.
+        size: width in pixels of the faces that come out; 0 leaves it.
     """
 
     flip: float = 0.0
@@ -40,6 +41,7 @@ class Augmentation:
     light: float = 0.0
     erasing: float = 0.0
     erased_area: float = 0.2
+    size: int = 0
 
 
 def augment(
@@ -54,7 +56,8 @@ def augment(
         generator: on the images' device; equal states give equal batches.
 
     Returns:
-        float images [N, C, H, W], 0 to 255, and the landmarks moved alike.
+        float images [N, C, H, W], 0 to 255, and the landmarks moved alike. Where
+        how.size is not 0, H and W are that; half widths stay what they are.
     """
     images = images.float()
     n, device = len(images), images.device
@@ -67,7 +70,7 @@ def augment(
         even(math.radians(how.rotation)), 1 + even(how.scale), even(2 * how.shift),
         even(2 * how.shift), mirrored,
     )  # fmt: skip
-    images = warp(images, matrix)
+    images = warp(images, matrix, how.size)
     images = _light(images, 1 + even(how.light), even(127.5 * how.light))
     images = _erase(images, how, generator)
     if landmarks is not None:
@@ -87,12 +90,16 @@ def affine(angle: Tensor, scale: Tensor, x: Tensor, y: Tensor, mirrored: Tensor)
     return torch.stack(rows, 1)
 
 
-def warp(images: Tensor, matrix: Tensor) -> Tensor:
-    """Move the pixels [N, C, H, W] of each face by its matrix [N, 2, 3]; the border is repeated."""
+def warp(images: Tensor, matrix: Tensor, size: int = 0) -> Tensor:
+    """Move the pixels [N, C, H, W] of each face by its matrix [N, 2, 3]; the border is repeated.
+
+    They come out as [N, C, size, size] where a size is given.
+    """
     # grid_sample asks where pixels come from; inv_ex does not wait for the device, as inv does.
     linear = torch.linalg.inv_ex(matrix[:, :, :2]).inverse
     back = torch.cat((linear, -linear @ matrix[:, :, 2:]), 2)
-    grid = F.affine_grid(back, list(images.shape), align_corners=False)
+    shape = [*images.shape[:2], size, size] if size else list(images.shape)
+    grid = F.affine_grid(back, shape, align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -69,7 +70,7 @@ class Faces:
             return np.zeros(len(self), dtype=bool)
         return ~np.isnan(self.landmarks).any(axis=(1, 2))
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """A name for this very content: equal pixels, labels and usages give equal digests."""
         digest = hashlib.blake2b(digest_size=16)

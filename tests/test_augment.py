@@ -66,6 +66,18 @@ def test_pixels_and_landmarks_move_alike(move, spot):
     torch.testing.assert_close(seen, told, atol=0.06, rtol=0)
 
 
+@pytest.mark.parametrize("size", [32, 40, 64])
+def test_pixels_and_landmarks_agree_at_another_size(size):
+    spot, how = (14.0, 30.0), replace(STILL, rotation=15, shift=0.05, flip=0.5, size=size)
+    landmarks = to_half_widths(torch.tensor([[spot] * 68]), 48).repeat(8, 1, 1)
+    faces, moved = augment(spot_face(spots=[spot]).repeat(8, 1, 1, 1), landmarks, how, generator())
+    assert faces.shape == (8, 1, size, size)
+    for face, points in zip(faces, to_pixels(moved, size)):
+        torch.testing.assert_close(
+            centre_of_light(face[None]), points[0].double(), atol=0.06, rtol=0
+        )
+
+
 def test_shift_by_hand():
     # A quarter of a half width to the right is 6 pixels of 48.
     assert centre_of_light(warp(spot_face(spots=[(14.0, 18.0)]), matrix(x=0.25))).tolist() == (

@@ -57,11 +57,20 @@ def test_recipes_are_sound_and_can_be_overridden(recipe):
         {"start_lr": 0.0},
         {"margin_1": -0.1},
         {"start_lr": float("nan")},
+        {"sizes": (32, 40)},
+        {"sizes": (16, 48)},
+        {"sizes": (48,) * 201},
     ],
 )
 def test_options_out_of_range_are_named(wrong):
     with pytest.raises(OptionError, match=f"--{next(iter(wrong))}"):
         check(replace(Options(), **wrong))
+
+
+def test_sizes_share_the_epochs():
+    options = check(Options(sizes=(32, 40, 48), total_epoch=7))
+    assert [options.width_in(epoch) for epoch in range(1, 8)] == [32, 32, 32, 40, 40, 48, 48]
+    assert Options(image_width=64).width_in(3) == 64
 
 
 def test_without_importances_nothing_is_ranked():

@@ -221,13 +221,14 @@ def test_seeds(whole, faces_csv, tmp_path):
         (("--no_rank",), {"loss_rank"}),
         (("--no_relabel", "--trunk", "vgg11", "--optimizer", "adam", "--start_lr", 0.001), set()),
         (("--relabel_group", "all", "--relabel_logits", "weighted"), set()),
+        (("--sizes", 32, 48), set()),
         (("--no_landmarks", "--image_width", 32), {"loss_landmarks", "public_landmark_error"}),
     ],
 )
 def test_every_module_can_be_switched_off(faces_csv, tmp_path, monkeypatch, switches, absent):
     if "--no_landmarks" in switches:
         monkeypatch.setitem(sys.modules, "dlib", None)  # it must not be needed
-    argv = (*TINY, "--relabel_epoch", 1, "--margin_2", 0.01, "--total_epoch", 1, *switches)
+    argv = (*TINY, "--relabel_epoch", 1, "--margin_2", 0.01, *switches)
     run(train, "--data", faces_csv, "--out", tmp_path / "r", *argv)
     row = table(tmp_path / "r/metrics.csv")[0]
     known = {"loss", "loss_expression", "loss_rank", "loss_landmarks", "public_landmark_error"}

@@ -45,7 +45,9 @@ class Forecast:
 
     def _say(self, seconds: float) -> None:
         options, epochs = self._options, self._epochs
-        whole = seconds * math.ceil(self._n / options.batch_size) * epochs
+        first = options.total_epoch - epochs + 1
+        areas = [options.width_in(epoch) ** 2 for epoch in range(first, options.total_epoch + 1)]
+        whole = seconds * math.ceil(self._n / options.batch_size) * sum(areas) / areas[0]
         speed = options.batch_size / seconds
         tqdm.write(f"time     about {duration(whole)} for {epochs} epochs at {speed:,.0f} faces/s")
         short = RECIPES["cpu"]

@@ -76,6 +76,9 @@ class Options:
 
     total_epoch: int = 200
     """Epochs in all."""
+    sizes: tuple[int, ...] = ()
+    """Train on smaller faces first: their widths in pixels, each for an equal share of the
+    epochs, the last one the image_width; 32 40 48 spares three tenths of the arithmetic."""
     batch_size: int = 128
     """Faces per step."""
     optimizer: Literal["sgd", "adam"] = "sgd"
@@ -112,6 +115,12 @@ class Options:
     """Processes that look for landmarks; 0 takes one per core."""
     final_test: bool = True
     """Look at PrivateTest at the end, once. Turn it off while you are still choosing."""
+
+    def width_in(self, epoch: int) -> int:
+        """Return the width in pixels of the faces trained on in an epoch, counted from 1."""
+        if not self.sizes:
+            return self.image_width
+        return self.sizes[(epoch - 1) * len(self.sizes) // self.total_epoch]
 
 
 # A short run gains from Adam, small batches and mild changes: in one epoch of FER2013 at a quarter
@@ -194,6 +203,14 @@ def check(options: Options) -> Options:
     ]
     if wrong:
         raise OptionError(f"out of range: {', '.join(wrong)}")
+    sizes = options.sizes
+    if sizes and (sizes[-1] != options.image_width or not all(32 <= s <= 224 for s in sizes)):
+        raise OptionError(
+            f"--sizes {' '.join(map(str, sizes))}: give widths of 32 to 224 pixels, the last one "
+            f"the --image_width, {options.image_width}, at which the network is evaluated"
+        )
+    if len(sizes) > options.total_epoch:
+        raise OptionError(f"--sizes names {len(sizes)} widths for {options.total_epoch} epochs")
     if not options.importance:
         options = replace(options, rank=False, relabel_group="all")
     return options
@@ -229,9 +246,9 @@ def _from_json(saved: Any) -> Options:
     before = {}
     for name, kind in get_type_hints(Options).items():
         value = saved.get(name, getattr(Options(), name))
-        if name == "class_names":
+        if get_origin(kind) is tuple:
             value = tuple(value) if isinstance(value, list) else value
-            fine = isinstance(value, tuple) and all(isinstance(v, str) for v in value)
+            fine = isinstance(value, tuple) and {type(v) for v in value} <= {get_args(kind)[0]}
         elif get_origin(kind) is Literal:
             fine = value in get_args(kind)
         else:
