@@ -15,8 +15,8 @@ import numpy as np
 
 from data.faces import EMOTIONS, Faces
 from data.landmarks import add_landmarks
-from data.resident import images_to_device
 from data.source import find_source, load_faces
+from data.store import images_to_device
 from models.checkpoint import load_checkpoint
 from models.inference import predict
 from models.network import FERNet, describe

@@ -8,35 +8,42 @@ python train.py --resume model_save/RUN  on from where a run stopped
 from __future__ import annotations
 
 import math
+import signal
 import sys
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 
 from data.augment import Augmentation, augment
 from data.faces import Faces, check_trainable
 from data.landmarks import add_landmarks
-from data.resident import Resident, to_device
 from data.source import Source, find_source, load_faces
-from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, transfer
+from data.store import Store, images_to_device
+from models.batch_norm import synchronized
+from models.checkpoint import load_checkpoint, transfer
 from models.ema import EMA
-from models.inference import predict
+from models.inference import Predictions, predict
 from models.network import Architecture, FERNet, Output, describe
 from models.optimizer import learning_rate, make_optimizer, set_learning_rate
+from models.saving import Saver
 from models.scn import landmark_loss, rank_regularization, relabel, weighted_cross_entropy
 from models.state import State
 from test import evaluate
 from utils import metrics
-from utils.devices import autocast, describe_device, pick_device, takes_bf16
+from utils.devices import autocast, compiled, describe_device, listed_gpus, pick_device, takes_bf16
 from utils.errors import WeightsError, run_main
 from utils.faults import Faults, diverged
 from utils.forecast import Forecast
 from utils.frame import to_half_widths
+from utils.group import Group, launch
 from utils.options import Options, check, parse, resumed, with_recipe
 from utils.report import summary
 from utils.run import RunFolder
@@ -47,11 +54,42 @@ PUBLIC_SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "ece")
 
 
 def main() -> None:
-    options, source, earlier = begin(sys.argv[1:])
-    device = pick_device(options.gpu_ids)
-    print(f"device   {describe_device(device)}")
-    print(f"data     {source.line}")
-    faces = load_faces(source, options.image_width, options.channels, options.class_names)
+    argv = sys.argv[1:]
+    options, earlier = begin(argv)
+    group, gpus = Group(), listed_gpus(options.gpu_ids)
+    if group.size == 1 and len(gpus) > 1:
+        pick_device(options.gpu_ids, len(gpus) - 1)  # they are all there, or an error tells
+        sys.exit(launch(__file__, argv, len(gpus)))
+    device = pick_device(options.gpu_ids, group.local_rank)
+    with group.joined(device):
+        run_on(device, group, options, earlier, argv)
+
+
+def begin(argv: list[str]) -> tuple[Options, RunFolder | None]:
+    """Read the options, and of a run that goes on its folder, whose options are kept."""
+    options = parse(Options, argv, __doc__)
+    if not options.resume:
+        return options, None
+    run = RunFolder.reopen(options.resume)
+    options = resumed(run.read_json("config.json").get("options"), argv, __doc__)
+    return replace(options, resume=""), run
+
+
+def run_on(
+    device: torch.device,
+    group: Group,
+    options: Options,
+    earlier: RunFolder | None,
+    argv: list[str],
+) -> None:
+    """Read the faces, build or restore the network, train and evaluate it."""
+    print(f"device   {describe_device(device)}{f', {group.size} processes' * (group.size > 1)}")
+    with group.first_here():
+        source = find_source(options.data)
+        if not earlier:
+            options = with_recipe_for(source, options.recipe, argv)
+        print(f"data     {source.line}")
+        faces = load_faces(source, options.image_width, options.channels, options.class_names)
     check_trainable(faces)
     counts = ", ".join(f"{n:,} {usage}" for usage, n in faces.counts().items())
     print(f"         {faces.source}: {len(faces):,} faces, {counts}")
@@ -61,42 +99,46 @@ def main() -> None:
         network = FERNet(checkpoint.architecture)
     else:
         network = build_network(options, faces)
-    with earlier or RunFolder.create(options.out, options.trunk) as run:
-        run.write_json("config.json", {"options": asdict(options), "torch": torch.__version__})
+    run = nullcontext()  # of a process that writes nothing
+    if group.is_main:
+        run = earlier or RunFolder.create(options.out, options.trunk)
+    with run as folder:
+        if folder:
+            config = {"options": asdict(options), "torch": torch.__version__}
+            folder.write_json("config.json", config)
         if options.landmarks:
-            faces = add_landmarks(faces, jobs=options.jobs or None)
+            with group.first_here():
+                faces = add_landmarks(faces, jobs=options.jobs or None)
             if not network.mean_face.any():  # that is, where the head starts afresh
                 mean_face = to_half_widths(faces.mean_face(), options.image_width)
                 network.mean_face.copy_(torch.from_numpy(mean_face))
+        if group.size > 1:
+            network = synchronized(network, device)
         network = network.to(device, memory_format=torch.channels_last)
-        training = to_device(faces.of("Training"), device)
+        rows = np.flatnonzero(faces.usage == "Training")
+        store = Store(faces, rows, device, options.store)
         state = State(
-            network, EMA(network, options.ema), make_optimizer(network, options), training.labels
+            network, EMA(network, options.ema), make_optimizer(network, options), store.labels
         )
         if checkpoint:
             state.restore(checkpoint, faces.digest)
+            if not group.is_main:  # whose sums are those of all
+                state.sums = {name: torch.zeros_like(value) for name, value in state.sums.items()}
         print(f"network  {describe(network)}")
-        print(f"run      {run.path}, recipe {options.recipe}: epochs {state.epoch + 1} to ", end="")
-        print(f"{options.total_epoch} of {len(training.labels):,} faces", flush=True)
-
+        if folder:
+            print(f"run      {folder.path}, recipe {options.recipe}: epochs ", end="")
+            print(f"{state.epoch + 1} to {options.total_epoch} of {len(rows):,} faces", flush=True)
         title = f"{options.trunk}, {source.name}"
-        train(state, training, faces, options, run, title=title)
-        conclude(faces, options, run, device, title)
+        train(state, store, faces, options, group=group, run=folder, title=title)
+        if folder:
+            conclude(faces, options, folder, device, title)
 
 
-def begin(argv: list[str]) -> tuple[Options, Source, RunFolder | None]:
-    """Read the options: a new run's over its recipe, a resumed run's from its folder."""
-    options = parse(Options, argv, __doc__)
-    if options.resume:
-        run = RunFolder.reopen(options.resume)
-        options = resumed(run.read_json("config.json").get("options"), argv, __doc__)
-        return replace(options, resume=""), find_source(options.data), run
-    source = find_source(options.data)
-    recipe = options.recipe
+def with_recipe_for(source: Source, recipe: str, argv: list[str]) -> Options:
+    """Return the options of a new run: the command line's, over those of its recipe."""
     if recipe == "auto":
         recipe = "sample" if source.is_sample else "full"
-    options = parse(Options, argv, __doc__, with_recipe(recipe))
-    return check(replace(options, recipe=recipe)), source, None
+    return check(replace(parse(Options, argv, __doc__, with_recipe(recipe)), recipe=recipe))
 
 
 def build_network(options: Options, faces: Faces) -> FERNet:
@@ -123,32 +165,42 @@ def build_network(options: Options, faces: Faces) -> FERNet:
         print(f"weights  {options.model_path} (epoch {checkpoint.epoch}){also}")
     else:
         network = FERNet(architecture)
-        images = faces.of("Training").images
-        network.pixel_mean.fill_(float(images.mean()))
-        network.pixel_std.fill_(max(float(images.std()), 1.0))
+        mean, std = faces.grey_levels("Training")
+        network.pixel_mean.fill_(mean)
+        network.pixel_std.fill_(max(std, 1.0))
     return network
 
 
 def train(
-    state: State, training: Resident, faces: Faces, options: Options, run: RunFolder, *, title: str
+    state: State,
+    store: Store,
+    faces: Faces,
+    options: Options,
+    *,
+    group: Group,
+    run: RunFolder | None,
+    title: str,
 ) -> None:
     """Train to the last epoch; after each one choose on PublicTest, and leave all on disk."""
-    device = training.images.device
+    device = store.labels.device
     public = faces.of("PublicTest")
-    public_images = to_device(public, device).images
+    public_share = images_to_device(public.images[group.share(len(public))], device)
     rows = np.flatnonzero(faces.usage == "Training")
-    log = RunLog(run, faces.class_names, options.total_epoch, state.epoch)
+    model = model_of(state.network, options, group)
     forecast = Forecast(device, options, len(rows), options.total_epoch - state.epoch)
-    with signals_noted() as signals:
-        while state.epoch < options.total_epoch and not signals:
+    if run:
+        saver = Saver(run.path, options, faces.class_names, faces.digest)
+        log = RunLog(run, faces.class_names, options.total_epoch, state.epoch)
+    with signals_noted(patient=group.size > 1) as signals:
+        while state.epoch < options.total_epoch:
             start = time.perf_counter()
-            means = train_one_epoch(state, training, options, forecast, signals)
-            if means is None:
-                save(state, faces, options, run)
-                break
-            predictions = predict(
-                state.ema.network, public_images, bf16=takes_bf16(options.amp, device)
+            means = train_one_epoch(
+                state, model, store, options, group=group, forecast=forecast, signals=signals
             )
+            if means is None:
+                break
+            part = predict(state.ema.network, public_share, bf16=takes_bf16(options.amp, device))
+            predictions = Predictions.joined(group.gather(part))
             if not np.isfinite(predictions.probabilities).all():
                 raise diverged(f"epoch {state.epoch}: its predictions are not finite")
             scores = metrics.score(public.labels, predictions.probabilities, public.class_names)
@@ -158,27 +210,46 @@ def train(
                 means["public_landmark_error"] = error
             relabeled = state.note_relabels(rows)
             state.history.append({"epoch": state.epoch, **means, "relabeled": relabeled})
-            save(state, faces, options, run)
-            log.epoch(state.history, state.relabels, time.perf_counter() - start)
-    if signals:
-        raise Interrupted(
-            signals[0], f"stopped, and nothing is lost: bash train.sh --resume {run.path}"
-        )
-    log.close(state.history, state.relabels, title)
+            if run:
+                saver.epoch(state)
+                log.epoch(state.history, state.relabels, time.perf_counter() - start)
+    if run:
+        saver.write(state)
+    if signals or state.epoch < options.total_epoch:  # then another process got the signal
+        told = f": bash train.sh --resume {run.path}" if run else ""
+        number = signals[0] if signals else signal.SIGTERM
+        raise Interrupted(number, f"stopped, and nothing is lost{told}")
+    if run:
+        log.close(state.history, state.relabels, title)
+
+
+def model_of(network: FERNet, options: Options, group: Group) -> Callable[[Tensor], Output]:
+    """Return the network as it is called in a step: compiled if wanted, shared among processes."""
+    model = compiled(network) if options.compile else network
+    return DistributedDataParallel(model) if group.size > 1 else model
 
 
 def train_one_epoch(
-    state: State, training: Resident, options: Options, forecast: Forecast, signals: list[int]
+    state: State,
+    model: Callable[[Tensor], Output],
+    store: Store,
+    options: Options,
+    *,
+    group: Group,
+    forecast: Forecast,
+    signals: list[int],
 ) -> dict[str, float] | None:
     """Show every Training face once, augmented; return the means of losses and measures.
 
     An epoch of a run that was stopped within it goes on after the last batch
-    that was done. Nothing in the loop waits for a GPU: the sums stay there.
+    that was done. Nothing in the loop waits for a GPU: the sums stay there. This
+    process does its share of each batch as one process would do it; only
+    dropout and the ranking of importances are its own.
 
     Returns:
         The means, or None where a signal stopped the epoch; the state knows how far it came.
     """
-    device, n = training.images.device, len(training.labels)
+    device, n = store.labels.device, len(store.labels)
     network = state.network.train()
     bf16 = takes_bf16(options.amp, device)
     epoch = state.epoch + 1
@@ -189,30 +260,38 @@ def train_one_epoch(
     # Batches of one size, give or take a face: a small last one would upset batch norm and ranks.
     order = torch.randperm(n, generator=generator, device=device)
     batches = order.tensor_split(math.ceil(n / options.batch_size))
+    shares = [group.share(len(batch)) for batch in batches]
     if not state.batches:
         state.labels_before, state.sums = state.labels.clone(), {}
+    first = state.batches
+    stream = store.stream([batch[share] for batch, share in zip(batches, shares)][first:])
     faults = Faults(epoch)
     title = f"epoch {epoch}/{options.total_epoch}"
-    bar = tqdm(
-        None, title, len(batches), initial=state.batches, unit="batch", leave=False, disable=None
-    )
-    for i in range(state.batches, len(batches)):
-        if signals:
+    bar = tqdm(None, title, len(batches), initial=first, unit="batch", leave=False, disable=None)
+    for i in range(first, len(batches)):
+        if group.time_to_agree(i) and group.any(bool(signals)):
             break
-        which = batches[i]
+        batch, share = batches[i], shares[i]
         step = state.epoch * len(batches) + i
         done = (step + 0.5) / (options.total_epoch * len(batches))
         set_learning_rate(state.optimizer, learning_rate(options, done))
         seed = seed_of(options.seed, epoch, i)
-        torch.manual_seed(seed)  # dropout
+        torch.manual_seed(seed + group.rank)  # dropout
         generator.manual_seed(seed)  # augmentation
-        labels = state.labels[which]
-        landmarks = training.landmarks[which] if options.landmarks else None
-        images, landmarks = augment(training.images[which], landmarks, how, generator)
+        images, landmarks = next(stream)
+        landmarks = landmarks if options.landmarks else None
+        images, landmarks = augment(
+            images, landmarks, how, generator, share=share, among=len(batch)
+        )
+        labels = state.labels[batch[share]]
 
         with autocast(device, bf16):
-            output = network(images)
-        losses = compute_losses(output, labels, landmarks, options)
+            output = model(images)
+        weight = group.size * len(labels) / len(batch)
+        known_num = store.known[batch].sum().clamp(min=1) / group.size
+        losses = compute_losses(
+            output, labels, landmarks, options, weight=weight, known_num=known_num
+        )
         state.optimizer.zero_grad()
         losses["loss"].backward()
         norm = get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
@@ -220,20 +299,23 @@ def train_one_epoch(
         state.ema.update(network, step)
 
         if relabels:
-            state.labels[which] = relabel_batch(output, labels, options)
+            state.labels[batch[share]] = relabel_batch(output, labels, options)
+        right = output.clean_logits.argmax(1) == labels
         measures = losses | {
-            "train_accuracy": (output.clean_logits.argmax(1) == labels).float().mean(),
-            "importance_mean": output.importance.mean(),
+            "train_accuracy": weight * right.float().mean(),
+            "importance_mean": weight * output.importance.mean(),
             "gradient_norm": norm,
         }
         faults.note(i, measures)
         for name, value in measures.items():
-            state.sums[name] = state.sums.get(name, 0) + value.detach() * len(which)
+            part = value.detach() * (len(batch) / group.size)
+            state.sums[name] = state.sums.get(name, 0) + part
         state.batches = i + 1
         forecast.batch()
         bar.update()
     bar.close()
     faults.stop_if_any()
+    state.meet(group)
     if state.batches < len(batches):
         return None
     state.epoch, state.batches = epoch, 0
@@ -246,19 +328,32 @@ def seed_of(*numbers: int) -> int:
 
 
 def compute_losses(
-    output: Output, labels: Tensor, landmarks: Tensor | None, options: Options
+    output: Output,
+    labels: Tensor,
+    landmarks: Tensor | None,
+    options: Options,
+    *,
+    weight: float = 1.0,
+    known_num: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Return the loss that is minimised, and the parts that it is the weighted sum of."""
-    expression = weighted_cross_entropy(
+    """Return the loss that is minimised, and the parts that it is the weighted sum of.
+
+    Args:
+        output: of this process's share of a batch, as are the labels and landmarks.
+        weight: of the share, 1 on average over the processes; the mean of their losses is
+            then the loss of the batch.
+        known_num: the batch's faces with landmarks, per process; by default those in the share.
+    """
+    expression = weight * weighted_cross_entropy(
         output.logits, output.importance, labels, options.label_smoothing
     )
     losses = {"loss": expression, "loss_expression": expression}
     if options.rank:
-        rank = rank_regularization(output.importance, options.beta, options.margin_1)
+        rank = weight * rank_regularization(output.importance, options.beta, options.margin_1)
         losses["loss_rank"] = rank
         losses["loss"] = losses["loss"] + options.rank_weight * rank
     if options.landmarks:
-        points = landmark_loss(output.landmarks, landmarks)
+        points = landmark_loss(output.landmarks, landmarks, known_num)
         losses["loss_landmarks"] = points
         losses["loss"] = losses["loss"] + options.landmark_weight * points
     return losses
@@ -272,29 +367,6 @@ def relabel_batch(output: Output, labels: Tensor, options: Options) -> Tensor:
         logits = output.importance * logits
     importance = output.importance if options.relabel_group == "low" else None
     return relabel(logits, labels, options.margin_2, importance, options.beta)
-
-
-def save(state: State, faces: Faces, options: Options, run: RunFolder) -> None:
-    """Write best.pth where the last epoch is the best on PublicTest, then last.pth.
-
-    A resumed run starts from last.pth, so it comes second: a run killed between
-    the two repeats the epoch, and writes the same best.pth again.
-    """
-    row = state.history[-1] if state.history else {}
-    checkpoint = Checkpoint(
-        architecture=state.network.architecture,
-        net=state.ema.network.state_dict(),
-        class_names=faces.class_names,
-        image_width=options.image_width,
-        epoch=state.epoch,
-        options=asdict(options),
-        scores={name: row[f"public_{name}"] for name in PUBLIC_SCORES if row},
-    )
-    is_best = all(row["public_accuracy"] > r["public_accuracy"] for r in state.history[:-1])
-    if row and is_best and not state.batches:
-        save_checkpoint(run / "best.pth", checkpoint)
-    last = replace(checkpoint, training=state.for_resume(faces.digest))
-    save_checkpoint(run / "last.pth", last)
 
 
 def conclude(

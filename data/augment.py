@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -45,7 +46,13 @@ class Augmentation:
 
 
 def augment(
-    images: Tensor, landmarks: Tensor | None, how: Augmentation, generator: torch.Generator
+    images: Tensor,
+    landmarks: Tensor | None,
+    how: Augmentation,
+    generator: torch.Generator,
+    *,
+    share: slice = slice(None),
+    among: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Change each face of a batch at random.
 
@@ -54,25 +61,31 @@ def augment(
         landmarks: [N, 68, 2] in half widths, NaN where unknown; or None.
         how: the amounts.
         generator: on the images' device; equal states give equal batches.
+        share: the place of these faces in a batch of `among` faces of which other
+            processes change the others: each face is changed as one process would.
 
     Returns:
         float images [N, C, H, W], 0 to 255, and the landmarks moved alike. Where
         how.size is not 0, H and W are that; half widths stay what they are.
     """
     images = images.float()
-    n, device = len(images), images.device
+    drawn = torch.rand(13, among or len(images), device=images.device, generator=generator)
+    mirror, angle, scale, x, y, contrast, brightness, *hidden = drawn[:, share]
 
-    def even(limit: float) -> Tensor:
-        return (2 * torch.rand(n, device=device, generator=generator) - 1) * limit
+    def even(draw: Tensor, limit: float) -> Tensor:
+        return (2 * draw - 1) * limit
 
-    mirrored = torch.rand(n, device=device, generator=generator) < how.flip
+    mirrored = mirror < how.flip
     matrix = affine(
-        even(math.radians(how.rotation)), 1 + even(how.scale), even(2 * how.shift),
-        even(2 * how.shift), mirrored,
-    )  # fmt: skip
+        even(angle, math.radians(how.rotation)),
+        1 + even(scale, how.scale),
+        even(x, 2 * how.shift),
+        even(y, 2 * how.shift),
+        mirrored,
+    )
     images = warp(images, matrix, how.size)
-    images = _light(images, 1 + even(how.light), even(127.5 * how.light))
-    images = _erase(images, how, generator)
+    images = _light(images, 1 + even(contrast, how.light), even(brightness, 127.5 * how.light))
+    images = _erase(images, how, *(draw.view(-1, 1, 1, 1) for draw in hidden))
     if landmarks is not None:
         landmarks = move_landmarks(landmarks, matrix, mirrored)
     return images, landmarks
@@ -95,19 +108,32 @@ def warp(images: Tensor, matrix: Tensor, size: int = 0) -> Tensor:
 
     They come out as [N, C, size, size] where a size is given.
     """
-    # grid_sample asks where pixels come from; inv_ex does not wait for the device, as inv does.
-    linear = torch.linalg.inv_ex(matrix[:, :, :2]).inverse
-    back = torch.cat((linear, -linear @ matrix[:, :, 2:]), 2)
+    # grid_sample asks where pixels come from.
+    back = _inverse(matrix)
     shape = [*images.shape[:2], size, size] if size else list(images.shape)
     grid = F.affine_grid(back, shape, align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
+def _inverse(matrix: Tensor) -> Tensor:
+    """Return the affine maps [N, 2, 3] that undo these; by hand, for torch.linalg is slow here."""
+    (a, b, x), (c, d, y) = matrix.permute(1, 2, 0)
+    determinant = a * d - b * c
+    rows = torch.stack((d, -b, b * y - d * x, -c, a, c * x - a * y), 1)
+    return (rows / determinant[:, None]).unflatten(1, (2, 3))
+
+
 def move_landmarks(landmarks: Tensor, matrix: Tensor, mirrored: Tensor) -> Tensor:
     """Move landmarks [N, 68, 2] by [N, 2, 3]; on a mirrored face left and right change names."""
     moved = landmarks @ matrix[:, :, :2].mT + matrix[:, None, :, 2]
-    swapped = moved[:, torch.as_tensor(FLIP, device=moved.device)]
+    swapped = moved[:, _flip(moved.device)]
     return torch.where(mirrored[:, None, None], swapped, moved)
+
+
+@cache
+def _flip(device: torch.device) -> Tensor:
+    """Return FLIP on a device: copied there once, as a copy per batch would wait for it."""
+    return torch.as_tensor(FLIP, device=device)
 
 
 def _light(images: Tensor, contrast: Tensor, brightness: Tensor) -> Tensor:
@@ -117,15 +143,17 @@ def _light(images: Tensor, contrast: Tensor, brightness: Tensor) -> Tensor:
     return images.clamp(0, 255)
 
 
-def _erase(images: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
-    """Hide one rectangle of some faces behind an even grey (Zhong et al., 2020)."""
-    n, _, height, width = images.shape
-    device = images.device
-    chance, area, aspect, x, y, grey = torch.rand(6, n, 1, 1, 1, device=device, generator=generator)
+def _erase(images: Tensor, how: Augmentation, *drawn: Tensor) -> Tensor:
+    """Hide one rectangle of some faces behind an even grey (Zhong et al., 2020).
+
+    Drawn from 0 to 1, [N, 1, 1, 1] each: whether, how large, how wide, where (x, y), which grey.
+    """
+    chance, area, aspect, x, y, grey = drawn
+    height, width = images.shape[2:]
     area = (0.02 + (how.erased_area - 0.02) * area) * (chance < how.erasing)
     stretch = (aspect * 2 - 1).exp()  # sides from 1 : e to e : 1
     half_x, half_y = (area * stretch).sqrt() / 2, (area / stretch).sqrt() / 2
-    columns = (torch.arange(width, device=device) + 0.5) / width
-    rows = ((torch.arange(height, device=device) + 0.5) / height)[:, None]
+    columns = (torch.arange(width, device=images.device) + 0.5) / width
+    rows = ((torch.arange(height, device=images.device) + 0.5) / height)[:, None]
     hidden = ((columns - x).abs() < half_x) & ((rows - y).abs() < half_y)
     return torch.where(hidden, grey * 255, images)

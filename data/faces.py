@@ -107,6 +107,15 @@ class Faces:
             landmarks = resize_landmarks(landmarks, (old, height), width)
         return replace(self, images=images, landmarks=landmarks)
 
+    def grey_levels(self, usage: str) -> tuple[float, float]:
+        """Return the mean and the standard deviation of a usage's pixels, 0 to 255."""
+        counts = np.zeros(256, np.int64)
+        for rows in np.array_split(np.flatnonzero(self.usage == usage), len(self) // 1024 + 1):
+            counts += np.bincount(self.images[rows].ravel(), minlength=256)
+        levels = np.arange(256)
+        mean = np.average(levels, weights=counts)
+        return float(mean), float(np.sqrt(np.average((levels - mean) ** 2, weights=counts)))
+
     def mean_face(self) -> np.ndarray:
         """Return the mean landmarks of the Training faces that have any: float32 [68, 2], pixels.
 

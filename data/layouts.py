@@ -54,6 +54,8 @@ class CsvSet:
             read_csv(path, tuple(class_names), _usage_of_csv(path)).resized(width)
             for path in self.paths
         ]
+        if len(parts) == 1:  # a copy of the largest sets would take their memory twice
+            return parts[0]
         return replace(
             parts[0],
             images=np.concatenate([part.images for part in parts]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from copy import deepcopy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class EMA:
@@ -22,12 +22,16 @@ class EMA:
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay = decay
         self.network = deepcopy(network).eval().requires_grad_(False)
+        self._pairs: tuple[list[Tensor], list[Tensor]] | None = None  # averaged ones, and new
 
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
-        """Take one step towards `network`; `step` counts from 0 over the whole run."""
+        """Take one step towards `network`, always the same; `step` counts over the whole run."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        old = self.network.state_dict().values()
-        new = network.state_dict().values()
-        averaged = [(o, n) for o, n in zip(old, new) if o.is_floating_point()]
-        torch._foreach_lerp_([o for o, _ in averaged], [n for _, n in averaged], 1 - decay)
+        if self._pairs is None:  # they stay where they are, and listing them takes a while
+            averaged, new = (
+                [value for value in each.state_dict().values() if value.is_floating_point()]
+                for each in (self.network, network)
+            )
+            self._pairs = averaged, new
+        torch._foreach_lerp_(*self._pairs, 1 - decay)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +31,11 @@ class Predictions(NamedTuple):
     probabilities: np.ndarray
     importance: np.ndarray
     landmarks: np.ndarray | None
+
+    @classmethod
+    def joined(cls, parts: Sequence[Predictions]) -> Predictions:
+        """Return the predictions of several lots of faces as of one."""
+        return cls(*(None if some[0] is None else np.concatenate(some) for some in zip(*parts)))
 
 
 @torch.inference_mode()

@@ -92,7 +92,7 @@ def group_size(n: int, beta: float) -> int:
     return min(max(int(n * beta), 1), max(n - 1, 0))
 
 
-def landmark_loss(predicted: Tensor, landmarks: Tensor) -> Tensor:
+def landmark_loss(predicted: Tensor, landmarks: Tensor, known_num: Tensor | None = None) -> Tensor:
     """Mean absolute distance between coordinates, over the faces whose landmarks are known.
 
     In half widths of the face (as the network predicts them) it is of the
@@ -102,6 +102,7 @@ def landmark_loss(predicted: Tensor, landmarks: Tensor) -> Tensor:
     Args:
         predicted: [N, 68, 2].
         landmarks: [N, 68, 2], NaN for a face without landmarks.
+        known_num: what to divide by, above 0, where it is not the number of these that have any.
 
     Returns:
         The loss, a scalar; 0 where no face has landmarks.
@@ -109,4 +110,4 @@ def landmark_loss(predicted: Tensor, landmarks: Tensor) -> Tensor:
     known = ~landmarks.isnan().flatten(1).any(1)  # [N]
     target = torch.where(known[:, None, None], landmarks, predicted.detach())
     distance = (predicted - target).abs().flatten(1).mean(1)  # [N], 0 where not known
-    return distance.sum() / known.sum().clamp(min=1)
+    return distance.sum() / (known.sum().clamp(min=1) if known_num is None else known_num)

@@ -13,6 +13,7 @@ from models.checkpoint import Checkpoint
 from models.ema import EMA
 from models.network import FERNet
 from utils.errors import RunError
+from utils.group import Group
 
 
 @dataclass
@@ -45,6 +46,14 @@ class State:
     batches: int = 0
     sums: dict[str, Tensor] = field(default_factory=dict)
     labels_before: Tensor | None = None
+
+    def meet(self, group: Group) -> None:
+        """Take up what the other processes summed and relabeled, each among its own faces."""
+        if group.size > 1:
+            self.sums = group.sum(self.sums)
+            moved = torch.where(self.labels != self.labels_before, self.labels, -1)
+            moved = group.largest(moved)
+            self.labels.copy_(torch.where(moved >= 0, moved, self.labels_before))
 
     def note_relabels(self, rows: np.ndarray) -> int:
         """Note what the epoch that has just ended relabeled; return how many faces.

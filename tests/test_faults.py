@@ -53,8 +53,8 @@ def run(*argv, on_loss=None):
         if on_loss:
             compute, count = train.compute_losses, iter(range(1_000_000))
 
-            def computed(output, *rest):
-                losses = compute(output, *rest)
+            def computed(output, *rest, **more):
+                losses = compute(output, *rest, **more)
                 return on_loss(next(count), losses, output) or losses
 
             context.setattr(train, "compute_losses", computed)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import test
 import train
 from data.faces import EMOTIONS
 from data.sample import synthetic_faces
+from models import saving
 from utils.errors import ProjectError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -154,7 +156,7 @@ def whole(faces_csv, tmp_path_factory):
 @pytest.mark.parametrize("where", ["after last.pth", "before last.pth", "before any", "at the end"])
 def test_a_stopped_run_goes_on_to_the_same_bits(whole, faces_csv, tmp_path, where):
     def stop(context):
-        save, calls = train.save_checkpoint, []
+        save, calls = saving.save_checkpoint, []
 
         def stopping(path, checkpoint):
             calls.append(path.name)
@@ -167,7 +169,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(whole, faces_csv, tmp_path, wher
             if where == "at the end" and calls.count("last.pth") == 3:
                 raise KeyboardInterrupt
 
-        context.setattr(train, "save_checkpoint", stopping)
+        context.setattr(saving, "save_checkpoint", stopping)
+        context.setattr(saving, "SHARE", math.inf)  # it pays after each epoch
 
     folder = tmp_path / "stopped"
     with pytest.raises(KeyboardInterrupt):

@@ -30,7 +30,12 @@ class Options:
     model_path: str = ""
     """Weights to start from: a best.pth of this project, or the original method's resnet18.pth."""
     gpu_ids: str = ""
-    """The GPU to train on, such as 0; -1 is the CPU. By default the first GPU, if there is one."""
+    """The GPUs to train on, such as 0 or 0,1; -1 is the CPU. By default the first GPU, if any."""
+    store: Literal["auto", "device", "host", "disk"] = "auto"
+    """Where the Training faces wait: on the device, in host memory, or in the cache file on disk;
+    auto takes the first that has room."""
+    compile: bool = False
+    """Let torch.compile write the network's kernels: it takes a minute or two, for use on a GPU."""
     seed: int = 0
     """Two runs with the same seed on one CPU give the same bits."""
 
@@ -80,7 +85,7 @@ class Options:
     """Train on smaller faces first: their widths in pixels, each for an equal share of the
     epochs, the last one the image_width; 32 40 48 spares three tenths of the arithmetic."""
     batch_size: int = 128
-    """Faces per step."""
+    """Faces per step, of all GPUs together."""
     optimizer: Literal["sgd", "adam"] = "sgd"
     """sgd is with Nesterov momentum 0.9; for adam a start_lr of about 0.001 fits."""
     start_lr: float = 0.1
@@ -149,7 +154,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 # What may differ when a run goes on: where things stand, not what is trained.
-FREE_ON_RESUME = {"resume", "out", "data", "gpu_ids", "jobs", "final_test"}
+FREE_ON_RESUME = {"resume", "out", "data", "gpu_ids", "store", "compile", "jobs", "final_test"}
 
 _IN_RANGE: dict[str, tuple[Callable[[Any], bool], str]] = {
     "image_width": (lambda v: 32 <= v <= 224, "32 to 224"),

@@ -33,16 +33,17 @@ def termination_raised() -> Iterator[None]:
 
 
 @contextmanager
-def signals_noted() -> Iterator[list[int]]:
+def signals_noted(patient: bool = False) -> Iterator[list[int]]:
     """Yield a list that gets the number of a Ctrl-C or SIGTERM, which does nothing else.
 
     The block looks at the list where it can stop without a loss. A second
-    signal does not wait for that: it raises Interrupted.
+    signal does not wait for that: it raises Interrupted, unless the block is
+    patient, for torchrun passes on what the terminal has sent already.
     """
     noted: list[int] = []
 
     def note(number: int, frame: object) -> None:
-        if noted:
+        if noted and not patient:
             raise Interrupted(number, "interrupted at once")
         noted.append(number)
 

@@ -1,0 +1,1 @@
+"""What the training costs, measured: python -m benchmarks.throughput, python -m benchmarks.data."""

@@ -1,0 +1,44 @@
+"""The benchmarks run and name what they measure; how fast it is, is no test's business."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(module, *argv):
+    command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, argv)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_throughput_names_every_way():
+    output = run(
+        *("throughput", "--width", 0.1, "--batch_size", 7, "--steps", 2, "--rounds", 1),
+        *("--workers", 0, "--gpu_ids", "-1"),
+    )
+    lines = {line[:34].strip(): line.split()[-1] for line in output.splitlines()}
+    for way in ("bare loop", "this trainer", "this trainer, --sizes 32 40 48"):
+        assert float(lines[way]) > 0
+    assert float(lines["plain way"]) == 1.0
+    assert "peak memory" in output
+
+
+def test_the_full_network_has_the_known_number_of_operations():
+    output = run(
+        *("throughput", "--batch_size", 2, "--steps", 1, "--rounds", 1, "--image_width", 32),
+        *("--workers", 0, "--gpu_ids", "-1"),
+    )
+    # 7.48 at 48 pixels; all but the heads and the input's gradient goes with the area.
+    assert "3.32 GFLOP a face" in output
+    assert "--sizes" not in output
+
+
+def test_data_names_every_step():
+    output = run("data", "--faces", 50, "--factors", 1, 3, "--landmark_faces", 7)
+    rows = [line for line in output.splitlines() if line.startswith(("first", "read", "an epoch"))]
+    assert len(rows) == 10
+    assert {line.split()[-4] for line in rows} == {"50", "150"}
+    assert "x one process's rate" in output

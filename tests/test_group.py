@@ -1,0 +1,215 @@
+"""Several processes train as one does; what happens when one of them, or all, must stop."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from kills import write_csv
+from torch import distributed as dist
+from torch import nn
+
+from data.sample import synthetic_faces
+from models.batch_norm import synchronized
+from utils.devices import listed_gpus, pick_device
+from utils.errors import OptionError
+from utils.group import Group, launch
+
+ROOT = Path(__file__).resolve().parents[1]
+# All 49 faces are one batch, so that each row of metrics.csv is one step; shares of 24 and 25.
+SETTING = (
+    *("--gpu_ids", "-1", "--width", "0.125", "--batch_size", "64", "--dropout", "0"),
+    *("--start_lr", "0.02", "--warmup_epoch", "0", "--ema", "0.5", "--amp", "fp32"),
+    *("--no_rank", "--relabel_group", "all", "--relabel_epoch", "2", "--margin_2", "0.01"),
+)
+# train.py in double precision: single precision is off by 1e-3 after some steps of its own accord.
+DOUBLE = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import torch
+torch.set_default_dtype(torch.float64)
+torch.Tensor.float = torch.Tensor.double
+import data.store
+import train
+moved = data.store._moved
+data.store._moved = lambda array, device: moved(
+    array if array.dtype == "uint8" else array.astype(float), device
+)
+train.main()
+"""
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+
+
+@pytest.fixture(scope="module")
+def faces_csv(tmp_path_factory):
+    faces = synthetic_faces(training=7, public=3, private=3)
+    return write_csv(faces, tmp_path_factory.mktemp("data") / "faces.csv")
+
+
+def start(*argv, several=True, script=ROOT / "train.py"):
+    command = [sys.executable, *(TORCHRUN if several else ()), script, *argv]
+    return subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def table(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_two_processes_train_as_one(faces_csv, tmp_path):
+    script = tmp_path / "double.py"
+    script.write_text(DOUBLE)
+    argv = ("--data", faces_csv, *SETTING, "--total_epoch", 4)
+    finish(start(*argv, "--out", tmp_path / "one", several=False, script=script))
+    output = finish(start(*argv, "--out", tmp_path / "two", script=script))
+    assert "2 processes" in output
+    assert output.count("device   ") == 1  # one of them speaks
+    one, two = (table(tmp_path / name / "metrics.csv") for name in ("one", "two"))
+    assert one[0].keys() == two[0].keys()
+    for a, b in zip(one, two, strict=True):
+        numbers = ([float(value) for value in row.values()] for row in (a, b))
+        np.testing.assert_allclose(*numbers, rtol=1e-6)
+    relabels = (tmp_path / "one/relabels.csv").read_text()
+    assert len(relabels.splitlines()) > 10
+    assert relabels == (tmp_path / "two/relabels.csv").read_text()
+    assert (tmp_path / "one/predictions.csv").read_text() == (
+        tmp_path / "two/predictions.csv"
+    ).read_text()
+
+
+@pytest.mark.parametrize(("n", "size"), [(1, 1), (7, 2), (128, 3), (2, 4)])
+def test_shares_cover_everything_once(monkeypatch, n, size):
+    covered = []
+    monkeypatch.setenv("WORLD_SIZE", str(size))
+    for rank in range(size):
+        monkeypatch.setenv("RANK", str(rank))
+        covered += range(n)[Group().share(n)]
+    assert covered == list(range(n))
+
+
+def test_one_process_needs_no_other():
+    group = Group()
+    assert (group.size, group.is_main, group.any(True), group.gather(3)) == (1, True, True, [3])
+    with group.joined(torch.device("cpu")), group.first_here():
+        assert not dist.is_initialized()
+
+
+def test_batch_norm_of_a_group_is_batch_norm(tmp_path):
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(2, 16, 3), nn.BatchNorm2d(16))
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        pixels = torch.randn(5, 2, 8, 8)
+        results = []
+        state = {name: value.clone() for name, value in plain.state_dict().items()}
+        for network in (plain, synchronized(nn.Sequential(*plain), torch.device("cpu"))):
+            network.load_state_dict(state)
+            network.zero_grad()
+            x = pixels.clone().requires_grad_()
+            y = network.train()(x)
+            (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum().backward()
+            results.append([y, x.grad, *(p.grad.clone() for p in network.parameters())])
+            results[-1] += [value.clone() for value in network.state_dict().values()]
+            results[-1].append(network.eval()(pixels))
+        assert type(network[1]) is not nn.BatchNorm2d
+        for a, b in zip(*results, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    finally:
+        dist.destroy_process_group()
+
+
+def workers(process):
+    """Return the process numbers of a torchrun's train.py, by rank."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            status = (folder / "stat").read_text().rsplit(")", 1)[1].split()
+            environment = (folder / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        for entry in environment if int(status[1]) == process.pid else ():
+            if entry.startswith(b"RANK="):
+                found[int(entry[5:])] = int(folder.name)
+    return found
+
+
+def until(process, file):
+    while not file.exists() and process.poll() is None:
+        time.sleep(0.05)
+    assert process.poll() is None, process.communicate()[0]
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="no /proc")
+
+
+@needs_proc
+def test_a_lost_process_ends_the_run_and_one_process_goes_on(faces_csv, tmp_path):
+    argv = ("--data", faces_csv, *SETTING, "--no_landmarks", "--out", tmp_path / "r")
+    process = start(*argv, "--total_epoch", 100)
+    until(process, tmp_path / "r/last.pth")
+    os.kill(workers(process)[1], signal.SIGKILL)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "process 0 lost another one of the 2" in output
+    assert "--resume" in output
+    finish(start("--resume", tmp_path / "r", several=False))
+    assert [row["epoch"] for row in table(tmp_path / "r/metrics.csv")] == [
+        str(i + 1) for i in range(100)
+    ]
+
+
+@needs_proc
+def test_a_signal_to_all_saves_what_they_did(faces_csv, tmp_path):
+    argv = ("--data", faces_csv, *SETTING, "--batch_size", 8, "--no_landmarks")
+    process = start(*argv, "--out", tmp_path / "r", "--total_epoch", 400)
+    until(process, tmp_path / "r/last.pth")
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "stopped, and nothing is lost" in output
+    saved = torch.load(tmp_path / "r/last.pth", weights_only=True)
+    assert saved["epoch"] > 0
+    assert len(table(tmp_path / "r/metrics.csv")) == saved["epoch"]
+
+
+def test_launch_starts_one_process_per_device(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, sys; from pathlib import Path\n"
+        "rank = os.environ['LOCAL_RANK']; Path(sys.argv[1], 'rank' + rank).touch()\n"
+        "sys.exit(7 * (rank == '1' and sys.argv[2] == 'fail'))\n"
+    )
+    for word, status in (("well", 0), ("fail", 7)):
+        assert launch(str(script), [str(tmp_path), word], 2) == status
+    assert {path.name for path in tmp_path.glob("rank*")} == {"rank0", "rank1"}
+
+
+def test_gpus_are_named_and_shared_out(monkeypatch):
+    assert [listed_gpus(text) for text in ("", "-1", "3", "0,2")] == [[], [-1], [3], [0, 2]]
+    for wrong in ("x", "0,0", "0,-1"):
+        with pytest.raises(OptionError, match=f"--gpu_ids {wrong}"):
+            listed_gpus(wrong)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert pick_device("") == torch.device("cuda", 0)
+    assert pick_device("", 2) == torch.device("cuda", 2)
+    assert pick_device("2,0", 1) == torch.device("cuda", 0)
+    assert pick_device("-1", 5) == torch.device("cpu")
+    with pytest.raises(OptionError, match="there is no GPU 3"):
+        pick_device("0,3")
+    with pytest.raises(OptionError, match="--nproc_per_node 1"):
+        pick_device("0", 1)

@@ -1,0 +1,237 @@
+"""The training step: where its faces come from, what it must not wait for, and compiled."""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from data.augment import Augmentation, augment
+from data.cache import cached, load_arrays
+from data.faces import Faces
+from data.sample import synthetic_faces
+from data.store import Store, choose
+from models.ema import EMA
+from models.network import Architecture, FERNet
+from models.optimizer import make_optimizer
+from models.state import State
+from train import model_of, train_one_epoch
+from utils.devices import compiled
+from utils.errors import OptionError
+from utils.forecast import Forecast
+from utils.frame import to_half_widths
+from utils.group import Group
+from utils.options import Options
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def faces():
+    return synthetic_faces(training=5, public=2, private=2)
+
+
+def rows_of(faces):
+    return np.flatnonzero(faces.usage == "Training")
+
+
+# Where the faces wait
+
+
+@pytest.mark.parametrize("kind", ["device", "host", "disk"])
+@pytest.mark.parametrize("colour", [False, True])
+def test_every_store_gives_the_same_faces(faces, kind, colour):
+    landmarks = faces.landmarks.copy()
+    landmarks[::3] = np.nan
+    images = np.repeat(faces.images[..., None], 3, axis=3) if colour else faces.images
+    some = Faces(images, faces.labels, faces.usage, faces.class_names, landmarks)
+    rows = rows_of(some)
+    store = Store(some, rows, CPU, kind)
+    assert store.kind == kind
+    batches = [torch.tensor([3, 0, 7]), torch.tensor([1]), torch.tensor([2, 2])]
+    streamed = list(store.stream(batches))
+    assert len(streamed) == 3
+    for which, (pixels, points) in zip(batches, streamed):
+        index = rows[which.numpy()]
+        expected = images[index].transpose(0, 3, 1, 2) if colour else images[index][:, None]
+        assert pixels.dtype == torch.uint8
+        np.testing.assert_array_equal(pixels, expected)
+        np.testing.assert_array_equal(points, to_half_widths(landmarks[index], 48))
+        np.testing.assert_array_equal(store.known[which], ~np.isnan(landmarks[index, 0, 0]))
+        np.testing.assert_array_equal(store.labels[which], faces.labels[index])
+    assert list(store.stream([])) == []
+    without = Store(Faces(images, faces.labels, faces.usage, faces.class_names), rows, CPU, kind)
+    assert next(without.stream(batches))[1] is None
+
+
+def test_a_set_goes_where_it_has_room(monkeypatch, faces):
+    gpu = torch.device("cuda")
+    monkeypatch.setattr("data.store._free_memory", lambda: 1000)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 100))
+    assert [choose(size, CPU) for size in (400, 600)] == ["device", "disk"]
+    assert [choose(size, gpu) for size in (40, 400, 600)] == ["device", "host", "disk"]
+    assert Store(faces, rows_of(faces), CPU).kind == "disk"
+    monkeypatch.undo()
+    assert Store(faces, rows_of(faces), CPU).kind == "device"
+
+    def full(*args):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(Store, "_to_device", full)
+    with pytest.raises(OptionError, match="--store disk"):
+        Store(faces, rows_of(faces), CPU, "device")
+
+
+def test_large_arrays_stay_in_their_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("data.cache.MAPPED_BYTES", 1000)
+    arrays = {"small": np.arange(5.0), "large": np.arange(3000, dtype=np.uint8).reshape(30, 10, 10)}
+    read = cached("x", "1", lambda: arrays, tmp_path)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(read[name], array)
+    assert isinstance(read["large"].base, np.memmap)
+    assert not isinstance(read["small"].base, np.memmap)
+    (file,) = tmp_path.iterdir()
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1  # within the large array
+    file.write_bytes(content)
+    assert load_arrays(file) is None
+
+
+def test_grey_levels_are_those_of_the_pixels(faces):
+    training = faces.of("Training").images.astype(float)
+    np.testing.assert_allclose(faces.grey_levels("Training"), (training.mean(), training.std()))
+
+
+# What a step asks of the device
+
+
+class Watch(TorchDispatchMode):
+    """Notes the operators that make a GPU's host wait for their result."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal")
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.waited = 0, []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.seen += 1
+        name = function.overloadpacket.__name__
+        boolean = name in {"index", "index_put", "index_put_"} and any(
+            i is not None and i.dtype == torch.bool for i in args[1]
+        )
+        if boolean or name.startswith(self.WAITS):
+            self.waited.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+def epoch(faces, options, kind="device", watch=None, device=CPU):
+    """Train one epoch; return the means and the network."""
+    torch.manual_seed(0)
+    network = FERNet(Architecture(width=0.25, dropout=options.dropout))
+    network = network.to(device, memory_format=torch.channels_last)
+    network.mean_face.copy_(torch.from_numpy(to_half_widths(faces.mean_face(), 48)))
+    store = Store(faces, rows_of(faces), device, kind)
+    state = State(network, EMA(network, 0.9), make_optimizer(network, options), store.labels)
+    model = model_of(network, options, Group())
+    if watch:
+        original = model
+
+        def model(images):
+            if state.batches == 1:  # the first step fills caches
+                watch.__enter__()
+            return original(images)
+
+    forecast = Forecast(device, options, len(store.labels), 1)
+    means = train_one_epoch(
+        state, model, store, options, group=Group(), forecast=forecast, signals=[]
+    )
+    return means, network
+
+
+SHORT = Options(batch_size=5, total_epoch=1, relabel_epoch=1, margin_2=0.01, amp="fp32")
+
+
+def test_no_step_waits_for_the_device(faces):
+    watch = Watch()
+    finished = State.meet
+
+    def leave(state, group):
+        watch.__exit__(None, None, None)
+        return finished(state, group)
+
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(State, "meet", leave)
+        context.setattr("utils.faults.Faults.stop_if_any", lambda self: None)  # once in 50 batches
+        epoch(faces, SHORT, watch=watch)
+    assert watch.seen > 1000
+    assert watch.waited == []
+
+
+def test_the_watch_sees_what_waits():
+    with Watch() as watch:
+        x = torch.arange(3.0)
+        x[x > 1] = 0  # which fills where it is, and waits for nothing
+        float(x.sum())
+        x[x > 1]
+    assert watch.waited == ["_local_scalar_dense", "index"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+@pytest.mark.parametrize("kind", ["device", "host"])
+def test_no_step_waits_for_a_gpu(faces, kind):
+    gpu = torch.device("cuda")
+    epoch(faces, SHORT, kind, device=gpu)
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr("utils.faults.Faults.stop_if_any", lambda self: None)
+        context.setattr(State, "meet", lambda *_: torch.cuda.set_sync_debug_mode("default"))
+        stream = Store.stream
+
+        def watched(self, batches):
+            for i, some in enumerate(stream(self, batches)):
+                if i == 1:
+                    torch.cuda.set_sync_debug_mode("error")
+                yield some
+
+        context.setattr(Store, "stream", watched)
+        epoch(faces, SHORT, kind, device=gpu)
+
+
+def test_an_epoch_is_the_same_from_every_store(faces):
+    device, host, disk = (epoch(faces, SHORT, kind) for kind in ("device", "host", "disk"))
+    assert device[0] == host[0] == disk[0]
+    for name, value in device[1].state_dict().items():
+        assert torch.equal(value, host[1].state_dict()[name])
+
+
+def test_a_share_is_changed_as_within_its_batch(faces):
+    how = Augmentation(0.5, 15, 0.2, 0.1, 0.3, 0.5)
+    images = torch.from_numpy(faces.images[:6])[:, None]
+    landmarks = torch.from_numpy(to_half_widths(faces.landmarks[:6], 48))
+    whole = augment(images, landmarks, how, torch.Generator().manual_seed(3))
+    share = slice(2, 5)
+    part = augment(
+        images[share],
+        landmarks[share],
+        how,
+        torch.Generator().manual_seed(3),
+        share=share,
+        among=6,
+    )
+    for a, b in zip(whole, part):
+        torch.testing.assert_close(a[share], b)
+
+
+def test_the_compiled_network_is_the_network():
+    torch.manual_seed(0)
+    eager = FERNet(Architecture(trunk="vgg11", width=0.1)).train()
+    pixels = torch.rand(4, 1, 48, 48) * 255
+    results = []
+    for network in (eager, compiled(eager)):
+        eager.zero_grad()
+        torch.manual_seed(1)
+        output = network(pixels)
+        loss = output.weighted_logits.square().mean() + output.landmarks.square().mean()
+        loss.backward()
+        results.append([*output, *(p.grad.clone() for p in eager.parameters())])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-4, atol=2e-5)
