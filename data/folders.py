@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from data.faces import EMOTIONS, USAGES, Faces, canonical_class, resize_image
@@ -158,7 +159,7 @@ def read_image(path: Path, channels: int) -> np.ndarray:
         DataError: the file is no image, cut off, or an absurdly large one.
     """
     try:
-        with Image.open(path) as image:
+        with _opened(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
             image.load()
@@ -167,6 +168,10 @@ def read_image(path: Path, channels: int) -> np.ndarray:
             upright = Image.fromarray((np.asarray(upright) / 257).clip(0, 255).astype(np.uint8))
         elif upright.mode == "F":
             raise ValueError("floating-point pixels")
+        elif upright.has_transparency_data:  # what is behind it, nobody should see
+            upright = upright.convert("RGBA")
+            grey = Image.new("RGBA", upright.size, (128, 128, 128, 255))
+            upright = Image.alpha_composite(grey, upright)
         return np.array(upright.convert("L" if channels == 1 else "RGB"))
     except Image.DecompressionBombError as error:
         raise DataError(
@@ -176,6 +181,17 @@ def read_image(path: Path, channels: int) -> np.ndarray:
         raise DataError(
             f"{path} cannot be read as an image ({error}); mend, convert or remove it"
         ) from error
+
+
+def _opened(path: Path) -> Image.Image:
+    """Open an image by Pillow, or by OpenCV where only that knows the format."""
+    try:
+        return Image.open(path)
+    except UnidentifiedImageError:
+        pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)  # 8 bits, upright
+        if pixels is None:
+            raise
+        return Image.fromarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
 
 
 def _listed(names: Iterable[str]) -> str:

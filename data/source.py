@@ -18,7 +18,7 @@ from data.layouts import LAYOUTS, Layout, locate, nothing_found
 from utils.errors import DataError
 
 DATA_DIR = Path(__file__).resolve().parent
-FORMAT = 1  # of the cache: one more whenever the same files would give other faces
+FORMAT = 2  # of the cache: one more whenever the same files would give other faces
 HELD_OUT = 10  # every tenth Training face, where a set brings no PublicTest
 
 

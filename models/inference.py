@@ -40,7 +40,13 @@ class Predictions(NamedTuple):
 
 @torch.inference_mode()
 def predict(
-    network: FERNet, images: Tensor, batch_size: int = 256, tta: bool = False, bf16: bool = False
+    network: FERNet,
+    images: Tensor,
+    batch_size: int = 256,
+    tta: bool = False,
+    *,
+    bf16: bool = False,
+    progress: bool = True,
 ) -> Predictions:
     """Look at every face once, or at its ten views.
 
@@ -50,12 +56,14 @@ def predict(
         batch_size: faces per step; it bounds the memory.
         tta: average the probabilities over five shifts, each plain and mirrored.
         bf16: compute in bfloat16; figures to report are computed without it.
+        progress: show a bar on a terminal.
     """
     if not len(images):
         classes, points = network.architecture.classes, network.architecture.landmark_num
         empty = np.zeros((0, points, 2), np.float32) if points else None
         return Predictions(np.zeros((0, classes), np.float32), np.zeros(0, np.float32), empty)
-    batches = tqdm(images.split(batch_size), "predicting", unit="batch", leave=False, disable=None)
+    hide = None if progress else True  # None: where no terminal shows it
+    batches = tqdm(images.split(batch_size), "predicting", unit="batch", leave=False, disable=hide)
     parts = [_look(network, batch.float(), tta, bf16) for batch in batches]
     probabilities, importance, landmarks = zip(*parts)
     joined = None

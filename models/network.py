@@ -116,7 +116,7 @@ class FERNet(nn.Module):
 
     def _importance(self, features: Tensor) -> Tensor:
         if self.attention is None:
-            return features.new_ones(len(features), 1, dtype=torch.float32)
+            return features.new_ones(features.shape[0], 1, dtype=torch.float32)
         return self.attention(features).float().sigmoid()
 
     def _landmarks(self, features: Tensor) -> Tensor | None:

@@ -4,6 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from data.faces import EMOTIONS
+from models.checkpoint import Checkpoint, save_checkpoint
+from models.network import Architecture, FERNet
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -19,7 +23,7 @@ def test_throughput_names_every_way():
         *("throughput", "--width", 0.1, "--batch_size", 7, "--steps", 2, "--rounds", 1),
         *("--workers", 0, "--gpu_ids", "-1"),
     )
-    lines = {line[:34].strip(): line.split()[-1] for line in output.splitlines()}
+    lines = {line[:34].strip(): line.split()[-1] for line in output.splitlines() if line}
     for way in ("bare loop", "this trainer", "this trainer, --sizes 32 40 48"):
         assert float(lines[way]) > 0
     assert float(lines["plain way"]) == 1.0
@@ -34,6 +38,18 @@ def test_the_full_network_has_the_known_number_of_operations():
     # 7.48 at 48 pixels; all but the heads and the input's gradient goes with the area.
     assert "3.32 GFLOP a face" in output
     assert "--sizes" not in output
+
+
+def test_inference_names_every_runtime(tmp_path):
+    network = FERNet(Architecture(width=0.1))
+    path = tmp_path / "w.pth"
+    save_checkpoint(path, Checkpoint(network.architecture, network.state_dict(), EMOTIONS, 48))
+    argv = ("--model_path", path, "--seconds", 0.02, "--rounds", 1, "--batch_sizes", 1, 3)
+    output = run("inference", *argv)
+    for name in ("PyTorch", "ONNX, 32 bits", "ONNX, 8 bits"):
+        (line,) = (line for line in output.splitlines() if line.startswith(name))
+        assert line.count(" x ") == 2
+    assert "frames/s" in output
 
 
 def test_data_names_every_step():

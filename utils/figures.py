@@ -6,9 +6,20 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 BLUE, RED, GREEN, GREY = "#2166ac", "#d6604d", "#4d9221", "#777777"
+EXPRESSIONS = {
+    "angry": "#c0392b",
+    "disgust": "#6b8e23",
+    "fear": "#7d5ba6",
+    "happy": "#f2c14e",
+    "sad": "#3b75af",
+    "surprise": "#ef8a62",
+    "neutral": "#b8b8b8",
+}
 LEAST = 1e-4  # losses below it are not drawn
 
 
@@ -106,6 +117,36 @@ def galleries(rows: Mapping[str, tuple[np.ndarray, Sequence[str]]]) -> Figure:
             axes.axis("off")
             if i < len(images):
                 _face(axes, images[i], captions[i])
+    return figure
+
+
+def expressions_over_time(
+    tracks: Mapping[str, tuple[np.ndarray, np.ndarray]], class_names: Sequence[str], title: str
+) -> Figure:
+    """Draw the probabilities of the faces of a video, stacked, a panel for each face.
+
+    Args:
+        tracks: by name: when, in seconds [T + 1] (the edges of T steps), and probabilities
+            [T, C], NaN where the face was not seen.
+        class_names: C names.
+        title: of the figure.
+    """
+    figure = Figure(figsize=(9, 1.0 + 1.8 * len(tracks)), layout="constrained")
+    others = cycle(colormaps["tab20"].colors)
+    colors = [EXPRESSIONS.get(name) or next(others) for name in class_names]
+    all_axes = figure.subplots(len(tracks), 1, squeeze=False, sharex=True)[:, 0]
+    for axes, (name, (edges, shares)) in zip(all_axes, tracks.items()):
+        tops = 100 * np.cumsum(shares, axis=1)
+        tops = np.concatenate((np.zeros((len(tops), 1)), tops), 1)
+        tops = np.concatenate((tops, tops[-1:]))  # the last step has an end too
+        for i, color in enumerate(colors):
+            axes.fill_between(edges, tops[:, i], tops[:, i + 1], step="post", color=color, lw=0)
+        axes.set(ylabel=f"{name}, %", ylim=(0, 100))
+        axes.margins(x=0)
+    all_axes[-1].set(xlabel="seconds")
+    handles = [Patch(color=color, label=name) for name, color in zip(class_names, colors)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    figure.suptitle(title)
     return figure
 
 

@@ -1,0 +1,499 @@
+"""Find the faces in photographs, folders, videos or a camera, and read their expressions.
+
+python predict.py photo.jpg holiday/ "*.png" film.mp4 --out DIR
+python predict.py 0 --out DIR                     the first camera, until Ctrl-C
+python predict.py faces/ --cropped --out DIR      pictures that show one face each, cut out tightly
+
+Exit status: 0 done, 1 nothing could be done, 3 some pictures could not be read, or show no face.
+"""
+
+from __future__ import annotations
+
+import glob
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import cv2
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from data.detect import MIN_SCORE, cut, find_faces, squares
+from data.folders import IMAGE_SUFFIXES, natural, read_image
+from models.runtime import load_runtime
+from utils.drawing import annotate
+from utils.errors import DataError, OptionError, ProjectError, run_main
+from utils.figures import expressions_over_time
+from utils.options import parse
+from utils.records import Records
+from utils.run import RUNS, RunFolder
+from utils.tracks import STEP, Tracker
+from utils.video import SUFFIXES as VIDEO_SUFFIXES
+from utils.video import Video, VideoWriter
+
+RELEASED = RUNS / "resnet18.pth"
+DETAIL = 1000  # pixels: the longer side at which faces are sought in a photograph
+VIDEO_DETAIL = 640  # and in a video's frame
+WAITING_BYTES = 200 << 20  # of pictures that wait for the network
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Options of predict.py."""
+
+    paths: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Pictures, folders, patterns such as "*.jpg", videos, or a camera's number."""
+    model_path: str = str(RELEASED)
+    """The weights: a best.pth, the original method's resnet18.pth, or an .onnx of export.py."""
+    out: str = ""
+    """The folder for the results; by default a new one under model_save/."""
+    cropped: bool = False
+    """Each picture is one face, tightly cut out: no detector finds faces in those."""
+    draw: bool = True
+    """Write annotated pictures and videos."""
+    min_confidence: float = 0.0
+    """Leave out faces whose importance is below this, 0 to 1."""
+    every: int = 1
+    """Look at every so many frames of a video."""
+    smooth: float = 0.3
+    """Seconds of a video over which a face's probabilities are averaged; 0 is not at all."""
+    detail: int = 0
+    """The longer side in pixels at which faces are sought: larger finds smaller faces, those of a
+    twelfth of it, and takes longer. By default 1000, and 640 in videos."""
+    min_score: float = MIN_SCORE
+    """The detector's score from which on it is a face: 0 finds more, badges and buttons too."""
+    batch_size: int = 64
+    """Faces per step."""
+    threads: int = 0
+    """Of the network, on a CPU; 0 takes one per core."""
+    gpu_ids: str = ""
+    """The GPU, such as 0; -1 is the CPU. By default the first GPU, if there is one."""
+
+
+class Face(NamedTuple):
+    """One face in a picture.
+
+    Attributes:
+        box: float32 [4]: left, top, right and bottom edge in the picture's pixels.
+        score: the detector's, 0 at its threshold; None for a picture that is one face.
+        expression: the most probable class.
+        probabilities: float32 [C], in the order of `FacePredictor.class_names`.
+        confidence: 0 to 1, the importance that SCN learnt to give to certain faces.
+        landmarks: float32 [68, 2] in the picture's pixels, iBUG order; or None.
+    """
+
+    box: np.ndarray
+    score: float | None
+    expression: str
+    probabilities: np.ndarray
+    confidence: float
+    landmarks: np.ndarray | None
+
+
+class Cuts(NamedTuple):
+    """The faces of one picture, cut out for the network.
+
+    Attributes:
+        boxes: float32 [F, 4], as of Face.
+        scores: float32 [F], or None.
+        parts: float32 [F, 4]: the part of the picture that each face is.
+        pixels: uint8 [F, C, W, W].
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray | None
+    parts: np.ndarray
+    pixels: np.ndarray
+
+
+class FacePredictor:
+    """Finds faces and reads them. Constructed once, called with pictures.
+
+        predictor = FacePredictor("model_save/resnet18.pth")
+        for face in predictor(image):
+            print(face.expression, face.box)
+
+    Args:
+        model_path: weights of this project, of the original method, or an .onnx file.
+        cropped: each picture is one face, tightly cut out.
+        detail: the longer side in pixels at which faces are sought (see data.detect).
+        min_score: the detector's score from which on it is a face.
+        batch_size: faces per step of the network.
+        threads: of the network, on a CPU; 0 takes one per core.
+        gpu_ids: as of train.py.
+
+    Attributes:
+        class_names: of the probabilities.
+
+    Raises:
+        WeightsError: the weights cannot be loaded.
+        OptionError: no such GPU.
+    """
+
+    def __init__(
+        self,
+        model_path: str | Path = RELEASED,
+        *,
+        cropped: bool = False,
+        detail: int = DETAIL,
+        min_score: float = MIN_SCORE,
+        batch_size: int = 64,
+        threads: int = 0,
+        gpu_ids: str = "",
+    ) -> None:
+        self._runtime = load_runtime(model_path, gpu_ids, threads)
+        self.class_names = self._runtime.class_names
+        self.cropped, self.detail, self.min_score = cropped, detail, min_score
+        self.batch_size = batch_size
+
+    def __call__(self, images: np.ndarray | Sequence[np.ndarray]) -> list[Face] | list[list[Face]]:
+        """Return the faces of a picture, the largest first; of a list of pictures, a list of these.
+
+        Args:
+            images: uint8 [H, W], or [H, W, 3] in RGB (OpenCV reads BGR: image[..., ::-1]).
+
+        Raises:
+            DataError: something that is no such picture.
+        """
+        if isinstance(images, np.ndarray):
+            return self.read([self.find(images)])[0]
+        return self.read([self.find(image) for image in images])
+
+    def find(self, image: np.ndarray, detail: int | None = None) -> Cuts:
+        """Return the faces of a picture, cut out: the part of a call that threads may share."""
+        _check(image)
+        height, width = image.shape[:2]
+        if self.cropped:
+            boxes, scores = np.array([[0, 0, width, height]], np.float32), None
+            parts = boxes.astype(int)
+        else:
+            boxes, scores = find_faces(image, detail or self.detail, self.min_score)
+            parts = squares(boxes)
+        side = self._runtime.image_width
+        pixels = np.empty((len(parts), self._runtime.channels, side, side), np.uint8)
+        for i, part in enumerate(parts):
+            pixels[i] = _planes(cut(image, part, side), self._runtime.channels)
+        return Cuts(boxes, scores, parts.astype(np.float32), pixels)
+
+    def read(self, cuts: Sequence[Cuts]) -> list[list[Face]]:
+        """Return the faces of each picture, read by the network in batches."""
+        if not cuts:
+            return []
+        pixels = np.concatenate([each.pixels for each in cuts])
+        faces: list[Face] = []
+        every = [(each, i) for each in cuts for i in range(len(each.boxes))]
+        for start in range(0, len(pixels), self.batch_size):
+            some = slice(start, start + self.batch_size)
+            readings = self._runtime(pixels[some])
+            for k, (each, i) in enumerate(every[some]):
+                points = readings.landmarks
+                faces.append(
+                    Face(
+                        box=each.boxes[i],
+                        score=None if each.scores is None else float(each.scores[i]),
+                        expression=self.class_names[int(readings.probabilities[k].argmax())],
+                        probabilities=readings.probabilities[k],
+                        confidence=float(readings.importance[k]),
+                        landmarks=None
+                        if points is None
+                        else self._placed(points[k], each.parts[i]),
+                    )
+                )
+        ends = np.cumsum([len(each.boxes) for each in cuts])
+        return [faces[end - len(each.boxes) : end] for end, each in zip(ends, cuts)]
+
+    def _placed(self, points: np.ndarray, part: np.ndarray) -> np.ndarray:
+        """Move landmarks from a cut-out face's pixels to the picture's."""
+        scale = (part[2:] - part[:2]) / self._runtime.image_width
+        return ((points + 0.5) * scale - 0.5 + part[:2]).astype(np.float32)
+
+
+def main() -> None:
+    options = parse(PredictOptions, sys.argv[1:], __doc__)
+    if not options.paths:
+        raise OptionError("name a picture, a folder, a video or a camera: predict.py PATH...")
+    if options.every < 1 or options.batch_size < 1:
+        raise OptionError("--every and --batch_size must be at least 1")
+    sources = [source for path in options.paths for source in sources_of(path)]
+    predictor = FacePredictor(
+        options.model_path,
+        cropped=options.cropped,
+        detail=options.detail or DETAIL,
+        min_score=options.min_score,
+        batch_size=options.batch_size,
+        threads=options.threads,
+        gpu_ids=options.gpu_ids,
+    )
+    with RunFolder.create(options.out, "predict") as run, Records.opened(run.path) as records:
+        job = Job(options, predictor, run, records)
+        videos = [s for s in sources if isinstance(s, int) or _is_video(s)]
+        job.pictures([source for source in sources if source not in videos])
+        for video in videos:
+            job.video(video)
+    print(f"{job.faces:,} faces; predictions.csv and .json", end="")
+    print(f"{', annotated pictures' * options.draw} are in {run.path}")
+    if job.troubles:
+        print(f"{job.troubles:,} of {len(sources):,} inputs had none, or could not be read (above)")
+        sys.exit(3)
+
+
+class Job:
+    """One call of the script: what it reads, and what it has written so far."""
+
+    def __init__(
+        self, options: PredictOptions, predictor: FacePredictor, run: RunFolder, records: Records
+    ) -> None:
+        self.options, self.predictor, self.run, self.records = options, predictor, run, records
+        self.faces = self.troubles = 0
+
+    def pictures(self, paths: Sequence[Path]) -> None:
+        """Read pictures, several at a time."""
+
+        def look(path: Path) -> tuple[Path, np.ndarray | None, Cuts | ProjectError]:
+            try:
+                image = read_image(path, 3)
+                return path, image, self.predictor.find(image)
+            except ProjectError as error:
+                return path, None, error
+
+        with ThreadPoolExecutor() as pool, Drawing() as drawing:
+            for path, image, cuts, found in self._read(ahead(pool, look, _shown(paths))):
+                if found is None:
+                    self.trouble(str(cuts))
+                    continue
+                kept = self._confident(found)
+                if not found:
+                    self.trouble(f"{path}: no face found; --cropped takes the picture as one face")
+                for i, face in enumerate(kept):
+                    self._write(path, None, i, face, face.probabilities)
+                if self.options.draw:
+                    target = self._free(f"{path.stem}_faces.png")
+                    captions = [self._caption(face.probabilities) for face in kept]
+                    drawing.submit(_draw_picture, target, image, kept, captions)
+
+    def video(self, source: Path | int) -> None:
+        """Read a video frame by frame, follow its faces, and plot their expressions."""
+        name = f"camera{source}" if isinstance(source, int) else source.stem
+        try:
+            video = Video(source)
+        except ProjectError as error:
+            self.trouble(str(error))
+            return
+        detail = self.options.detail or VIDEO_DETAIL
+        tracker, before = Tracker(self.options.smooth), self.faces
+        writer = VideoWriter(self._free(f"{name}_faces.mp4"), video.rate / self.options.every)
+
+        def look(item: tuple[int, np.ndarray]) -> tuple[int, np.ndarray, Cuts]:
+            return *item, self.predictor.find(item[1], detail)
+
+        frames = tqdm(
+            video.frames(self.options.every),
+            name,
+            total=-(-video.frame_num // self.options.every) or None,
+            unit="frame",
+            disable=None,
+        )
+        try:
+            with ThreadPoolExecutor() as pool, closing(writer), Drawing() as drawing:
+                waiting = 1 if isinstance(source, int) else 16  # a camera's frames cannot wait
+                for number, image, _, found in self._read(ahead(pool, look, frames), waiting):
+                    kept = self._confident(found)
+                    boxes = np.array([face.box for face in kept]).reshape(-1, 4)
+                    reads = [face.probabilities for face in kept]
+                    tracks = tracker.follow(boxes, np.array(reads), number / video.rate)
+                    for face, track in zip(kept, tracks):
+                        self._write(source, number, track.number, face, track.probabilities)
+                    if self.options.draw:
+                        captions = [self._caption(track.probabilities) for track in tracks]
+                        drawing.submit(_draw_frame, writer, image, kept, captions)
+        finally:
+            self._plot(tracker, name)
+        if video.fault:
+            self.trouble(video.fault)
+        elif self.faces == before:
+            self.trouble(f"{source}: no face found in any frame")
+
+    def trouble(self, text: str) -> None:
+        """Tell of an input that gave nothing; the rest goes on."""
+        self.troubles += 1
+        tqdm.write(f"warning: {text}", file=sys.stderr)
+
+    def _read(
+        self, looks: Iterable[tuple[Any, np.ndarray | None, Any]], most: int = 64
+    ) -> Iterator[tuple[Any, np.ndarray | None, Any, list[Face] | None]]:
+        """Add the faces to what was looked at: the network takes several pictures at once."""
+        waiting: list[tuple[Any, np.ndarray | None, Any]] = []
+
+        def flush() -> Iterator[tuple[Any, np.ndarray | None, Any, list[Face] | None]]:
+            good = [cuts for _, _, cuts in waiting if isinstance(cuts, Cuts)]
+            faces = iter(self.predictor.read(good) if good else [])
+            for key, image, cuts in waiting:
+                yield key, image, cuts, next(faces) if isinstance(cuts, Cuts) else None
+            waiting.clear()
+
+        for look in looks:
+            waiting.append(look)
+            count = sum(len(cuts.boxes) for _, _, cuts in waiting if isinstance(cuts, Cuts))
+            size = sum(image.nbytes for _, image, _ in waiting if image is not None)
+            if count >= self.options.batch_size or len(waiting) >= most or size > WAITING_BYTES:
+                yield from flush()
+        yield from flush()
+
+    def _confident(self, faces: Sequence[Face]) -> list[Face]:
+        return [face for face in faces if face.confidence >= self.options.min_confidence]
+
+    def _caption(self, probabilities: np.ndarray) -> str:
+        best = int(probabilities.argmax())
+        return f"{self.predictor.class_names[best]} {100 * probabilities[best]:.0f} %"
+
+    def _write(
+        self, source: Path | int, frame: int | None, i: int, face: Face, shares: np.ndarray
+    ) -> None:
+        self.faces += 1
+        names = self.predictor.class_names
+        record = {"file": str(source), "frame": frame, "face": i}
+        record |= dict(zip(("left", "top", "right", "bottom"), _rounded(face.box, 1)))
+        record["score"] = None if face.score is None else round(face.score, 3)
+        record["expression"] = names[int(shares.argmax())]
+        record["confidence"] = round(face.confidence, 4)
+        record["probabilities"] = dict(zip(names, _rounded(shares, 4)))
+        if face.landmarks is not None:
+            record["landmarks"] = _rounded(face.landmarks, 2)
+        self.records.write(record)
+
+    def _plot(self, tracker: Tracker, name: str) -> None:
+        tracks = {}
+        for track in tracker.longest(3):
+            first, last = min(track.past), max(track.past)
+            shares = np.full((last - first + 1, len(self.predictor.class_names)), np.nan)
+            for step, (count, total) in track.past.items():
+                shares[step - first] = total / count
+            tracks[f"face {track.number}"] = STEP * np.arange(first, last + 2), shares
+        if tracks:
+            figure = expressions_over_time(tracks, self.predictor.class_names, name)
+            self.run.write_figure(self._free(f"{name}_expressions.png").name, figure)
+
+    def _free(self, name: str) -> Path:
+        """Return a file name of which there is none yet: two folders may hold a `1.jpg` each."""
+        path, i = self.run / name, 2
+        self._taken = getattr(self, "_taken", set())
+        while path in self._taken:
+            path = self.run / f"{Path(name).stem}_{i}{Path(name).suffix}"
+            i += 1
+        self._taken.add(path)
+        return path
+
+
+class Drawing:
+    """Draws and writes in the background, in order; a few pictures may wait."""
+
+    def __init__(self) -> None:
+        self._pool, self._pending = ThreadPoolExecutor(1), deque()
+
+    def __enter__(self) -> Drawing:
+        return self
+
+    def submit(self, function: Callable[..., None], *args: object) -> None:
+        """Call a function later. An error of an earlier call is raised here."""
+        self._pending.append(self._pool.submit(function, *args))
+        while len(self._pending) > 8:
+            self._pending.popleft().result()
+
+    def __exit__(self, *exception: object) -> None:
+        self._pool.shutdown()
+        if exception[0] is None:
+            for pending in self._pending:
+                pending.result()
+
+
+def sources_of(path: str) -> list[Path | int]:
+    """Return the pictures and videos that a path, folder or pattern names, or a camera's number.
+
+    Raises:
+        DataError: there are none.
+    """
+    file = Path(path).expanduser()
+    if file.is_dir():
+        known = {*IMAGE_SUFFIXES, *VIDEO_SUFFIXES}
+        files = [p for p in file.rglob("*") if p.suffix.lower() in known and p.is_file()]
+        if not files:
+            raise DataError(f"{path} holds no pictures and no videos")
+        return sorted(files, key=lambda p: natural(str(p)))
+    if file.exists():
+        return [file]
+    if path.isdigit():
+        return [int(path)]
+    matches = [Path(name) for name in glob.glob(str(file), recursive=True)]
+    if not matches:
+        raise DataError(f"{path}: there is no such file or folder, and nothing matches it")
+    return sorted((p for p in matches if p.is_file()), key=lambda p: natural(str(p)))
+
+
+def ahead(pool: ThreadPoolExecutor, function: Callable, items: Iterable) -> Iterator:
+    """Yield function(item) of each item, in order, while the next ones are at work."""
+    pending: deque[Future] = deque()
+    for item in items:
+        pending.append(pool.submit(function, item))
+        if len(pending) > 4:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+def _shown(paths: Sequence[Path]) -> Iterable[Path]:
+    return tqdm(paths, "pictures", unit="picture", disable=None) if paths else []
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def _check(image: np.ndarray) -> None:
+    shape = getattr(image, "shape", None)
+    fine = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.size
+    if not fine or not (len(shape) == 2 or (len(shape) == 3 and shape[2] == 3)):
+        kind = getattr(image, "dtype", type(image).__name__)
+        raise DataError(
+            f"a picture is uint8 [H, W] or [H, W, 3] in RGB, and this is {kind} {shape}"
+        )
+
+
+def _planes(face: np.ndarray, channels: int) -> np.ndarray:
+    """Return a face [W, W] or [W, W, 3] as [channels, W, W]."""
+    if channels == 1:
+        return (face if face.ndim == 2 else cv2.cvtColor(face, cv2.COLOR_RGB2GRAY))[None]
+    return (
+        np.broadcast_to(face[None], (3, *face.shape)) if face.ndim == 2 else face.transpose(2, 0, 1)
+    )
+
+
+def _draw_picture(path: Path, image: np.ndarray, faces: list[Face], captions: list[str]) -> None:
+    drawn = annotate(image, *_marks(faces), captions)
+    if not cv2.imwrite(str(path), cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR)):
+        raise DataError(f"{path} cannot be written; is the disk full?")
+
+
+def _draw_frame(
+    writer: VideoWriter, image: np.ndarray, faces: list[Face], captions: list[str]
+) -> None:
+    writer.write(annotate(image, *_marks(faces), captions))
+
+
+def _marks(faces: list[Face]) -> tuple[np.ndarray, np.ndarray | None]:
+    boxes = np.array([face.box for face in faces]).reshape(-1, 4)
+    points = [face.landmarks for face in faces]
+    return boxes, None if not points or points[0] is None else np.array(points)
+
+
+def _rounded(values: np.ndarray, digits: int) -> list:
+    return np.round(values.astype(float), digits).tolist()
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,184 @@
+"""export.py: the ONNX model says what PyTorch says, and predict.py runs it without PyTorch."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from kills import write_csv
+from skimage import data as photographs
+from test_network import original, save_original
+
+import export
+from data.faces import EMOTIONS
+from data.sample import synthetic_faces
+from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from models.inference import predict
+from models.network import Architecture, FERNet
+from models.runtime import OnnxRuntime, TorchRuntime
+from utils.errors import OptionError, WeightsError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def faces():
+    return synthetic_faces(training=7, public=3, private=3)
+
+
+@pytest.fixture(scope="module")
+def faces_csv(faces, tmp_path_factory):
+    return write_csv(faces, tmp_path_factory.mktemp("data") / "faces.csv")
+
+
+def network_with_a_past(architecture):
+    """Return a network whose batch norms and heads are not as they were born."""
+    torch.manual_seed(0)
+    network = FERNet(architecture).train()
+    for _ in range(5):
+        network(torch.rand(8, architecture.channels, 48, 48) * 255)
+    for head in (network.landmark_head, network.attention):
+        if head is not None:
+            torch.nn.init.normal_(head.weight, std=0.3)
+    return network.eval()
+
+
+def save(network, path, class_names=EMOTIONS):
+    net = network.state_dict()
+    save_checkpoint(path, Checkpoint(network.architecture, net, class_names, 48, epoch=3))
+    return path
+
+
+@pytest.fixture(scope="module")
+def exported(faces_csv, tmp_path_factory):
+    """Return a folder with w.pth, m.onnx and m.int8.onnx, and what was printed."""
+    folder = tmp_path_factory.mktemp("export")
+    save(network_with_a_past(Architecture(width=0.2)), folder / "w.pth")
+    argv = ("--model_path", folder / "w.pth", "--data", faces_csv, "--int8")
+    run(*argv, "--out", folder / "m.onnx")
+    return folder
+
+
+def run(*argv):
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(sys, "argv", ["export.py", *map(str, argv)])
+        export.main()
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 64])
+def test_it_says_what_pytorch_says(exported, n):
+    pixels = np.random.default_rng(n).integers(0, 256, (n, 1, 48, 48), np.uint8)
+    ours, theirs = TorchRuntime(exported / "w.pth", "-1"), OnnxRuntime(exported / "m.onnx")
+    for a, b in zip(ours(pixels), theirs(pixels), strict=True):
+        assert a.shape == b.shape
+        assert a.dtype == b.dtype == np.float32
+        np.testing.assert_allclose(a, b, atol=1e-4)
+    expected = predict(load_checkpoint(exported / "w.pth").network(), torch.from_numpy(pixels))
+    np.testing.assert_allclose(theirs(pixels).landmarks, expected.landmarks, atol=1e-3)
+
+
+def test_another_program_finds_its_way(exported):
+    session = onnxruntime.InferenceSession(exported / "m.onnx")
+    (pixels,) = session.get_inputs()
+    assert (pixels.name, pixels.type, pixels.shape[1:]) == ("pixels", "tensor(uint8)", [1, 48, 48])
+    assert isinstance(pixels.shape[0], str)  # any number of faces
+    assert [output.name for output in session.get_outputs()] == [
+        *("probabilities", "importance", "landmarks")
+    ]
+    meta = json.loads(session.get_modelmeta().custom_metadata_map["fer"])
+    assert meta["class_names"] == list(EMOTIONS)
+    assert (meta["image_width"], meta["channels"], meta["epoch"]) == (48, 1, 3)
+
+
+def test_eight_bits_are_near_and_smaller(exported, faces):
+    whole, small = (OnnxRuntime(exported / name) for name in ("m.onnx", "m.int8.onnx"))
+    assert small.class_names == whole.class_names
+    assert (exported / "m.int8.onnx").stat().st_size < 0.6 * (exported / "m.onnx").stat().st_size
+    kinds = {node.op_type for node in onnx.load(exported / "m.int8.onnx").graph.node}
+    assert "QuantizeLinear" in kinds
+    pixels = faces.images[:, None]
+    one, other = whole(pixels), small(pixels)
+    assert 0 < np.abs(one.probabilities - other.probabilities).max() < 0.1
+    assert np.abs(one.landmarks - other.landmarks).mean() < 1.0
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        Architecture(width=0.1, landmark_num=0),
+        Architecture(width=0.1, importance=False, channels=3, trunk="vgg11"),
+    ],
+)
+def test_networks_of_every_kind(architecture, faces_csv, tmp_path, capsys):
+    save(network_with_a_past(architecture), tmp_path / "w.pth")
+    run("--model_path", tmp_path / "w.pth", "--data", faces_csv, "--out", tmp_path / "m.onnx")
+    assert ("px in a landmark" in capsys.readouterr().out) == (architecture.landmark_num > 0)
+    runtime = OnnxRuntime(tmp_path / "m.onnx")
+    readings = runtime(np.zeros((3, architecture.channels, 48, 48), np.uint8))
+    assert (readings.landmarks is None) == (architecture.landmark_num == 0)
+    if not architecture.importance:
+        assert readings.importance.tolist() == [1, 1, 1]
+
+
+def test_the_original_method_s_weights(faces_csv, tmp_path):
+    save_original(original("resnet18"), tmp_path / "resnet18.pth")
+    argv = ("--model_path", tmp_path / "resnet18.pth", "--data", faces_csv)
+    run(*argv, "--out", tmp_path / "m.onnx")
+    assert OnnxRuntime(tmp_path / "m.onnx").channels == 3
+
+
+def test_a_model_that_says_something_else_is_an_error(exported, faces_csv, tmp_path, monkeypatch):
+    monkeypatch.setattr("export.largest_difference", lambda *args: (0.01, 0.0))
+    argv = ("--model_path", exported / "w.pth", "--data", faces_csv)
+    with pytest.raises(OptionError, match="does not say what PyTorch does"):
+        run(*argv, "--out", tmp_path / "m.onnx")
+
+
+def test_mistakes(exported, faces_csv, tmp_path):
+    with pytest.raises(OptionError, match=r"must end in \.onnx"):
+        run("--model_path", exported / "w.pth", "--out", tmp_path / "model.pt")
+    with pytest.raises(WeightsError, match="no weight file"):
+        run("--model_path", tmp_path / "none.pth", "--out", tmp_path / "m.onnx")
+    content = (exported / "m.onnx").read_bytes()
+    (tmp_path / "cut.onnx").write_bytes(content[: len(content) // 2])
+    model = onnx.load(exported / "m.onnx")
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "stranger.onnx")
+    for name in ("cut.onnx", "stranger.onnx"):
+        with pytest.raises(WeightsError, match=r"no model that export\.py wrote"):
+            OnnxRuntime(tmp_path / name)
+
+
+def test_predict_runs_it_without_pytorch(exported, tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), photographs.astronaut()[..., ::-1])
+    code = (
+        "import sys\n"
+        "class NoTorch:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        assert name.split('.')[0] != 'torch', 'PyTorch was imported'\n"
+        "sys.meta_path.insert(0, NoTorch())\n"
+        "import predict\n"
+        f"sys.argv = ['predict.py', 'a.png', '--model_path', {str(exported / 'm.onnx')!r}, "
+        "'--out', 'o']\npredict.main()\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    (row,) = csv.DictReader((tmp_path / "o/predictions.csv").open())
+    shares = [float(row[name]) for name in EMOTIONS]
+    assert sum(shares) == pytest.approx(1, abs=1e-3)

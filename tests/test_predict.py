@@ -1,0 +1,465 @@
+"""predict.py on real photographs, pictures of every kind, videos, and as a library."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from matplotlib import cbook
+from PIL import Image
+from skimage import data as photographs
+
+import predict
+from data.detect import cut, find_faces, squares
+from data.faces import EMOTIONS
+from data.folders import read_image
+from data.sample import synthetic_faces
+from models import inference
+from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from models.network import Architecture, FERNet
+from models.runtime import Readings
+from predict import Face, FacePredictor
+from utils.errors import DataError, OptionError, ProjectError, WeightsError
+from utils.figures import expressions_over_time
+from utils.tracks import MOST, STEP, Tracker, overlap
+from utils.video import Video, VideoWriter
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    network = FERNet(Architecture(width=0.1))
+    path = tmp_path_factory.mktemp("weights") / "w.pth"
+    save_checkpoint(path, Checkpoint(network.architecture, network.state_dict(), EMOTIONS, 48))
+    return path
+
+
+@pytest.fixture(scope="module")
+def astronaut():
+    return photographs.astronaut()
+
+
+@pytest.fixture(scope="module")
+def hopper():
+    path = cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
+    return read_image(Path(path), 3)
+
+
+@pytest.fixture(scope="module")
+def both(astronaut, hopper):
+    scale = 512 / hopper.shape[0]
+    resized = cv2.resize(hopper, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    return np.hstack([astronaut, resized[:512]])
+
+
+def save(path, image, **options):
+    Image.fromarray(image).save(path, **options)
+    return path
+
+
+def run(*argv):
+    """Call predict.py's main in this process; return the exit status."""
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(sys, "argv", ["predict.py", *map(str, argv)])
+        try:
+            predict.main()
+        except SystemExit as status:
+            return status.code
+    return 0
+
+
+def table(folder):
+    with open(folder / "predictions.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# Finding and cutting
+
+
+def test_squares_by_hand():
+    # 100 wide, centre (150, 250): side 120, centre 7 higher.
+    assert squares(np.array([[100, 200, 200, 300]], np.float32)).tolist() == [[90, 183, 210, 303]]
+
+
+def test_what_lies_beyond_the_border_repeats_it():
+    image = np.arange(16, dtype=np.uint8).reshape(4, 4)
+    assert cut(image, (0, 0, 4, 4), 4).tolist() == image.tolist()
+    beyond = cut(image, (-2, -2, 2, 2), 4)
+    assert beyond.tolist() == [[0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 1], [4, 4, 4, 5]]
+    assert cut(image, (2, 2, 6, 6), 4)[3].tolist() == [14, 15, 15, 15]
+
+
+def test_faces_of_photographs(astronaut, hopper, both):
+    (face,) = find_faces(astronaut).boxes
+    assert overlap(face, np.array([180, 80, 272, 172])) > 0.8
+    assert len(find_faces(hopper).boxes) == 1
+    found = find_faces(both)
+    assert len(found.boxes) == 2
+    assert found.boxes[0][0] > 512 > found.boxes[1][2]  # the larger face, on the right, first
+    assert (found.scores > 0.5).all()
+    assert len(find_faces(photographs.camera()).boxes) == 0
+    assert len(find_faces(photographs.camera(), min_score=0).boxes) > 0
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 400), (48, 48, 3), (79, 2000)])
+def test_pictures_of_odd_sizes_have_no_face(shape):
+    assert len(find_faces(np.full(shape, 90, np.uint8)).boxes) == 0
+
+
+# As a library
+
+
+class Echo:
+    """A network whose landmarks are the corners and the centre of the face it is given."""
+
+    class_names, image_width, channels = EMOTIONS, 48, 1
+
+    def __call__(self, faces):
+        n = len(faces)
+        assert faces.shape[1:] == (1, 48, 48)
+        assert faces.dtype == np.uint8
+        points = np.tile(np.float32([[-0.5, -0.5], [47.5, 47.5], [23.5, 23.5]]), (n, 1, 1))
+        return Readings(np.eye(7, dtype=np.float32)[[3] * n], np.full(n, 0.5, np.float32), points)
+
+
+@pytest.fixture
+def echo(monkeypatch):
+    monkeypatch.setattr("predict.load_runtime", lambda *args: Echo())
+
+
+def test_results_are_in_the_picture_s_pixels(echo, astronaut):
+    (face,) = FacePredictor()(astronaut)
+    assert isinstance(face, Face)
+    assert (face.expression, face.confidence) == ("happy", 0.5)
+    left, top, right, bottom = squares(face.box[None])[0]
+    expected = [[left, top], [right, bottom], [(left + right) / 2, (top + bottom) / 2]]
+    # Edges, and pixel centres at whole numbers: half a pixel between them.
+    np.testing.assert_allclose(face.landmarks + 0.5, expected, atol=1e-3)
+    picture = np.zeros((30, 90, 3), np.uint8)
+    (face,) = FacePredictor(cropped=True)(picture)
+    assert face.box.tolist() == [0, 0, 90, 30]
+    assert face.score is None
+    np.testing.assert_allclose(face.landmarks, [[-0.5, -0.5], [89.5, 29.5], [44.5, 14.5]])
+
+
+def test_a_list_gives_a_list(echo, astronaut, both):
+    predictor = FacePredictor(batch_size=2)
+    empty = np.zeros((100, 100), np.uint8)
+    counts = [len(faces) for faces in predictor([both, empty, astronaut, both])]
+    assert counts == [2, 0, 1, 2]
+    assert predictor([]) == []
+    assert predictor(empty) == []
+
+
+@pytest.mark.parametrize(
+    "wrong", [np.zeros((5, 5)), np.zeros((5, 5, 4), np.uint8), np.zeros((0, 5), np.uint8), "a.jpg"]
+)
+def test_what_is_no_picture_is_refused(echo, wrong):
+    with pytest.raises(DataError, match="a picture is uint8"):
+        FacePredictor()([wrong])
+
+
+def test_the_network_reads_what_test_py_would_read(weights):
+    faces = synthetic_faces(training=1, public=1, private=1)
+    network = load_checkpoint(weights).network()
+    expected = inference.predict(network, torch.from_numpy(faces.images)[:, None])
+    predictor = FacePredictor(weights, cropped=True, gpu_ids="-1", batch_size=4)
+    for i, (face,) in enumerate(predictor(list(faces.images))):
+        np.testing.assert_allclose(face.probabilities, expected.probabilities[i], atol=1e-5)
+        np.testing.assert_allclose(face.landmarks, expected.landmarks[i], atol=1e-3)
+
+
+# Pictures
+
+
+@pytest.fixture
+def folder(tmp_path, astronaut, hopper, both):
+    folder = tmp_path / "in"
+    (folder / "more").mkdir(parents=True)
+    save(folder / "astronaut.png", astronaut)
+    save(folder / "more/astronaut.jpg", astronaut)
+    save(folder / "both.png", both)
+    save(folder / "camera.png", photographs.camera())
+    whole = save(folder / "hopper.jpg", hopper).read_bytes()
+    (folder / "broken.jpg").write_bytes(whole[: len(whole) // 2])
+    return folder
+
+
+def test_a_folder_of_photographs(weights, folder, tmp_path, both, capsys):
+    out = tmp_path / "out"
+    assert run(folder, "--out", out, "--model_path", weights, "--gpu_ids", "-1") == 3
+    told = capsys.readouterr()
+    assert "broken.jpg cannot be read as an image" in told.err
+    assert "camera.png: no face found; --cropped" in told.err
+    assert "5 faces" in told.out
+    assert "2 of 6 inputs" in told.out
+    rows = table(out)
+    counts = {Path(row["file"]).name: row["face"] for row in rows}
+    assert counts == {
+        "astronaut.jpg": "0",
+        "astronaut.png": "0",
+        "both.png": "1",
+        "hopper.jpg": "0",
+    }
+    records = json.loads((out / "predictions.json").read_text())
+    assert len(records) == len(rows) == 5
+    for record, row in zip(records, rows):
+        assert record["frame"] is None
+        assert row["frame"] == ""
+        assert np.shape(record["landmarks"]) == (68, 2)
+        assert [row["x67"], row["y67"]] == [str(v) for v in record["landmarks"][67]]
+        shares = [float(row[name]) for name in EMOTIONS]
+        assert sum(shares) == pytest.approx(1, abs=1e-3)
+        assert record["expression"] == EMOTIONS[int(np.argmax(shares))]
+        assert 0 < float(row["confidence"]) < 1
+    drawn = {path.name for path in out.glob("*_faces*.png")}
+    assert drawn == {
+        *("astronaut_faces.png", "astronaut_faces_2.png", "both_faces.png"),
+        *("camera_faces.png", "hopper_faces.png"),
+    }
+    picture = read_image(out / "both_faces.png", 3).astype(int)
+    changed = np.abs(picture - both).sum(-1) > 0
+    assert 0.005 < changed.mean() < 0.2
+    left, top, right, _ = (int(float(rows[2][k])) for k in ("left", "top", "right", "bottom"))
+    assert changed[top, left:right].mean() > 0.9  # the box's upper edge
+    np.testing.assert_array_equal(read_image(out / "camera_faces.png", 1), photographs.camera())
+
+
+def test_pictures_of_every_kind(echo, tmp_path, astronaut):
+    sixteen = (photographs.camera()[None].astype(np.uint16) * 257)[0]
+    Image.fromarray(sixteen).save(tmp_path / "16bit.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "16bit.png", 1), photographs.camera())
+    image = Image.fromarray(astronaut)
+    image.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
+    image.convert("L").save(tmp_path / "grey.tif")
+    image.quantize(64).save(tmp_path / "palette.gif")
+    image.save(tmp_path / "p.webp")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    alpha = image.copy()
+    alpha.putalpha(255)
+    alpha.save(tmp_path / "alpha.png")
+    cv2.imwrite(str(tmp_path / "radiance.hdr"), np.float32(astronaut[..., ::-1]) / 255)
+    predictor = FacePredictor()
+    (expected,) = predictor(astronaut)
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 8
+    for file in files:
+        if file.name != "16bit.png":
+            (face,) = predictor(read_image(file, 3))
+            assert overlap(face.box, expected.box) > 0.8, file
+
+
+def test_what_is_behind_a_transparent_pixel_stays_there(tmp_path):
+    pixels = np.zeros((2, 2, 4), np.uint8)
+    pixels[0] = (255, 0, 0, 255)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    red, grey = read_image(tmp_path / "a.png", 3)[:, 0].tolist()
+    assert (red, grey) == ([255, 0, 0], [128, 128, 128])
+
+
+def test_cropped_faces(weights, tmp_path):
+    faces = synthetic_faces(training=1, public=1, private=1)
+    for i, image in enumerate(faces.images[:5]):
+        save(tmp_path / f"{i}.png", image)
+    argv = (tmp_path / "*.png", "--model_path", weights, "--gpu_ids", "-1")
+    assert run(*argv, "--out", tmp_path / "a", "--cropped", "--no_draw") == 0
+    rows = table(tmp_path / "a")
+    assert [Path(row["file"]).name for row in rows] == [f"{i}.png" for i in range(5)]
+    assert {row["score"] for row in rows} == {""}
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {
+        *("predictions.csv", "predictions.json", ".lock")
+    }
+    least = sorted(float(row["confidence"]) for row in rows)[2] - 1e-4  # as it is rounded
+    assert run(*argv, "--out", tmp_path / "b", "--cropped", "--min_confidence", least) == 0
+    assert len(table(tmp_path / "b")) == 3
+
+
+def test_mistakes(weights, tmp_path, capsys, astronaut):
+    with pytest.raises(DataError, match="nowhere"):
+        run(tmp_path / "nowhere.jpg", "--model_path", weights)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no pictures"):
+        run(tmp_path / "empty", "--model_path", weights)
+    picture = save(tmp_path / "a.png", astronaut)
+    with pytest.raises(WeightsError, match="no weight file"):
+        run(picture, "--model_path", tmp_path / "none.pth")
+    with pytest.raises(WeightsError, match=r"export\.py"):
+        run(picture, "--model_path", tmp_path / "none.onnx")
+    with pytest.raises(OptionError, match="at least 1"):
+        run(picture, "--every", 0)
+    with pytest.raises(OptionError, match="name a picture"):
+        run()
+    (tmp_path / "text.png").write_text("no picture")
+    argv = ("--model_path", weights, "--gpu_ids", "-1", "--out", tmp_path / "o")
+    assert run(tmp_path / "text.png", 99, *argv) == 3
+    told = capsys.readouterr().err
+    assert "camera 99 cannot be opened" in told
+    assert "text.png cannot be read" in told
+    with pytest.raises(ProjectError, match="holds files already"):
+        run(picture, *argv)
+
+
+# Videos
+
+
+def write_video(path, frames, code="mp4v", rate=10):
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*code), rate, frames[0].shape[1::-1])
+    for frame in frames:
+        writer.write(np.ascontiguousarray(frame[..., ::-1]))
+    writer.release()
+    return path
+
+
+@pytest.fixture(scope="module")
+def moving(both):
+    """24 frames in which the astronaut comes in, wanders to the left, and goes."""
+    blank = np.full((360, 480, 3), 100, np.uint8)
+    return [blank] * 2 + [both[30:390, 4 * i : 480 + 4 * i] for i in range(20)] + [blank] * 2
+
+
+def test_a_video(echo, tmp_path, moving):
+    file = write_video(tmp_path / "film.mp4", moving)
+    assert run(file, "--out", tmp_path / "o") == 0
+    rows = [row for row in table(tmp_path / "o") if row["face"] == "0"]
+    assert [int(row["frame"]) for row in rows] == list(range(2, 22))
+    lefts = [float(row["left"]) for row in rows]
+    assert lefts[0] - lefts[-1] == pytest.approx(76, abs=15)
+    video = Video(tmp_path / "o/film_faces.mp4")
+    assert (video.rate, video.frame_num) == (10, 24)
+    frames = dict(video.frames())
+    assert frames[10].shape == (360, 480, 3)
+    left, top = (int(float(rows[8][k])) for k in ("left", "top"))
+    blue = frames[10][top - 2 : top + 3, left + 40 : left + 60].astype(int)
+    assert (blue[..., 2] - blue[..., 0]).max() > 60  # the box
+    assert (tmp_path / "o/film_expressions.png").stat().st_size > 10_000
+    assert run(file, "--out", tmp_path / "every", "--every", 3, "--no_draw") == 0
+    assert {int(row["frame"]) % 3 for row in table(tmp_path / "every")} == {0}
+    assert not (tmp_path / "every/film_faces.mp4").exists()
+
+
+def test_a_video_that_stops_early_keeps_what_it_gave(echo, tmp_path, capsys, moving, astronaut):
+    file = write_video(tmp_path / "film.avi", moving, "MJPG")
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    (tmp_path / "none.mp4").write_bytes(b"no video")
+    picture = save(tmp_path / "a.png", astronaut)
+    assert run(tmp_path / "none.mp4", file, picture, "--out", tmp_path / "o") == 3
+    told = capsys.readouterr().err
+    assert "none.mp4 cannot be opened" in told
+    assert "film.avi ends after" in told
+    files = {Path(row["file"]).name for row in table(tmp_path / "o")}
+    assert files == {"film.avi", "a.png"}
+    json.loads((tmp_path / "o/predictions.json").read_text())
+    assert dict(Video(tmp_path / "o/film_faces.mp4").frames())
+
+
+def test_a_file_that_promises_more_frames_is_told(tmp_path, moving):
+    file = write_video(tmp_path / "film.mp4", moving)
+    video = Video(file)
+    assert len(list(video.frames())) == 24
+    assert not video.fault
+    video.frame_num = 100
+    assert "ends after 24 of its 100 frames" in video.fault
+
+
+def test_an_interrupt_keeps_what_was_found(echo, tmp_path, moving):
+    file = write_video(tmp_path / "film.mp4", moving)
+    read, calls = FacePredictor.read, []
+
+    def stopping(self, cuts):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return read(self, cuts)
+
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(FacePredictor, "read", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            run(file, "--out", tmp_path / "o")
+    records = json.loads((tmp_path / "o/predictions.json").read_text())
+    assert len(records) == len(table(tmp_path / "o")) > 5
+
+
+def test_a_writer_that_cannot_write_says_so(tmp_path):
+    with pytest.raises(ProjectError, match="--no_draw"):
+        VideoWriter(tmp_path / "no/folder/a.mp4", 10).write(np.zeros((64, 64, 3), np.uint8))
+
+
+# Faces over time
+
+
+def test_smoothing_by_hand():
+    tracker, box = Tracker(smooth=1.0), np.array([[0, 0, 10, 10.0]])
+    one, other = np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])
+    (track,) = tracker.follow(box, one, 0.0)
+    (same,) = tracker.follow(box + 1, other, 1.0)
+    assert same is track
+    np.testing.assert_allclose(track.probabilities, [np.exp(-1), 1 - np.exp(-1)])
+    plain = Tracker(smooth=0)
+    plain.follow(box, one, 0.0)
+    np.testing.assert_array_equal(plain.follow(box, other, 0.1)[0].probabilities, other[0])
+
+
+def test_each_face_keeps_its_number():
+    tracker = Tracker(smooth=0.3)
+    boxes = np.array([[0, 0, 10, 10], [20, 0, 30, 10]], float)
+    reads = np.full((2, 2), 0.5)
+    first = tracker.follow(boxes, reads, 0.0)
+    crossed = tracker.follow(boxes[::-1] + 1, reads, 0.1)
+    assert [track.number for track in first] == [0, 1]
+    assert [track.number for track in crossed] == [1, 0]
+    assert tracker.follow(boxes[:0], reads[:0], 0.2) == []
+    assert tracker.follow(boxes[:1], reads[:1], 0.3)[0].number == 0  # back soon enough
+    assert tracker.follow(boxes[1:], reads[1:], 5.0)[0].number == 2  # too late
+
+
+def test_a_long_video_takes_no_more_memory():
+    tracker = Tracker(smooth=0.3)
+    for i in range(10 * MOST):  # a new face every ten seconds, of which one stays longer
+        for k in range(1 + 20 * (i == 7)):
+            tracker.follow(np.array([[i, 0, i + 1.0, 1.0]]), np.eye(2)[:1], 10.0 * i + k * STEP)
+    assert len(tracker.tracks) <= MOST
+    assert len(tracker.longest(1)[0].past) > 1
+
+
+def test_the_plot_leaves_gaps_where_a_face_is_away():
+    shares = np.full((4, 7), 1 / 7)
+    shares[2] = np.nan
+    figure = expressions_over_time({"face 0": (np.arange(5) * STEP, shares)}, EMOTIONS, "film")
+    (axes,) = figure.axes
+    assert len(axes.collections) == 7
+    assert all(len(band.get_paths()) == 2 for band in axes.collections)  # before it, and after
+
+
+# The network
+
+
+def test_nothing_is_fetched_by_an_import(tmp_path):
+    code = (
+        "import socket\n"
+        "def refuse(*args): raise AssertionError('the network was used')\n"
+        "socket.socket.connect = refuse\n"
+        "import predict\n"
+        "try: predict.FacePredictor('none.onnx')\n"
+        "except predict.ProjectError as error: print(error)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "there is no model none.onnx" in result.stdout

@@ -1,0 +1,53 @@
+"""Faces marked in a picture: a box, the expression, and the landmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+BLUE, RED, WHITE = (33, 102, 172), (214, 96, 77), (255, 255, 255)  # RGB, as in the figures
+FONT = cv2.FONT_HERSHEY_DUPLEX
+
+
+def annotate(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    landmarks: np.ndarray | None,
+    captions: Sequence[str],
+) -> np.ndarray:
+    """Return a copy of an image with its faces marked; lines and letters go with their size.
+
+    Args:
+        image: uint8 [H, W, 3] in RGB.
+        boxes: [F, 4]: left, top, right, bottom in pixels.
+        landmarks: [F, 68, 2] in pixels, or None.
+        captions: F texts.
+    """
+    image = image.copy()
+    for i, (left, top, right, bottom) in enumerate(np.round(boxes).astype(int).tolist()):
+        size = right - left
+        line = max(1, round(size / 120))
+        cv2.rectangle(image, (left, top), (right, bottom), BLUE, line, cv2.LINE_AA)
+        if landmarks is not None:
+            for x, y in landmarks[i]:
+                # Four bits of fractions: landmarks are finer than pixels.
+                centre = round(16 * float(x)), round(16 * float(y))
+                radius = round(16 * max(0.8, size / 85))
+                cv2.circle(image, centre, radius, RED, cv2.FILLED, cv2.LINE_AA, 4)
+        _label(image, captions[i], left, top, size)
+    return image
+
+
+def _label(image: np.ndarray, text: str, left: int, top: int, size: int) -> None:
+    """Write a text over a box, or under its upper edge where the picture ends."""
+    scale = min(max(size / 220, 0.35), 3.0)
+    (width, height), below = cv2.getTextSize(text, FONT, scale, 1)
+    pad = max(2, round(height / 3))
+    left = max(0, min(left, image.shape[1] - width - 2 * pad))
+    baseline = top - pad - below if top >= height + 2 * pad + below else top + height + pad
+    start, end = (left, baseline - height - pad), (left + width + 2 * pad, baseline + below + pad)
+    cv2.rectangle(image, start, end, BLUE, cv2.FILLED)
+    thickness = max(1, round(scale * 1.2))
+    cv2.putText(image, text, (left + pad, baseline), FONT, scale, WHITE, thickness, cv2.LINE_AA)

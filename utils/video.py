@@ -1,0 +1,99 @@
+"""Videos and cameras, read and written a frame at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from utils.errors import DataError, RunError
+
+SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
+DEFAULT_RATE = 25.0  # frames a second, where a video does not tell
+
+
+class Video:
+    """A video file, or a camera by its number.
+
+    Args:
+        source: a path, or a camera's number.
+
+    Attributes:
+        rate: frames a second.
+        frame_num: as the file tells, which may be wrong; 0 for a camera.
+
+    Raises:
+        DataError: it cannot be opened.
+    """
+
+    def __init__(self, source: Path | int) -> None:
+        self.source = source
+        # A name such as img_%02d.png or a pipe's would be taken for something else than a file.
+        target = source if isinstance(source, int) else str(source.resolve())
+        self._capture = cv2.VideoCapture(target)
+        if not self._capture.isOpened():
+            what = f"camera {source}" if isinstance(source, int) else f"{source}"
+            raise DataError(f"{what} cannot be opened as a video; is it there, and whole?")
+        rate = self._capture.get(cv2.CAP_PROP_FPS)
+        self.rate = rate if 0 < rate < 1000 else DEFAULT_RATE
+        count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        self._read_num = 0
+        self.frame_num = int(count) if 0 < count < 1e9 and not isinstance(source, int) else 0
+
+    def frames(self, every: int = 1) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the number of each `every`-th frame, and the frame: uint8 [H, W, 3] in RGB."""
+        try:
+            while self._capture.grab():
+                if self._read_num % every == 0:
+                    there, frame = self._capture.retrieve()
+                    if not there:
+                        break
+                    yield self._read_num, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+                self._read_num += 1
+        finally:
+            self._capture.release()
+
+    @property
+    def fault(self) -> str:
+        """What was wrong with the frames that were read to their end; empty if nothing."""
+        if self._read_num >= 0.98 * self.frame_num - 1:
+            return ""
+        return (
+            f"{self.source} ends after {self._read_num} of its {self.frame_num} frames; "
+            "it is damaged or cut off, and what was read until there is kept"
+        )
+
+
+class VideoWriter:
+    """An annotated video, written as it comes (MP4).
+
+    Args:
+        path: of the file, which must not exist.
+        rate: frames a second.
+    """
+
+    def __init__(self, path: Path, rate: float) -> None:
+        self.path, self._rate = path, rate
+        self._writer: cv2.VideoWriter | None = None
+
+    def write(self, image: np.ndarray) -> None:
+        """Append a frame: uint8 [H, W, 3] in RGB; all are as large as the first.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        size = image.shape[1::-1]
+        if self._writer is None:
+            code = cv2.VideoWriter_fourcc(*"mp4v")
+            self._writer = cv2.VideoWriter(str(self.path), code, self._rate, size)
+            if not self._writer.isOpened():
+                raise RunError(f"{self.path} cannot be written; name another --out, or --no_draw")
+        self._writer.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+
+    def close(self) -> None:
+        """Finish the file."""
+        if self._writer is not None:
+            self._writer.release()
+            self._writer = None
