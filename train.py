@@ -25,7 +25,7 @@ from tqdm import tqdm
 from data.augment import Augmentation, augment
 from data.faces import Faces, check_trainable
 from data.landmarks import add_landmarks
-from data.source import Source, find_source, load_faces
+from data.source import find_source, load_faces
 from data.store import Store, images_to_device
 from models.batch_norm import synchronized
 from models.checkpoint import load_checkpoint, transfer
@@ -44,7 +44,7 @@ from utils.faults import Faults, diverged
 from utils.forecast import Forecast
 from utils.frame import to_half_widths
 from utils.group import Group, launch
-from utils.options import Options, check, parse, resumed, with_recipe
+from utils.options import Options, parse, parse_run, resumed
 from utils.report import summary
 from utils.run import RunFolder
 from utils.run_log import RunLog
@@ -87,10 +87,13 @@ def run_on(
     with group.first_here():
         source = find_source(options.data)
         if not earlier:
-            options = with_recipe_for(source, options.recipe, argv)
+            options = parse_run(argv, __doc__, "sample" if source.is_sample else "full")
         print(f"data     {source.line}")
         faces = load_faces(source, options.image_width, options.channels, options.class_names)
     check_trainable(faces)
+    given = faces.labels
+    if options.label_noise:
+        faces = faces.with_noise(options.label_noise, options.seed)
     counts = ", ".join(f"{n:,} {usage}" for usage, n in faces.counts().items())
     print(f"         {faces.source}: {len(faces):,} faces, {counts}")
     checkpoint = None
@@ -131,14 +134,11 @@ def run_on(
         title = f"{options.trunk}, {source.name}"
         train(state, store, faces, options, group=group, run=folder, title=title)
         if folder:
-            conclude(faces, options, folder, device, title)
-
-
-def with_recipe_for(source: Source, recipe: str, argv: list[str]) -> Options:
-    """Return the options of a new run: the command line's, over those of its recipe."""
-    if recipe == "auto":
-        recipe = "sample" if source.is_sample else "full"
-    return check(replace(parse(Options, argv, __doc__, with_recipe(recipe)), recipe=recipe))
+            noise = {}
+            if options.label_noise:
+                labels = (given[rows], faces.labels[rows], state.labels.cpu().numpy())
+                noise = {"Training": metrics.relabel_scores(*labels)}
+            conclude(faces, options, folder, device=device, title=title, noise=noise)
 
 
 def build_network(options: Options, faces: Faces) -> FERNet:
@@ -370,13 +370,19 @@ def relabel_batch(output: Output, labels: Tensor, options: Options) -> Tensor:
 
 
 def conclude(
-    faces: Faces, options: Options, run: RunFolder, device: torch.device, title: str
+    faces: Faces,
+    options: Options,
+    run: RunFolder,
+    *,
+    device: torch.device,
+    title: str,
+    noise: dict[str, dict[str, float]],
 ) -> None:
     """Evaluate the chosen weights once, on the held-out faces, as test.py does."""
     checkpoint = load_checkpoint(run / "best.pth")
     usages = ("PublicTest", "PrivateTest") if options.final_test else ("PublicTest",)
     evaluation = evaluate(checkpoint.network().to(device), faces, usages)
-    scores = evaluation.write(run, title)
+    scores = evaluation.write(run, title, noise)
     print(f"\nbest.pth of epoch {checkpoint.epoch}, on {faces.source}:\n{summary(scores)}")
     print(f"\nfigures, predictions and weights are in {run.path}")
 

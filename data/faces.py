@@ -107,6 +107,15 @@ class Faces:
             landmarks = resize_landmarks(landmarks, (old, height), width)
         return replace(self, images=images, landmarks=landmarks)
 
+    def with_noise(self, share: float, seed: int) -> Faces:
+        """Return the faces with a share of the Training labels replaced by other ones at random."""
+        rng = np.random.default_rng(seed)
+        rows = np.flatnonzero((self.usage == "Training") & (self.labels != UNKNOWN))
+        rows = rng.permutation(rows)[: round(share * len(rows))]
+        labels, classes = self.labels.copy(), len(self.class_names)
+        labels[rows] = (labels[rows] + rng.integers(1, classes, len(rows))) % classes
+        return replace(self, labels=labels)
+
     def grey_levels(self, usage: str) -> tuple[float, float]:
         """Return the mean and the standard deviation of a usage's pixels, 0 to 255."""
         counts = np.zeros(256, np.int64)

@@ -61,6 +61,29 @@ def expected_calibration_error(
     return float(np.abs(gaps).sum() / len(labels))
 
 
+def relabel_scores(
+    clean: np.ndarray, noisy: np.ndarray, final: np.ndarray
+) -> dict[str, int | float | None]:
+    """Tell what relabeling made of labels into which noise was injected.
+
+    Args:
+        clean, noisy, final: int [N]: the given labels, those trained on, and what they became.
+
+    Returns:
+        noisy and relabeled (numbers of faces); relabel_precision, the share of the relabeled
+        that came to their given label, and relabel_recall, the share of the noisy that
+        did; None of no face.
+    """
+    wrong, moved = noisy != clean, final != noisy
+    healed = wrong & (final == clean)
+    return {
+        "noisy": int(wrong.sum()),
+        "relabeled": int(moved.sum()),
+        "relabel_precision": float(healed.sum() / moved.sum()) if moved.any() else None,
+        "relabel_recall": float(healed.sum() / wrong.sum()) if wrong.any() else None,
+    }
+
+
 def landmark_error(predicted: np.ndarray, landmarks: np.ndarray) -> float | None:
     """Return the mean distance of points in pixels over the faces whose landmarks are known.
 

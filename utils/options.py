@@ -72,6 +72,8 @@ class Options:
     """Who may be relabeled: the low-importance group (the paper) or every face (its code)."""
     relabel_logits: Literal["plain", "weighted"] = "plain"
     """What relabeling judges: plain logits, or those weighted by the importance (SCN's code)."""
+    label_noise: float = 0.0
+    """Share of the Training labels replaced by wrong ones, to see what relabeling finds."""
     landmarks: bool = True
     """The parallel landmark task; --no_landmarks needs no dlib."""
     landmark_num: Literal[68] = 68
@@ -167,6 +169,7 @@ _IN_RANGE: dict[str, tuple[Callable[[Any], bool], str]] = {
     "batch_size": (lambda v: v >= 1, "at least 1"),
     "start_lr": (lambda v: v > 0, "above 0"),
     "label_smoothing": (lambda v: 0 <= v < 1, "0 or more, below 1"),
+    "label_noise": (lambda v: 0 <= v < 1, "0 or more, below 1"),
     "ema": (lambda v: 0 <= v < 1, "0 or more, below 1"),
     "scale": (lambda v: 0 <= v < 1, "0 or more, below 1"),
     "flip": (lambda v: 0 <= v <= 1, "0 to 1"),
@@ -193,6 +196,13 @@ def parse(kind: type[T], argv: Sequence[str], description: str, default: T | Non
 def with_recipe(recipe: str) -> Options:
     """Return the defaults of a recipe."""
     return replace(Options(), recipe=recipe, **RECIPES[recipe])
+
+
+def parse_run(argv: Sequence[str], description: str, recipe: str) -> Options:
+    """Read train.py's command line over the defaults of its recipe; `recipe` is what auto means."""
+    named = parse(Options, argv, description).recipe
+    recipe = recipe if named == "auto" else named
+    return check(replace(parse(Options, argv, description, with_recipe(recipe)), recipe=recipe))
 
 
 def check(options: Options) -> Options:
@@ -228,15 +238,9 @@ def resumed(saved: dict[str, Any], argv: Sequence[str], description: str) -> Opt
         OptionError: the saved options are damaged, or the command line names one that
             would change the training.
     """
-    known = {f.name for f in fields(Options)}
-    before = _from_json(saved)
+    before = from_json(saved)
     now = parse(Options, argv, description, before)
-    changed = [
-        f"--{name}"
-        for name in sorted(known - FREE_ON_RESUME)
-        if getattr(now, name) != getattr(before, name)
-    ]
-    if changed:
+    if changed := differing(before, now):
         raise OptionError(
             f"a run that goes on keeps its options, and {', '.join(changed)} would change it; "
             "start a new run from its weights with --model_path RUN/last.pth"
@@ -244,7 +248,13 @@ def resumed(saved: dict[str, Any], argv: Sequence[str], description: str) -> Opt
     return check(now)
 
 
-def _from_json(saved: Any) -> Options:
+def differing(one: Options, other: Options) -> list[str]:
+    """Name the options in which two runs differ, but for where things stand."""
+    names = sorted({f.name for f in fields(Options)} - FREE_ON_RESUME)
+    return [f"--{name}" for name in names if getattr(one, name) != getattr(other, name)]
+
+
+def from_json(saved: Any) -> Options:
     """Return the options that a config.json holds; one that it lacks has its default."""
     if not isinstance(saved, dict):
         raise OptionError("config.json holds no options; start a new run")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,16 +84,19 @@ class Evaluation:
             )
         return result | extra
 
-    def write(self, run: RunFolder, title: str) -> dict[str, dict[str, Any]]:
+    def write(
+        self, run: RunFolder, title: str, more: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> dict[str, dict[str, Any]]:
         """Leave metrics.json, predictions.csv and the figures in the run folder.
 
-        The figures show the last usage, the one that is reported.
+        The figures show the last usage, the one that is reported; `more` is added to
+        metrics.json.
 
         Returns:
             The scores.
         """
         scores = self.scores()
-        run.write_json("metrics.json", scores)
+        run.write_json("metrics.json", scores | (more or {}))
         self._write_predictions(run)
         last = self.usage == self.usage[-1]
         self._write_figures(run, np.flatnonzero(last), f"{title}, {self.usage[-1]}")

@@ -1,0 +1,278 @@
+"""Run every variant of a plan with every seed, and compare them.
+
+python experiments.py plans/landmarks.toml --data fer2013.csv --out model_save/landmarks
+python experiments.py plans/scn.toml --gpu_ids 0,1,2,3         one run at a time on each GPU
+
+A cell is a run of train.py in OUT/VARIANT-SEED. Finished ones are skipped and stopped ones gone on
+with, so the same command can be given again at any time. Nothing looks at PrivateTest before
+--private: give that once, when all choices on PublicTest are made.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+import tyro
+
+from utils.comparison import compare
+from utils.devices import listed_gpus
+from utils.errors import DataError, RunError, run_main
+from utils.files import atomic_write
+from utils.options import differing, from_json, parse, parse_run
+from utils.run import RUNS, RunFolder
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class ExperimentOptions:
+    """Options of experiments.py."""
+
+    plan: Annotated[str, tyro.conf.Positional]
+    """A file such as plans/landmarks.toml: baseline, seeds, common options, variants."""
+    data: str = ""
+    """The faces, as of train.py."""
+    out: str = ""
+    """The folder of all cells; by default model_save/ with the plan's name."""
+    seeds: tuple[int, ...] = ()
+    """Other seeds than the plan's."""
+    common: str | None = None
+    """Other common options than the plan's."""
+    gpu_ids: str = ""
+    """GPUs such as 0,1, each of which trains a cell at a time; -1 is the CPU."""
+    private: bool = False
+    """Compare on PrivateTest too, once all cells are done."""
+    tta: bool = False
+    """With --private: average ten views."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a plan file says.
+
+    Attributes:
+        baseline: the variant that the others are compared with.
+        seeds: of each variant.
+        common: train.py's options of all cells.
+        variants: by name: train.py's options of its cells.
+    """
+
+    baseline: str
+    seeds: tuple[int, ...]
+    common: str
+    variants: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run.
+
+    Attributes:
+        variant: its name.
+        seed: of the run.
+        argv: train.py's options.
+        folder: of the run.
+    """
+
+    variant: str
+    seed: int
+    argv: tuple[str, ...]
+    folder: Path
+
+    @property
+    def is_done(self) -> bool:
+        return (self.folder / "metrics.json").exists()
+
+
+def main() -> None:
+    options = parse(ExperimentOptions, sys.argv[1:], __doc__)
+    plan = read_plan(Path(options.plan), options)
+    out = Path(options.out) if options.out else RUNS / Path(options.plan).stem
+    cells = [
+        Cell(variant, seed, tuple(shlex.split(f"{plan.common} {text}")), out / f"{variant}-{seed}")
+        for seed in plan.seeds  # all variants of a seed first: pairs are there early
+        for variant, text in plan.variants.items()
+    ]
+    done = sum(cell.is_done for cell in cells)
+    print(f"{len(cells)} cells in {out}, of which {done} are done", flush=True)
+    failed = run_all([cell for cell in cells if not cell.is_done], options)
+    finished = [cell for cell in cells if cell.is_done]
+    if not any(cell.variant == plan.baseline for cell in finished):
+        raise RunError(f"no run of the baseline {plan.baseline} is done; see {out}/*.log")
+    report(finished, plan, "PublicTest", out / "comparison.csv")
+    if options.private:
+        if failed or len(finished) < len(cells):
+            raise RunError("PrivateTest waits until every cell is done; start again")
+        for cell in cells:
+            evaluate(cell, options)
+        report(cells, plan, "PrivateTest", out / "comparison_private.csv")
+    if failed:
+        raise RunError(f"{', '.join(failed)} did not finish; see {out}/*.log, and start again")
+
+
+def read_plan(path: Path, options: ExperimentOptions) -> Plan:
+    """Read a plan, and let the command line change its seeds and common options.
+
+    Raises:
+        DataError: it cannot be read, or says something else than a plan should.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); plans/ holds some") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is no TOML: {error}") from error
+    if unknown := content.keys() - {"baseline", "seeds", "common", "variants"}:
+        raise DataError(f"{path}: {', '.join(sorted(unknown))} is nothing that a plan can say")
+    variants = content.get("variants")
+    if not isinstance(variants, dict) or not all(isinstance(v, str) for v in variants.values()):
+        raise DataError(f"{path} needs a table [variants], whose values are options of train.py")
+    if wrong := [name for name in variants if not name.replace("_", "").isalnum()]:
+        raise DataError(f"{path}: {wrong[0]!r} is no name for a folder; letters, digits and _ are")
+    baseline = content.get("baseline")
+    if baseline not in variants:
+        raise DataError(f"{path}: the baseline {baseline!r} is none of {', '.join(variants)}")
+    seeds = options.seeds or tuple(content.get("seeds", ()))
+    if not seeds or len(set(seeds)) < len(seeds) or {type(seed) for seed in seeds} != {int}:
+        raise DataError(f"{path}: seeds must be whole numbers, each one once, such as [0, 1, 2]")
+    common = content.get("common", "") if options.common is None else options.common
+    return Plan(baseline, seeds, common, variants)
+
+
+def run_all(cells: list[Cell], options: ExperimentOptions) -> list[str]:
+    """Train the cells, one at a time on each device; return the names of those that failed.
+
+    Where this process is told to end, so are the runs: each saves what it did.
+    """
+    devices: queue.SimpleQueue[str] = queue.SimpleQueue()
+    ids = [str(i) for i in listed_gpus(options.gpu_ids)] or [""]
+    for device in ids:
+        devices.put(device)
+    running: set[subprocess.Popen] = set()
+    stopped = threading.Event()
+
+    def run(cell: Cell) -> str:
+        device = devices.get()
+        try:
+            fine = not stopped.is_set() and train(cell, device, options, running)
+            return "" if fine else cell.folder.name
+        except BaseException:
+            stopped.set()
+            raise
+        finally:
+            devices.put(device)
+
+    pool = ThreadPoolExecutor(len(ids))
+    try:
+        return [name for name in pool.map(run, cells) if name]
+    finally:
+        stopped.set()
+        for process in list(running):
+            process.terminate()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def train(
+    cell: Cell, device: str, options: ExperimentOptions, running: set[subprocess.Popen]
+) -> bool:
+    """Train one cell, or go on with it; return whether it came to its end."""
+    where = ["--gpu_ids", device] if device else []
+    if (cell.folder / "config.json").exists():
+        check_same(cell)
+        argv = ["--resume", str(cell.folder)]
+    else:
+        if cell.folder.exists() and not any(cell.folder.glob("*.pth")):
+            shutil.rmtree(cell.folder)  # of a run that was ended before it began
+        argv = [*cell.argv, "--seed", str(cell.seed), "--no_final_test", "--out", str(cell.folder)]
+    argv += ["--data", options.data] if options.data else []
+    print(f"{cell.folder.name}: train.py {shlex.join([*argv, *where])}", flush=True)
+    cell.folder.parent.mkdir(parents=True, exist_ok=True)
+    log = cell.folder.parent / f"{cell.folder.name}.log"
+    with open(log, "a", encoding="utf-8") as file:
+        command = [sys.executable, str(ROOT / "train.py"), *argv, *where]
+        process = subprocess.Popen(command, stdout=file, stderr=file)
+        running.add(process)
+        status = process.wait()
+        running.discard(process)
+    if status:
+        last = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
+        print(f"{cell.folder.name}: ended with status {status}: {' '.join(last)}", flush=True)
+    return status == 0
+
+
+def check_same(cell: Cell) -> None:
+    """Raise a RunError where a cell's folder holds a run of another plan."""
+    before = from_json(RunFolder.reopen(str(cell.folder)).read_json("config.json").get("options"))
+    wanted = parse_run([*cell.argv, "--seed", str(cell.seed)], "", before.recipe)
+    if changed := differing(before, wanted):
+        raise RunError(
+            f"{cell.folder} holds a run that differs from the plan in {', '.join(changed)}; "
+            "name another --out"
+        )
+
+
+def evaluate(cell: Cell, options: ExperimentOptions) -> None:
+    """Let test.py look at PrivateTest, once."""
+    folder = cell.folder / ("private_tta" if options.tta else "private")
+    if (folder / "metrics.json").exists():
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    argv = ["--model_path", str(cell.folder / "best.pth"), "--usages", "PrivateTest"]
+    argv += ["--out", str(folder), *(["--data", options.data] if options.data else [])]
+    argv += ["--tta"] if options.tta else []
+    argv += ["--gpu_ids", options.gpu_ids.split(",")[0]] if options.gpu_ids else []
+    print(f"{cell.folder.name}: test.py {shlex.join(argv)}", flush=True)
+    command = [sys.executable, str(ROOT / "test.py"), *argv]
+    if subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode:
+        raise RunError(f"{cell.folder / 'best.pth'} could not be evaluated; see above")
+
+
+def report(cells: list[Cell], plan: Plan, usage: str, path: Path) -> None:
+    """Write and print the comparison on a usage."""
+    right: dict[str, dict[int, np.ndarray]] = {}
+    extra: dict[str, list[dict[str, Any]]] = {}
+    for cell in cells:
+        folder = cell.folder
+        if usage == "PrivateTest":
+            folder = folder / ("private_tta" if (folder / "private_tta").exists() else "private")
+        table = pd.read_csv(folder / "predictions.csv")
+        table = table[table["usage"] == usage]
+        hits = (table["label"] == table["predicted"]).to_numpy()
+        right.setdefault(cell.variant, {})[cell.seed] = hits
+        scores = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        training = json.loads((cell.folder / "metrics.json").read_text()).get("Training", {})
+        extra.setdefault(cell.variant, []).append(scores[usage] | training)
+    comparison = compare(right, plan.baseline)
+    for name in ("landmark_error", "ece", "relabel_precision", "relabel_recall"):
+        values = {
+            variant: [row[name] for row in rows if row.get(name) is not None]
+            for variant, rows in extra.items()
+        }
+        if any(values.values()):
+            means = {v: np.mean(each) if each else np.nan for v, each in values.items()}
+            comparison[name] = comparison["variant"].map(means)
+    with atomic_write(path) as partial:
+        comparison.round(4).to_csv(partial, index=False, lineterminator="\n")
+    print(f"\n{usage}, against {plan.baseline}; per cent, see {path}")
+    print(comparison.round(3).to_string(index=False, na_rep="-"), flush=True)
+
+
+if __name__ == "__main__":
+    run_main(main)

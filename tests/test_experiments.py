@@ -1,0 +1,253 @@
+"""experiments.py on a tiny plan, and its statistics against values worked out by hand."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from kills import write_csv
+
+import experiments
+from data.sample import synthetic_faces
+from utils.comparison import bootstrap, compare, mcnemar
+from utils.errors import DataError, RunError
+from utils.metrics import relabel_scores
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = "--gpu_ids -1 --width 0.1 --image_width 32 --batch_size 16 --total_epoch 2"
+
+
+@pytest.fixture(scope="module")
+def faces_csv(tmp_path_factory):
+    faces = synthetic_faces(training=7, public=3, private=3)
+    return write_csv(faces, tmp_path_factory.mktemp("data") / "faces.csv")
+
+
+def write_plan(path, **content):
+    lines = [
+        f"{name} = {json.dumps(value)}" for name, value in content.items() if name != "variants"
+    ]
+    lines += ["[variants]", *(f"{k} = {json.dumps(v)}" for k, v in content["variants"].items())]
+    path.write_text("\n".join(lines))
+    return path
+
+
+def run(*argv):
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(sys, "argv", ["experiments.py", *map(str, argv)])
+        experiments.main()
+
+
+def test_a_plan_from_its_first_cell_to_private_test(faces_csv, tmp_path, capsys, monkeypatch):
+    plan = write_plan(
+        tmp_path / "p.toml",
+        baseline="off",
+        seeds=[0, 1],
+        common=TINY,
+        variants={"off": "--no_landmarks", "on": "--no_landmarks --no_rank --label_noise 0.2"},
+    )
+    argv = (plan, "--data", faces_csv, "--out", tmp_path / "o")
+    train = experiments.train
+
+    def interrupted(cell, *rest):
+        if cell.folder.name == "off-1":
+            raise KeyboardInterrupt
+        return train(cell, *rest)
+
+    with monkeypatch.context() as context:
+        context.setattr(experiments, "train", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(*argv)
+    finished = (tmp_path / "o/on-0/metrics.json").stat().st_mtime_ns
+    (tmp_path / "o/on-1").mkdir()  # of a run that was killed before it began
+    capsys.readouterr()
+    run(*argv)
+    told = capsys.readouterr().out
+    assert "4 cells" in told
+    assert "of which 2 are done" in told
+    assert (tmp_path / "o/on-0/metrics.json").stat().st_mtime_ns == finished
+    assert not (tmp_path / "o/comparison_private.csv").exists()
+    assert list(json.loads((tmp_path / "o/on-1/metrics.json").read_text())) == [
+        *("PublicTest", "Training")
+    ]
+    table = pd.read_csv(tmp_path / "o/comparison.csv").set_index("variant")
+    for variant in ("off", "on"):
+        scores = [
+            json.loads((tmp_path / f"o/{variant}-{seed}/metrics.json").read_text())
+            for seed in (0, 1)
+        ]
+        accuracies = [100 * each["PublicTest"]["accuracy"] for each in scores]
+        assert table.loc[variant, "mean"] == pytest.approx(np.mean(accuracies), abs=1e-3)
+        assert table.loc[variant, "std"] == pytest.approx(np.std(accuracies, ddof=1), abs=1e-3)
+    difference = table.loc["on", "mean"] - table.loc["off", "mean"]
+    assert table.loc["on", "difference"] == pytest.approx(difference, abs=1e-3)
+    assert table.loc["on", "low"] <= difference <= table.loc["on", "high"]
+    assert "ece" in table
+    assert table.loc["on", "relabel_recall"] == 0  # nothing is relabeled before epoch 100
+    run(*argv, "--private")
+    private = pd.read_csv(tmp_path / "o/comparison_private.csv").set_index("variant")
+    predictions = pd.read_csv(tmp_path / "o/on-1/private/predictions.csv")
+    assert set(predictions["usage"]) == {"PrivateTest"}
+    assert private.loc["on", "seeds"] == 2
+
+
+def test_a_cell_that_fails_is_named_and_the_others_go_on(faces_csv, tmp_path, capsys):
+    variants = {"bad": "--no_landmarks --beta 7", "good": "--no_landmarks"}
+    plan = write_plan(
+        tmp_path / "p.toml", baseline="good", seeds=[0], common=TINY, variants=variants
+    )
+    argv = (plan, "--data", faces_csv, "--out", tmp_path / "o")
+    with pytest.raises(RunError, match=r"bad-0 did not finish; see .*o/\*\.log"):
+        run(*argv)
+    told = capsys.readouterr().out
+    assert re.search(r"bad-0: ended with status 1: error: .*--beta 7", told)
+    assert (tmp_path / "o/good-0/metrics.json").exists()
+    with pytest.raises(RunError, match="PrivateTest waits"):
+        run(*argv, "--private")
+    assert not (tmp_path / "o/good-0/private").exists()
+    (tmp_path / "o/good-0/metrics.json").unlink()
+    changed = write_plan(
+        tmp_path / "p.toml",
+        baseline="good",
+        seeds=[0],
+        common=f"{TINY} --margin_1 0.3",
+        variants={"good": "--no_landmarks"},
+    )
+    with pytest.raises(RunError, match="differs from the plan in --margin_1"):
+        run(changed, "--data", faces_csv, "--out", tmp_path / "o")
+
+
+def test_a_run_in_progress_is_stopped_and_gone_on_with(faces_csv, tmp_path):
+    common = TINY.replace("--total_epoch 2", "--total_epoch 30")
+    plan = write_plan(
+        tmp_path / "p.toml",
+        baseline="a",
+        seeds=[0],
+        common=common,
+        variants={"a": "--no_landmarks", "b": "--no_landmarks"},
+    )
+    argv = [str(x) for x in (plan, "--data", faces_csv, "--out", tmp_path / "o")]
+    process = subprocess.Popen([sys.executable, ROOT / "experiments.py", *argv])
+    while not (tmp_path / "o/a-0/last.pth").exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 143
+    assert "nothing is lost" in (tmp_path / "o/a-0.log").read_text()
+    assert not (tmp_path / "o/b-0").exists()
+    run(*argv)
+    assert len(pd.read_csv(tmp_path / "o/a-0/metrics.csv")) == 30
+
+
+def test_devices_are_shared_out(tmp_path, monkeypatch):
+    used = []
+    monkeypatch.setattr(experiments, "train", lambda cell, device, *_: used.append(device) or True)
+    plan = write_plan(
+        tmp_path / "p.toml", baseline="a", seeds=[0, 1, 2], common="", variants={"a": "", "b": ""}
+    )
+    with pytest.raises(RunError, match="no run of the baseline a"):
+        run(plan, "--gpu_ids", "0,2", "--out", tmp_path / "o")
+    assert set(used) <= {"0", "2"}
+    assert len(used) == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("baseline = 1 2", "no TOML"),
+        ("baseline = 'a'", "needs a table"),
+        ("baseline = 'c'\nseeds = [0]\n[variants]\na = ''", "'c' is none of a"),
+        ("baseline = 'a'\nseeds = [0, 0]\n[variants]\na = ''", "each one once"),
+        ("baseline = 'a'\n[variants]\na = ''", "seeds must be"),
+        ("baseline = 'a'\nseed = [0]\n[variants]\na = ''", "seed is nothing"),
+        ("baseline = '../a'\nseeds = [0]\n[variants]\n'../a' = ''", "no name for a folder"),
+    ],
+)
+def test_faults_of_a_plan_are_named(tmp_path, text, words):
+    (tmp_path / "p.toml").write_text(text)
+    with pytest.raises(DataError, match=words):
+        run(tmp_path / "p.toml")
+
+
+def test_a_plan_that_is_not_there(tmp_path):
+    with pytest.raises(DataError, match="plans/ holds some"):
+        run(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "plans").glob("*.toml")), ids=lambda p: p.stem)
+def test_the_plans_that_come_with_it_are_sound(path, tmp_path):
+    options = experiments.parse(experiments.ExperimentOptions, [str(path)], "")
+    plan = experiments.read_plan(path, options)
+    for text in plan.variants.values():
+        argv = experiments.shlex.split(f"{plan.common} {text}")
+        run_options = experiments.parse_run(argv, "", "full")
+        assert (
+            run_options.relabel_epoch <= run_options.total_epoch
+            or "relabel" not in path.read_text()
+        )
+
+
+# Statistics
+
+
+def test_mcnemar_by_hand():
+    ours = np.array([True] * 8 + [False] * 2 + [True] * 5 + [False] * 5)
+    theirs = np.array([False] * 8 + [True] * 2 + [True] * 5 + [False] * 5)
+    # Twice the chance of 2 or fewer heads in 10 tosses: 2 (1 + 10 + 45) / 1024.
+    assert mcnemar(ours, theirs) == (8, 2, pytest.approx(112 / 1024))
+    assert mcnemar(ours, ours) == (0, 0, 1.0)
+
+
+def test_the_bootstrap_knows_the_spread():
+    rng = np.random.default_rng(1)
+    theirs = rng.random((1, 2500)) < 0.6
+    ours = theirs ^ (rng.random((1, 2500)) < 0.1)
+    low, high = bootstrap(ours, theirs)
+    gain = 100 * (ours.astype(float) - theirs)[0]
+    half = 1.96 * gain.std() / np.sqrt(2500)  # of one run, only faces vary
+    assert low == pytest.approx(gain.mean() - half, abs=0.1)
+    assert high == pytest.approx(gain.mean() + half, abs=0.1)
+    assert bootstrap(theirs, theirs) == (0, 0)
+    # Of runs that differ, the interval is wider than the faces alone make it.
+    several = np.concatenate([ours, theirs, theirs ^ True])
+    low, high = bootstrap(several, np.repeat(theirs, 3, 0))
+    assert high - low > 4 * half
+
+
+def test_pairs_are_made_by_seed():
+    right = {
+        "base": {0: np.array([1, 0, 0, 0], bool), 1: np.array([1, 1, 0, 0], bool)},
+        "new": {1: np.array([1, 1, 1, 0], bool), 2: np.array([0, 0, 0, 0], bool)},
+    }
+    table = compare(right, "base").set_index("variant")
+    assert table.loc["base", ["seeds", "mean"]].tolist() == [2, 37.5]
+    assert table.loc["new", ["seeds", "mean", "pairs", "difference"]].tolist() == [2, 37.5, 1, 25]
+    assert table.loc["new", ["better", "worse", "mcnemar"]].tolist() == [1, 0, "1"]
+    assert np.isnan(table.loc["base", "difference"])
+
+
+def test_noise_is_as_much_as_was_asked_for():
+    faces = synthetic_faces(training=20, public=3, private=3)
+    noisy = faces.with_noise(0.3, seed=1)
+    changed = noisy.labels != faces.labels
+    assert changed.sum() == round(0.3 * 140)
+    assert set(faces.usage[changed]) == {"Training"}
+    assert set(noisy.labels) == set(range(7))
+    assert (faces.with_noise(0.3, seed=1).labels == noisy.labels).all()
+    assert (faces.with_noise(0.3, seed=2).labels != noisy.labels).any()
+    assert (faces.with_noise(0, seed=1).labels == faces.labels).all()
+
+
+def test_what_relabeling_found_by_hand():
+    clean, noisy = np.array([0, 1, 2, 3, 4]), np.array([0, 2, 3, 3, 5])
+    final = np.array([1, 1, 4, 3, 5])  # spoilt, healed, moved wrongly, left, left wrong
+    assert relabel_scores(clean, noisy, final) == {
+        **{"noisy": 3, "relabeled": 3},
+        **{"relabel_precision": pytest.approx(1 / 3), "relabel_recall": pytest.approx(1 / 3)},
+    }
+    assert relabel_scores(clean, clean, clean)["relabel_precision"] is None
