@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,10 +159,12 @@ def read_image(path: Path, channels: int) -> np.ndarray:
     Raises:
         DataError: the file is no image, cut off, or an absurdly large one.
     """
+    size = ""
     try:
         with _opened(path) as image:
+            size = f"{image.width} x {image.height} pixels; "
             if image.width * image.height > MAX_PIXELS:
-                raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
+                raise Image.DecompressionBombError
             image.load()
             upright = ImageOps.exif_transpose(image)
         if upright.mode.startswith("I"):  # 16 bits, which `convert` would clip at 255
@@ -175,7 +178,7 @@ def read_image(path: Path, channels: int) -> np.ndarray:
         return np.array(upright.convert("L" if channels == 1 else "RGB"))
     except Image.DecompressionBombError as error:
         raise DataError(
-            f"{path} is too large ({error}; at most {MAX_PIXELS:,}); make it smaller"
+            f"{path} is too large ({size}at most {MAX_PIXELS:,} are read); make it smaller"
         ) from error
     except Exception as error:  # Pillow raises a dozen kinds on a damaged file
         raise DataError(
@@ -186,7 +189,9 @@ def read_image(path: Path, channels: int) -> np.ndarray:
 def _opened(path: Path) -> Image.Image:
     """Open an image by Pillow, or by OpenCV where only that knows the format."""
     try:
-        return Image.open(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # it is an error here
+            return Image.open(path)
     except UnidentifiedImageError:
         pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)  # 8 bits, upright
         if pixels is None:

@@ -1,0 +1,317 @@
+"""Try the network in the browser: drop in a photograph, or use the camera.
+
+python demo.py                                       the weights model_save/resnet18.pth
+python demo.py --model_path RUN/best.pth --port 8000
+
+The page is for this machine alone, and asks no other one for anything. Ctrl-C ends it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from data.faces import EMOTIONS
+from data.folders import read_image
+from data.sample import synthetic_faces
+from predict import Face, FacePredictor
+from utils.drawing import annotate
+from utils.errors import DataError, OptionError, run_main
+from utils.options import parse
+from utils.run import RUNS
+
+os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
+# At the start gradio asks its own server, by HTTP, whether it is there: no proxy knows that.
+os.environ["no_proxy"] = f"{os.getenv('no_proxy') or os.getenv('NO_PROXY') or ''},127.0.0.1"
+try:
+    import gradio as gr
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+except ImportError as missing:
+    sys.exit(f"error: the demo needs {missing.name}; pip install -r requirements-demo.txt")
+
+HOST = "127.0.0.1"
+MAX_UPLOAD = "20mb"
+MOST_FACES = 12  # that have bars; all are marked in the picture
+SIDES = (640, 1600)  # pixels: a result's longer side is brought between these
+CAPTION = 0.25  # the height of a caption, a share of its box's width
+EXAMPLES_SEED = 2  # of the drawn faces: clear ones of both light and dark skin
+
+TITLE = "Facial expressions and landmarks"
+ABOUT = f"""# {TITLE}
+The result says how a face looks to FER2013's labels, not what a person feels; it is often wrong.
+For research only: do not judge people by it. Pictures stay on this machine, and are deleted when
+the demo ends."""
+WAITING = '<p class="message">The reading of each face will appear here.</p>'
+NO_FACE = (
+    "No face was found. The detector looks for upright faces seen from the front, at least a "
+    "twelfth of the picture's longer side. If the picture is one face, tightly cut out, tick the "
+    "box under it."
+)
+STYLE = """
+#readings, #readings .html-container { padding: 0; }
+.message { padding: 12px 16px; border: 1px solid var(--border-color-primary); border-radius: 8px; }
+.message[role=alert] { border-left: 4px solid #d6604d; }
+.faces { display: grid; grid-template-columns: repeat(auto-fit, minmax(240px, 1fr)); gap: 12px; }
+.faces + .message { margin-top: 12px; }
+.face { padding: 12px 16px; border: 1px solid var(--border-color-primary); border-radius: 8px; }
+.face h3 { margin: 0 0 8px; font-size: 16px; }
+.face h3 small { float: right; font-weight: normal; opacity: 0.7; }
+.share { display: grid; grid-template-columns: 72px 1fr 46px; gap: 8px; line-height: 24px; }
+.share.best { font-weight: 600; }
+.share span { overflow: hidden; text-overflow: ellipsis; }
+.share span:last-child { text-align: right; font-variant-numeric: tabular-nums; }
+.bar { align-self: center; height: 10px; border-radius: 3px; background: #80808026; }
+.bar i { display: block; height: 100%; border-radius: 3px; background: #92b4d3; }
+.best .bar i { background: #2166ac; }
+.dark .best .bar i { background: #6aa9e0; }
+.dark .bar i { background: #48698a; }
+"""
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """Options of demo.py."""
+
+    model_path: str = str(RUNS / "resnet18.pth")
+    """The weights: a best.pth, the original method's resnet18.pth, or an .onnx of export.py."""
+    port: int = 7860
+    """Where the page is found, on this machine only: http://127.0.0.1:PORT."""
+
+
+def main() -> None:
+    options = parse(DemoOptions, sys.argv[1:], __doc__)
+    check_port(options.port)
+    reader = Reader(FacePredictor(options.model_path))
+    with tempfile.TemporaryDirectory(prefix="fer-demo-") as folder:
+        # Uploads and results lie here too, not in gradio's own folder, which it never empties.
+        os.environ["GRADIO_TEMP_DIR"] = str(Path(folder, "uploads"))
+        page = build_page(reader, write_examples(Path(folder)))
+        with served(page, options.port):
+            address = f"http://{HOST}:{options.port}"
+            print(f"the demo is at {address} (Ctrl-C ends it)", flush=True)
+            threading.Event().wait()
+
+
+class Reader:
+    """Turns an uploaded picture into what the page shows.
+
+    Args:
+        predictor: which finds faces itself.
+    """
+
+    def __init__(self, predictor: FacePredictor) -> None:
+        self.class_names = predictor.class_names
+        whole = copy(predictor)  # the same network
+        whole.cropped = True
+        self._predictors = {False: predictor, True: whole}
+
+    def __call__(self, upload: dict[str, Any] | None, cropped: bool) -> tuple[Any, str]:
+        """Return the picture with its faces marked, or None, and what to say about them in HTML.
+
+        Args:
+            upload: gradio's description of a file; None where the picture was taken away.
+            cropped: the picture is one face, tightly cut out.
+        """
+        if not upload:
+            return None, WAITING
+        path = Path(upload["path"])
+        try:
+            image = read_image(path, 3)
+            faces = self._predictors[bool(cropped)](image)
+        except DataError as error:
+            name = upload.get("orig_name") or path.name
+            return None, alert(str(error).replace(str(path), name))
+        if not faces:
+            return marked(image, [], []), alert(NO_FACE)
+        captions = [f"{f.expression} {100 * f.probabilities.max():.0f} %" for f in faces]
+        if len(faces) > 1:
+            captions = [f"{i}: {caption}" for i, caption in enumerate(captions, 1)]
+        return marked(image, faces, captions), readings(faces, self.class_names)
+
+
+def marked(image: np.ndarray, faces: Sequence[Face], captions: Sequence[str]) -> np.ndarray:
+    """Return an image with its faces marked, at a size at which marks can be seen and sent.
+
+    A white band is added on top where a caption would otherwise hide its face.
+    """
+    scale = np.clip(1.0, *(side / max(image.shape[:2]) for side in SIDES))
+    size = tuple(max(1, round(side * scale)) for side in image.shape[1::-1])
+    image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    boxes = np.array([face.box for face in faces]).reshape(-1, 4) * scale
+    heights = np.maximum(CAPTION * (boxes[:, 2] - boxes[:, 0]), 20)
+    band = int(np.ceil(np.max(heights - boxes[:, 1], initial=0)))
+    image = cv2.copyMakeBorder(image, band, 0, 0, 0, cv2.BORDER_CONSTANT, value=(255, 255, 255))
+    down = np.array([0, band])
+    points = [(f.landmarks + 0.5) * scale - 0.5 + down for f in faces if f.landmarks is not None]
+    boxes += np.tile(down, 2)
+    return annotate(image, boxes, np.array(points) if points else None, captions)
+
+
+def readings(faces: Sequence[Face], class_names: Sequence[str]) -> str:
+    """Return the probabilities of each face as bars, in HTML."""
+    cards = "".join(
+        _card("Face" if len(faces) == 1 else f"Face {i}", face, class_names)
+        for i, face in enumerate(faces[:MOST_FACES], 1)
+    )
+    left = len(faces) - MOST_FACES
+    rest = f'<p class="message">And {left} more, marked in the picture only.</p>'
+    return f'<div class="faces">{cards}</div>{rest if left > 0 else ""}'
+
+
+def _card(title: str, face: Face, class_names: Sequence[str]) -> str:
+    rows = "".join(
+        f'<div class="share{" best" if name == face.expression else ""}">'
+        f"<span>{escape(name)}</span>"
+        f'<div class="bar"><i style="width: {100 * share:.1f}%"></i></div>'
+        f"<span>{100 * share:.0f} %</span></div>"
+        for name, share in zip(class_names, face.probabilities)
+    )
+    hint = "SCN's importance: how far the network trusts its reading, 0 to 1"
+    small = f'<small title="{hint}">importance {face.confidence:.2f}</small>'
+    return f'<div class="face"><h3>{title}{small}</h3>{rows}</div>'
+
+
+def alert(text: str) -> str:
+    """Return a message that something is wrong, in HTML."""
+    return f'<p class="message" role="alert">{escape(text)}</p>'
+
+
+def write_examples(folder: Path) -> list[str]:
+    """Draw a face of each class, and return the paths of the pictures."""
+    faces = synthetic_faces(training=1, public=0, private=0, seed=EXAMPLES_SEED)
+    paths = [str(folder / f"{name}.png") for name in EMOTIONS]
+    for path, image in zip(paths, faces.images):
+        cv2.imwrite(path, cv2.resize(image, None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC))
+    return paths
+
+
+def build_page(reader: Reader, examples: Sequence[str]) -> gr.Blocks:
+    """Lay out the page, and say what calls the reader."""
+    with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
+        gr.Markdown(ABOUT)
+        with gr.Row():
+            with gr.Column(scale=2, min_width=320):
+                picture = gr.Image(
+                    label="Picture", sources=["upload", "webcam", "clipboard"], height=380
+                )
+                cropped = gr.Checkbox(label="The picture is one face, tightly cut out")
+                drawn = gr.Dataset(
+                    label="Examples (drawn faces, no real people)",
+                    components=[gr.Image(render=False)],
+                    samples=[[path] for path in examples],
+                    type="index",
+                )
+            with gr.Column(scale=3, min_width=320):
+                result = gr.Image(
+                    label="Result",
+                    interactive=False,
+                    buttons=["download", "fullscreen"],
+                    height=460,
+                )
+                text = gr.HTML(WAITING, elem_id="readings")
+        # Whatever changes, the last reading is of the picture and the box as they are then. The
+        # image's own `input` would come with the old picture when that is taken away.
+        gr.on(
+            [picture.change, cropped.change],
+            reader,
+            [picture, cropped],
+            [result, text],
+            preprocess=False,  # the reader opens the file, and says what is wrong with it
+            concurrency_limit=1,
+            trigger_mode="always_last",
+            api_visibility="private",
+        )
+        # The box belongs to the picture: the next one is a photograph, unless somebody says so.
+        picture.clear(lambda: False, outputs=cropped, api_visibility="private")
+        drawn.click(
+            lambda i: (examples[i], True), drawn, [picture, cropped], api_visibility="private"
+        )
+    return page
+
+
+@contextmanager
+def served(page: gr.Blocks, port: int) -> Iterator[None]:
+    """Serve a page within the block, to this machine alone."""
+    try:
+        page.launch(
+            server_name=HOST,
+            server_port=port,
+            share=False,
+            prevent_thread_lock=True,
+            quiet=True,
+            footer_links=[],
+            max_file_size=MAX_UPLOAD,
+            enable_monitoring=False,
+            run_history=False,
+            ssr_mode=False,
+            mcp_server=False,
+            app_kwargs={
+                "middleware": [
+                    Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"]),
+                    Middleware(SelfContained),
+                ]
+            },
+            theme=gr.themes.Base(
+                primary_hue="blue",
+                font=["system-ui", "sans-serif"],
+                font_mono=["ui-monospace", "monospace"],
+            ),
+            css=STYLE,
+        )
+    except OSError as error:
+        raise OptionError(f"no page could be served on port {port} ({error})") from error
+    try:
+        yield
+    finally:
+        page.close(verbose=False)
+
+
+class SelfContained:
+    """Lets no page that the server sends load anything from elsewhere, whatever is in it."""
+
+    POLICY = b"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"
+
+    def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
+        self.app = app
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        async def send_with_policy(message: dict) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [
+                    *message["headers"],
+                    (b"content-security-policy", self.POLICY),
+                ]
+            await send(message)
+
+        await self.app(scope, receive, send_with_policy)
+
+
+def check_port(port: int) -> None:
+    """Raise an OptionError unless a page can be served on a port."""
+    if not 1 <= port <= 65535:
+        raise OptionError(f"--port {port}: ports are 1 to 65535")
+    with socket.socket() as attempt:
+        attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            attempt.bind((HOST, port))
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise OptionError(f"port {port}: {reason}; name another with --port") from error
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,331 @@
+"""demo.py in a real browser: what a person sees, and that the page asks no other machine."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import ProxyHandler, Request, build_opener
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage import data as photographs
+
+from data.faces import EMOTIONS
+from data.sample import synthetic_faces
+from models.checkpoint import Checkpoint, save_checkpoint
+from models.network import Architecture, FERNet
+from predict import Face, FacePredictor
+from utils.drawing import BLUE
+from utils.errors import ProjectError
+from utils.frame import to_half_widths
+
+pytest.importorskip("gradio", reason="the demo needs gradio: pip install -r requirements-demo.txt")
+
+import demo
+
+ROOT = Path(__file__).resolve().parents[1]
+QUIET = ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", *QUIET]
+CARD = re.compile(r"(Face(?: \d+)?)\s+importance ([01]\.\d\d)\s+(.*)", re.DOTALL)
+ROW = re.compile(r"(\w+)\s+(\d+) %")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Return an untrained network's file, whose readings differ, and which knows the mean face."""
+    torch.manual_seed(0)
+    architecture = Architecture(width=0.1)
+    network = FERNet(architecture)
+    with torch.no_grad():
+        network.classifier.bias.copy_(torch.linspace(2, -2, len(EMOTIONS)))
+        network.classifier.weight.mul_(4)
+        points = synthetic_faces(training=2, public=0, private=0).landmarks.mean(0)
+        network.mean_face.copy_(to_half_widths(torch.from_numpy(points), 48))
+    path = tmp_path_factory.mktemp("weights") / "untrained.pth"
+    save_checkpoint(path, Checkpoint(architecture, network.state_dict(), EMOTIONS, 48))
+    return path
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def get(port, **headers):
+    """Return the answer of a server on this machine."""
+    request = Request(f"http://127.0.0.1:{port}/", headers=headers)
+    return build_opener(ProxyHandler({})).open(request, timeout=10)
+
+
+@contextmanager
+def running(weights, folder, **variables):
+    """Start demo.py, and yield its process and port once it says that it is there."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    port, out = free_port(), folder / "out.txt"
+    command = [sys.executable, ROOT / "demo.py", "--model_path", weights, "--port", port]
+    environment = {**os.environ, "TMPDIR": str(folder), "OMP_NUM_THREADS": "1", **variables}
+    with open(out, "w") as file:
+        process = subprocess.Popen(
+            [*map(str, command)], stdout=file, stderr=subprocess.STDOUT, env=environment
+        )
+    try:
+        for _ in range(600):
+            if f"http://127.0.0.1:{port}" in out.read_text():
+                break
+            assert process.poll() is None, out.read_text()
+            time.sleep(0.1)
+        yield process, port
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(weights, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("server")
+    with running(weights, folder) as (_, port):
+        yield port
+    assert "Traceback" not in (folder / "out.txt").read_text()
+    [own] = folder.glob("fer-demo-*")  # killed, so it is still there
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert [path for path in files if own not in path.parents] == [folder / "out.txt"]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    driver = pytest.importorskip("playwright.sync_api", reason="needs pip install playwright")
+    found = filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))
+    if not (path := next(found, None)):
+        pytest.skip("needs a Chromium, such as by apt install chromium")
+    with driver.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser, server):
+    """Open the page; at the end, see that it neither asked nor tried to ask anybody else."""
+    page, urls, complaints = browser.new_page(), [], []
+    page.set_default_timeout(20_000)
+    page.on("request", lambda request: urls.append(request.url))
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(f"uncaught {error}"))
+    page.goto(f"http://127.0.0.1:{server}")
+    page.get_by_text("will appear here").wait_for()
+    yield page
+    page.close()
+    hosts = {urlsplit(url).netloc for url in urls if not url.startswith(("data:", "blob:"))}
+    assert len(urls) > 10
+    assert hosts == {f"127.0.0.1:{server}"}
+    assert not [each for each in complaints if "Content Security" in each or "uncaught" in each]
+
+
+def upload(page, path):
+    page.locator("input[type=file]").set_input_files(path)
+
+
+def save(folder, name, image):
+    path = folder / name
+    Image.fromarray(image).save(path)
+    return path
+
+
+def cards(page, count):
+    """Wait for the readings of so many faces, and return title and {class: percent} of each."""
+    page.locator(".face").nth(count - 1).wait_for()
+    texts = page.locator(".face").all_inner_texts()
+    assert len(texts) == count
+    parts = [CARD.fullmatch(text).groups() for text in texts]
+    return [(title, {n: int(p) for n, p in ROW.findall(rows)}) for title, _, rows in parts]
+
+
+def percents(face):
+    return {name: round(100 * float(p)) for name, p in zip(EMOTIONS, face.probabilities)}
+
+
+def result(page):
+    """Return the picture that the page shows as its result: uint8 [H, W, 3] in RGB."""
+    shown = page.locator("img[src*='image.webp']")
+    shown.wait_for()
+    assert shown.bounding_box()["width"] > 200
+    assert shown.evaluate("image => image.decode().then(() => image.naturalWidth)") >= 640
+    bgr = cv2.imdecode(np.frombuffer(page.request.get(shown.get_attribute("src")).body(), "u1"), 1)
+    return bgr[..., ::-1]
+
+
+def test_a_photograph(page, weights, tmp_path):
+    photograph = photographs.astronaut()
+    upload(page, save(tmp_path, "astronaut.png", photograph))
+    [(title, shown)] = cards(page, 1)
+    [face] = FacePredictor(weights)(photograph)
+    assert title == "Face"
+    assert list(shown) == list(EMOTIONS)
+    assert shown == percents(face)
+    assert page.locator(".best").inner_text().startswith(face.expression)
+    widths = page.locator(".bar i").evaluate_all("bars => bars.map(bar => bar.style.width)")
+    wide = [float(width.removesuffix("%")) for width in widths]
+    assert wide == pytest.approx(100 * face.probabilities, abs=0.06)
+
+    picture = result(page)
+    plain = cv2.resize(photograph, (640, 640), interpolation=cv2.INTER_CUBIC)
+    assert picture.shape == plain.shape
+    changed = np.abs(picture.astype(int) - plain).max(2) > 60
+    left, top, right, bottom = np.round(face.box * 1.25).astype(int)
+    caption = picture[top - 18 : top - 4, left + 4 : left + 80].astype(int)
+    assert (np.abs(caption - BLUE).max(2) < 40).mean() > 0.4  # the rest is white letters
+    assert changed[top : bottom + 1, (left, right)].mean() > 0.5  # the box's sides
+    x, y = np.round((face.landmarks + 0.5) * 1.25 - 0.5).astype(int).T
+    assert changed[y, x].mean() > 0.5
+    assert changed[bottom + 20 :].mean() < 0.01  # nothing where no face is
+
+
+def test_several_faces(page, weights, tmp_path):
+    head = photographs.astronaut()[:250, 100:350]
+    both = np.hstack([head, np.pad(cv2.resize(head, (200, 200)), ((0, 50), (0, 0), (0, 0)))])
+    upload(page, save(tmp_path, "both.png", both))
+    shown = cards(page, 2)
+    faces = FacePredictor(weights)(both)
+    assert shown == [("Face 1", percents(faces[0])), ("Face 2", percents(faces[1]))]
+
+
+def test_an_example_is_read_as_one_face(page, weights, tmp_path):
+    box = page.get_by_label("tightly cut out")
+    assert not box.is_checked()
+    page.locator(".gallery-item").nth(EMOTIONS.index("fear")).click()
+    [(_, shown)] = cards(page, 1)
+    assert box.is_checked()
+    drawn = demo.write_examples(tmp_path)[EMOTIONS.index("fear")]
+    [face] = FacePredictor(weights, cropped=True)(cv2.imread(drawn)[..., ::-1])
+    assert shown == percents(face)
+    picture = result(page)
+    assert (picture[:20, -20:] > 240).all()  # the band that keeps the caption off the face
+    assert picture.shape[0] > picture.shape[1] == 640
+    page.get_by_label("Remove Image").click()
+    page.get_by_text("will appear here").wait_for()
+    page.wait_for_function("!document.querySelector('input[type=checkbox]').checked")
+    assert page.locator("img[src*='image.webp']").count() == 0
+
+
+def test_a_picture_without_a_face(page, tmp_path):
+    ramp = np.tile(np.linspace(0, 255, 300).astype(np.uint8), (200, 1))
+    upload(page, save(tmp_path, "ramp.png", ramp))
+    page.get_by_role("alert").wait_for()
+    assert page.get_by_role("alert").inner_text() == demo.NO_FACE
+    assert page.locator(".face").count() == 0
+    page.get_by_label("tightly cut out").check()
+    assert len(cards(page, 1)[0][1]) == 7
+    assert page.get_by_role("alert").count() == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("notes.png", "notes.png cannot be read as an image"),
+        ("cut.jpg", "cut.jpg cannot be read as an image (image file is truncated"),
+        ("bomb.png", "bomb.png is too large (10000 x 9000 pixels"),
+        ("<b>.png", "<b>.png cannot be read as an image"),
+        ("heavy.png", "exceed the maximum allowed size of 20"),
+        ("notes.txt", "Only image/* allowed"),
+    ],
+)
+def test_a_file_that_cannot_be_read(page, tmp_path, name, text):
+    path = tmp_path / name
+    path.write_bytes(b"no picture" if name != "heavy.png" else bytes(21 << 20))
+    if name == "cut.jpg":
+        Image.fromarray(photographs.astronaut()).save(path)
+        path.write_bytes(path.read_bytes()[:9000])
+    if name == "bomb.png":
+        Image.new("1", (10_000, 9_000)).save(path)
+    upload(page, path)
+    page.get_by_text(text).first.wait_for()
+    everything = page.locator("body").inner_text()
+    assert text in everything
+    assert "Traceback" not in everything
+    assert "fer-demo-" not in everything  # the folder is no concern of the reader's
+    assert page.locator(".face").count() == 0
+
+
+def test_the_server_is_for_this_machine_alone(server):
+    with get(server) as answer:
+        assert demo.TITLE in answer.read().decode()
+        assert "default-src 'self'" in answer.headers["content-security-policy"]
+    with pytest.raises(OSError, match="Bad Request"):
+        get(server, Host="elsewhere.example")  # a page of elsewhere whose name points here
+    with pytest.raises(OSError, match="refused|timed out|unreachable|assign"):
+        socket.create_connection(("127.0.0.2", server), timeout=5)  # as a server on all would be
+
+
+def ended(*argv, **options):
+    """Run demo.py, which must end with one sentence; return it."""
+    command = [sys.executable, ROOT / "demo.py", *argv]
+    process = subprocess.run(
+        [*map(str, command)], capture_output=True, text=True, check=False, timeout=60, **options
+    )
+    assert process.returncode == 1
+    assert process.stderr.count("\n") == 1
+    return process.stderr
+
+
+def test_a_port_in_use(server, weights):
+    text = ended("--model_path", weights, "--port", server)
+    assert text.startswith(f"error: port {server}: address already in use; name another")
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        (("--port", "70000"), "--port 70000: ports are 1 to 65535"),
+        (("--model_path", "none.pth"), "there is no weight file none.pth; train one"),
+    ],
+)
+def test_wrong_options(monkeypatch, argv, text):
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--port", str(free_port()), *argv])
+    with pytest.raises(ProjectError, match=text):
+        demo.main()
+
+
+def test_without_gradio(tmp_path):
+    (tmp_path / "gradio.py").write_text("raise ModuleNotFoundError(name='gradio')")
+    text = ended(env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert text == "error: the demo needs gradio; pip install -r requirements-demo.txt\n"
+
+
+def test_ctrl_c_leaves_nothing_behind_even_beyond_a_proxy(weights, tmp_path):
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    with running(weights, tmp_path, http_proxy=nowhere, ALL_PROXY=nowhere) as (process, _):
+        [folder] = tmp_path.glob("fer-demo-*")
+        assert len(list(folder.glob("*.png"))) == len(EMOTIONS)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 130
+    assert not folder.exists()
+    lines = (tmp_path / "out.txt").read_text().splitlines()
+    assert lines[1:] == ["", "interrupted"]
+
+
+def test_only_the_largest_of_many_faces_have_bars():
+    shares = np.full(2, 0.5, np.float32)
+    face = Face(np.zeros(4, np.float32), 1.0, "<a>", shares, 0.5, None)
+    text = demo.readings([face] * 14, ("<a>", "b"))
+    assert text.count('class="face"') == 12
+    assert "Face 12" in text
+    assert "And 2 more" in text
+    assert "<a>" not in text
+    assert "more" not in demo.readings([face] * 12, ("<a>", "b"))
+
+
+def test_results_are_of_a_size_to_be_seen_and_sent():
+    large, small = np.zeros((3200, 800, 3), np.uint8), np.zeros((1, 64, 3), np.uint8)
+    assert demo.marked(large, [], []).shape == (1600, 400, 3)
+    assert demo.marked(small, [], []).shape == (10, 640, 3)
