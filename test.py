@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from data import ferplus
 from data.faces import EMOTIONS, Faces
 from data.landmarks import add_landmarks
 from data.source import find_source, load_faces
@@ -42,6 +43,8 @@ class TestOptions:
         "PrivateTest",
     )
     """Which faces to evaluate."""
+    ferplus: str = ""
+    """FER+'s fer2013new.csv: for weights that were trained on its labels."""
     tta: bool = False
     """Test-time augmentation: average ten views, five shifts each plain and mirrored."""
     landmarks: bool = True
@@ -68,19 +71,23 @@ def main() -> None:
         source,
         checkpoint.image_width,
         checkpoint.options.get("channels", network.architecture.channels),
-        () if checkpoint.class_names == EMOTIONS else checkpoint.class_names,
+        () if checkpoint.class_names in (EMOTIONS, ferplus.CLASSES) else checkpoint.class_names,
     )
+    if options.ferplus:
+        faces = ferplus.with_votes(faces, options.ferplus)
     if faces.class_names != checkpoint.class_names:
         raise DataError(
             f"{faces.source} has the classes {', '.join(faces.class_names)}, and "
             f"{options.model_path} knows {', '.join(checkpoint.class_names)}; the two must agree"
+            f"{'. Those are FER+ labels: give --ferplus' * ('contempt' in checkpoint.class_names)}"
         )
     with RunFolder.create(options.out, f"test_{Path(options.model_path).stem}") as run:
         if options.landmarks and network.architecture.landmark_num:
             faces = add_landmarks(faces, jobs=options.jobs or None)
         evaluation = evaluate(network, faces, options.usages, options.batch_size, options.tta)
         views = ", 10 views" if options.tta else ""
-        scores = evaluation.write(run, f"{network.architecture.trunk}, {source.name}{views}")
+        marks = f"{' with FER+ labels' * bool(options.ferplus)}{views}"
+        scores = evaluation.write(run, f"{network.architecture.trunk}, {source.name}{marks}")
     print(f"\n{faces.source}{views}:\n{summary(scores)}\n\nresults are in {run.path}")
 
 
@@ -118,6 +125,7 @@ def evaluate(
         probabilities=predictions.probabilities,
         importance=predictions.importance,
         predicted_landmarks=predictions.landmarks,
+        label_kind="" if faces.votes is None else "FER+",
     )
 
 

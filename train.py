@@ -23,24 +23,35 @@ from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 
 from data.augment import Augmentation, augment
-from data.faces import Faces, check_trainable
+from data.faces import UNKNOWN, Faces, check_trainable
+from data.ferplus import distributions, with_votes
 from data.landmarks import add_landmarks
 from data.source import find_source, load_faces
 from data.store import Store, images_to_device
 from models.batch_norm import synchronized
-from models.checkpoint import load_checkpoint, transfer
+from models.checkpoint import load_checkpoint
 from models.ema import EMA
 from models.inference import Predictions, predict
-from models.network import Architecture, FERNet, Output, describe
+from models.network import FERNet, Output, describe
+from models.objective import compute_losses, relabel_batch
 from models.optimizer import learning_rate, make_optimizer, set_learning_rate
 from models.saving import Saver
-from models.scn import landmark_loss, rank_regularization, relabel, weighted_cross_entropy
+from models.start import build_network
 from models.state import State
 from test import evaluate
 from utils import metrics
-from utils.devices import autocast, compiled, describe_device, listed_gpus, pick_device, takes_bf16
-from utils.errors import WeightsError, run_main
+from utils.devices import (
+    autocast,
+    compile_faults_told,
+    compiled,
+    describe_device,
+    listed_gpus,
+    pick_device,
+    takes_bf16,
+)
+from utils.errors import run_main
 from utils.faults import Faults, diverged
+from utils.figures import relabeled_faces
 from utils.forecast import Forecast
 from utils.frame import to_half_widths
 from utils.group import Group, launch
@@ -61,7 +72,7 @@ def main() -> None:
         pick_device(options.gpu_ids, len(gpus) - 1)  # they are all there, or an error tells
         sys.exit(launch(__file__, argv, len(gpus)))
     device = pick_device(options.gpu_ids, group.local_rank)
-    with group.joined(device):
+    with group.joined(device), compile_faults_told():
         run_on(device, group, options, earlier, argv)
 
 
@@ -90,6 +101,8 @@ def run_on(
             options = parse_run(argv, __doc__, "sample" if source.is_sample else "full")
         print(f"data     {source.line}")
         faces = load_faces(source, options.image_width, options.channels, options.class_names)
+    if options.ferplus:
+        faces = with_votes(faces, options.ferplus)
     check_trainable(faces)
     given = faces.labels
     if options.label_noise:
@@ -101,7 +114,9 @@ def run_on(
         checkpoint = load_checkpoint(earlier / "last.pth")
         network = FERNet(checkpoint.architecture)
     else:
-        network = build_network(options, faces)
+        channels = 3 if faces.images.ndim == 4 else 1
+        levels = faces.grey_levels("Training")
+        network = build_network(options, faces.class_names, channels, levels)
     run = nullcontext()  # of a process that writes nothing
     if group.is_main:
         run = earlier or RunFolder.create(options.out, options.trunk)
@@ -118,8 +133,9 @@ def run_on(
         if group.size > 1:
             network = synchronized(network, device)
         network = network.to(device, memory_format=torch.channels_last)
-        rows = np.flatnonzero(faces.usage == "Training")
-        store = Store(faces, rows, device, options.store)
+        rows = training_rows(faces)
+        targets = distributions(faces.votes) if options.ferplus_target == "distribution" else None
+        store = Store(faces, rows, device, options.store, targets)
         state = State(
             network, EMA(network, options.ema), make_optimizer(network, options), store.labels
         )
@@ -131,44 +147,17 @@ def run_on(
         if folder:
             print(f"run      {folder.path}, recipe {options.recipe}: epochs ", end="")
             print(f"{state.epoch + 1} to {options.total_epoch} of {len(rows):,} faces", flush=True)
-        title = f"{options.trunk}, {source.name}"
+        title = f"{options.trunk}, {source.name}{' with FER+ labels' * bool(options.ferplus)}"
         train(state, store, faces, options, group=group, run=folder, title=title)
         if folder:
             noise = {}
             if options.label_noise:
                 labels = (given[rows], faces.labels[rows], state.labels.cpu().numpy())
                 noise = {"Training": metrics.relabel_scores(*labels)}
+            if state.relabels:
+                figure = relabeled_faces(state.relabels, faces.images, faces.class_names, title)
+                folder.write_figure("relabels.png", figure)
             conclude(faces, options, folder, device=device, title=title, noise=noise)
-
-
-def build_network(options: Options, faces: Faces) -> FERNet:
-    """Make the network for these faces, fresh or from the weights of `model_path`."""
-    torch.manual_seed(options.seed)
-    architecture = Architecture(
-        trunk=options.trunk,
-        width=options.width,
-        channels=3 if faces.images.ndim == 4 else 1,
-        classes=len(faces.class_names),
-        landmark_num=options.landmark_num if options.landmarks else 0,
-        importance=options.importance,
-        dropout=options.dropout,
-    )
-    if options.model_path:
-        checkpoint = load_checkpoint(options.model_path)
-        if checkpoint.class_names != faces.class_names:
-            raise WeightsError(
-                f"{options.model_path} knows the classes {', '.join(checkpoint.class_names)}, and "
-                f"{faces.source} has {', '.join(faces.class_names)}; the two must agree"
-            )
-        network, fresh = transfer(checkpoint, architecture, options.model_path)
-        also = f"; new: {', '.join(fresh)}" if fresh else ""
-        print(f"weights  {options.model_path} (epoch {checkpoint.epoch}){also}")
-    else:
-        network = FERNet(architecture)
-        mean, std = faces.grey_levels("Training")
-        network.pixel_mean.fill_(mean)
-        network.pixel_std.fill_(max(std, 1.0))
-    return network
 
 
 def train(
@@ -184,8 +173,9 @@ def train(
     """Train to the last epoch; after each one choose on PublicTest, and leave all on disk."""
     device = store.labels.device
     public = faces.of("PublicTest")
+    public = public.select(public.labels != UNKNOWN)
     public_share = images_to_device(public.images[group.share(len(public))], device)
-    rows = np.flatnonzero(faces.usage == "Training")
+    rows = training_rows(faces)
     model = model_of(state.network, options, group)
     forecast = Forecast(device, options, len(rows), options.total_epoch - state.epoch)
     if run:
@@ -221,6 +211,11 @@ def train(
         raise Interrupted(number, f"stopped, and nothing is lost{told}")
     if run:
         log.close(state.history, state.relabels, title)
+
+
+def training_rows(faces: Faces) -> np.ndarray:
+    """Return the rows of the faces to train on: int [N]."""
+    return np.flatnonzero((faces.usage == "Training") & (faces.labels != UNKNOWN))
 
 
 def model_of(network: FERNet, options: Options, group: Group) -> Callable[[Tensor], Output]:
@@ -289,8 +284,9 @@ def train_one_epoch(
             output = model(images)
         weight = group.size * len(labels) / len(batch)
         known_num = store.known[batch].sum().clamp(min=1) / group.size
+        targets = labels if store.targets is None else store.targets[batch[share]]
         losses = compute_losses(
-            output, labels, landmarks, options, weight=weight, known_num=known_num
+            output, targets, landmarks, options, weight=weight, known_num=known_num
         )
         state.optimizer.zero_grad()
         losses["loss"].backward()
@@ -325,48 +321,6 @@ def train_one_epoch(
 def seed_of(*numbers: int) -> int:
     """Return one seed for a run's seed, an epoch and a batch: each can be repeated by itself."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def compute_losses(
-    output: Output,
-    labels: Tensor,
-    landmarks: Tensor | None,
-    options: Options,
-    *,
-    weight: float = 1.0,
-    known_num: Tensor | None = None,
-) -> dict[str, Tensor]:
-    """Return the loss that is minimised, and the parts that it is the weighted sum of.
-
-    Args:
-        output: of this process's share of a batch, as are the labels and landmarks.
-        weight: of the share, 1 on average over the processes; the mean of their losses is
-            then the loss of the batch.
-        known_num: the batch's faces with landmarks, per process; by default those in the share.
-    """
-    expression = weight * weighted_cross_entropy(
-        output.logits, output.importance, labels, options.label_smoothing
-    )
-    losses = {"loss": expression, "loss_expression": expression}
-    if options.rank:
-        rank = weight * rank_regularization(output.importance, options.beta, options.margin_1)
-        losses["loss_rank"] = rank
-        losses["loss"] = losses["loss"] + options.rank_weight * rank
-    if options.landmarks:
-        points = landmark_loss(output.landmarks, landmarks, known_num)
-        losses["loss_landmarks"] = points
-        losses["loss"] = losses["loss"] + options.landmark_weight * points
-    return losses
-
-
-@torch.no_grad()
-def relabel_batch(output: Output, labels: Tensor, options: Options) -> Tensor:
-    """Return the batch's labels after relabeling; dropout has no say in it."""
-    logits = output.clean_logits
-    if options.relabel_logits == "weighted":
-        logits = output.importance * logits
-    importance = output.importance if options.relabel_group == "low" else None
-    return relabel(logits, labels, options.margin_2, importance, options.beta)
 
 
 def conclude(

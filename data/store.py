@@ -28,6 +28,7 @@ class Store:
         faces: the whole set, as wide as high.
         rows: int [N], those that belong here.
         device: where batches are wanted.
+        targets: float32 [M, C] of the whole set, or None: shares of votes instead of labels.
         kind: "device", "host" or "disk", or "auto" for the first that has room. The disk
             is the cache that the faces were read from, mapped into memory.
 
@@ -35,13 +36,19 @@ class Store:
         kind: the one chosen.
         labels: int64 [N], on the device.
         known: bool [N], on the device: the faces that have landmarks.
+        targets: float32 [N, C], on the device: what to learn instead of the labels; or None.
 
     Raises:
         OptionError: the set does not fit where it was asked for.
     """
 
     def __init__(
-        self, faces: Faces, rows: np.ndarray, device: torch.device, kind: str = "auto"
+        self,
+        faces: Faces,
+        rows: np.ndarray,
+        device: torch.device,
+        kind: str = "auto",
+        targets: np.ndarray | None = None,
     ) -> None:
         self._device, self._rows = device, rows
         self._images, self._landmarks = faces.images, faces.landmarks
@@ -49,6 +56,7 @@ class Store:
             self._landmarks = to_half_widths(self._landmarks, faces.images.shape[2])
         self.labels = torch.from_numpy(faces.labels[rows]).to(device)
         self.known = torch.from_numpy(faces.has_landmarks[rows]).to(device)
+        self.targets = None if targets is None else torch.from_numpy(targets[rows]).to(device)
         size = faces.images[:1].nbytes * len(rows)
         self.kind = choose(size, device) if kind == "auto" else kind
         self._whole = None  # the images and landmarks, where they are on the device

@@ -21,7 +21,7 @@ def weighted_cross_entropy(
     Args:
         logits: [N, C], unweighted.
         importance: [N, 1] in (0, 1).
-        labels: [N].
+        labels: [N], or the classes' shares [N, C].
         label_smoothing: the share of each label that is spread over all classes.
 
     Returns:

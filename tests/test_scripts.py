@@ -61,6 +61,7 @@ def test_a_run_leaves_all_that_it_names(trained):
         *("config.json", "metrics.csv", "relabels.csv", "tensorboard"),
         *("last.pth", "best.pth", "metrics.json", "predictions.csv"),
         *("learning_curves.png", "confusion_matrix.png", "landmarks.png", "importance.png"),
+        *("reliability.png", "importance_by_class.png"),
     }
     assert list((trained / "tensorboard").iterdir())
     options = json.loads((trained / "config.json").read_text())["options"]

@@ -1,5 +1,10 @@
 """The training step: where its faces come from, what it must not wait for, and compiled."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -22,6 +27,7 @@ from utils.frame import to_half_widths
 from utils.group import Group
 from utils.options import Options
 
+ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
 
 
@@ -234,3 +240,17 @@ def test_the_compiled_network_is_the_network():
         results.append([*output, *(p.grad.clone() for p in eager.parameters())])
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=2e-4, atol=2e-5)
+
+
+def test_a_missing_compiler_is_told(tmp_path):
+    argv = ("--data", "sample", "--gpu_ids", "-1", "--width", "0.1", "--compile", "--no_landmarks")
+    result = subprocess.run(
+        [sys.executable, ROOT / "train.py", *argv, "--out", tmp_path / "r"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)},
+        check=False,
+    )
+    assert result.returncode == 1
+    assert "--compile does not work here" in result.stderr
+    assert "no-such-compiler" in result.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import platform
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -92,3 +93,22 @@ def compiled(module: nn.Module) -> nn.Module:
     """
     torch._dynamo.config.recompile_limit = 32  # two batch lengths for each of --sizes
     return torch.compile(module, mode="reduce-overhead", dynamic=False)
+
+
+@contextlib.contextmanager
+def compile_faults_told() -> Iterator[None]:
+    """Tell in a sentence why torch.compile does not work here: mostly for want of a compiler.
+
+    Raises:
+        OptionError: it did not.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise OptionError(
+            f"--compile does not work here ({reason}); install a C++ compiler such as g++ (and "
+            "Triton for a GPU), or train without it"
+        ) from error

@@ -74,6 +74,50 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str)
     return figure
 
 
+def reliability(bins: Sequence[tuple[float, float, int]], error: float, title: str) -> Figure:
+    """Draw how often a network is right when it is so sure: on the diagonal it is honest.
+
+    Args:
+        bins: confidence and accuracy, the means of the faces of each bin, and their number.
+        error: the expected calibration error.
+        title: of the figure.
+    """
+    confidence, accuracy, count = (np.array(column) for column in zip(*bins))
+    figure = Figure(figsize=(5, 5.6), layout="constrained")
+    top, below = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
+    top.plot([0, 100], [0, 100], color=GREY, lw=1, ls="--", label="as sure as right")
+    top.plot(100 * confidence, 100 * accuracy, color=BLUE, marker="o", label=f"ECE {error:.3f}")
+    top.set(ylabel="accuracy, %", ylim=(0, 100), xlim=(0, 100))
+    top.grid(alpha=0.3)
+    top.legend(frameon=False)
+    below.bar(100 * confidence, count, width=100 / 20, color=BLUE)
+    below.set(xlabel="confidence, %", ylabel="faces")
+    figure.suptitle(title)
+    return figure
+
+
+def importance_by_class(importance: Mapping[str, np.ndarray], title: str, bins: int = 30) -> Figure:
+    """Draw a histogram of the importances of each class, one below the other, on one axis."""
+    figure = Figure(figsize=(7, 0.8 + 0.8 * len(importance)), layout="constrained")
+    all_axes = figure.subplots(len(importance), 1, squeeze=False, sharex=True)[:, 0]
+    values = np.concatenate([np.ravel(each) for each in importance.values()])
+    edges = np.linspace(values.min(), max(values.max(), values.min() + 1e-3), bins + 1)
+    for axes, (name, each) in zip(all_axes, importance.items()):
+        axes.hist(each, edges, color=EXPRESSIONS.get(name, BLUE))
+        axes.axvline(np.mean(each), color="black", lw=1)
+        axes.set_ylabel(name, rotation=0, ha="right", va="center")
+        axes.set_yticks([])
+        axes.annotate(
+            f"mean {np.mean(each):.2f}, {len(each)} faces",
+            (0.01, 0.75),
+            xycoords="axes fraction",
+            fontsize=8,
+        )
+    all_axes[-1].set(xlabel="importance (the line: the class's mean)")
+    figure.suptitle(title)
+    return figure
+
+
 def landmark_faces(
     images: np.ndarray,
     landmarks: Mapping[str, np.ndarray | None],
@@ -118,6 +162,34 @@ def galleries(rows: Mapping[str, tuple[np.ndarray, Sequence[str]]]) -> Figure:
             if i < len(images):
                 _face(axes, images[i], captions[i])
     return figure
+
+
+def relabeled_faces(
+    relabels: Sequence[tuple[int, int, int, int]],
+    images: np.ndarray,
+    class_names: Sequence[str],
+    title: str,
+) -> Figure:
+    """Draw up to 36 faces that were relabeled, from which label to which, evenly out of all.
+
+    Args:
+        relabels: one or more, each the face's row, from, to, epoch.
+        images: [N, W, W] or [N, W, W, 3] of the whole set.
+        class_names: of the labels.
+        title: of the figure.
+    """
+    columns = 12
+    count = min(3 * columns, len(relabels))
+    some = [relabels[i] for i in np.linspace(0, len(relabels) - 1, count).astype(int)]
+    parts = {}
+    for i in range(0, count, columns):
+        part = some[i : i + columns]
+        captions = [f"{class_names[a]}\n> {class_names[b]}" for _, a, b, _ in part]
+        epochs = sorted({epoch for *_, epoch in part})
+        when = f"epoch {epochs[0]}" + (f" to {epochs[-1]}" if len(epochs) > 1 else "")
+        parts[f"{title}: relabeled in {when}"] = images[[row for row, *_ in part]], captions
+        title = ""
+    return galleries({name.removeprefix(": "): part for name, part in parts.items()})
 
 
 def expressions_over_time(

@@ -53,12 +53,23 @@ def expected_calibration_error(
     Faces fall into `bins` equal intervals (low, high] of their best probability
     (Guo et al., "On Calibration of Modern Neural Networks", 2017).
     """
+    rows = reliability(labels, probabilities, bins)
+    return sum(count * abs(right - sure) for sure, right, count in rows) / len(labels)
+
+
+def reliability(
+    labels: np.ndarray, probabilities: np.ndarray, bins: int = ECE_BINS
+) -> list[tuple[float, float, int]]:
+    """Return the mean confidence, the accuracy and the number of the faces of each bin with any."""
     confidence = probabilities.max(1).astype(np.float64)
     right = probabilities.argmax(1) == labels
     edges = np.linspace(0, 1, bins + 1)
     place = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
-    gaps = np.bincount(place, weights=right - confidence, minlength=bins)
-    return float(np.abs(gaps).sum() / len(labels))
+    return [
+        (float(confidence[mine].mean()), float(right[mine].mean()), int(mine.sum()))
+        for mine in (place == i for i in range(bins))
+        if mine.any()
+    ]
 
 
 def relabel_scores(

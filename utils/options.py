@@ -49,6 +49,10 @@ class Options:
     """1 reads faces as grey, 3 as colour."""
     class_names: tuple[str, ...] = ()
     """The classes, in order, of a set of your own; by default FER2013's seven."""
+    ferplus: str = ""
+    """FER+'s fer2013new.csv: train and test on its labels, eight classes, instead of FER2013's."""
+    ferplus_target: Literal["majority", "distribution"] = "majority"
+    """What FER+ teaches: the label of most taggers, or the shares of their votes."""
     dropout: float = 0.2
     """The share of features hidden from the classifier while training."""
 
@@ -156,7 +160,17 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 # What may differ when a run goes on: where things stand, not what is trained.
-FREE_ON_RESUME = {"resume", "out", "data", "gpu_ids", "store", "compile", "jobs", "final_test"}
+FREE_ON_RESUME = {
+    "resume",
+    "out",
+    "data",
+    "ferplus",
+    "gpu_ids",
+    "store",
+    "compile",
+    "jobs",
+    "final_test",
+}
 
 _IN_RANGE: dict[str, tuple[Callable[[Any], bool], str]] = {
     "image_width": (lambda v: 32 <= v <= 224, "32 to 224"),
@@ -209,7 +223,8 @@ def check(options: Options) -> Options:
     """Return the options as they will be followed, or raise an OptionError.
 
     Rank regularization and the low-importance group mean nothing without
-    importances, so they are off where these are.
+    importances, so they are off where these are; shares of votes are no labels that
+    could be moved.
     """
     wrong = [
         f"--{name} {getattr(options, name):g} (must be {text})"
@@ -226,6 +241,12 @@ def check(options: Options) -> Options:
         )
     if len(sizes) > options.total_epoch:
         raise OptionError(f"--sizes names {len(sizes)} widths for {options.total_epoch} epochs")
+    if options.ferplus and options.class_names:
+        raise OptionError("--ferplus has classes of its own; leave out --class_names")
+    if options.ferplus_target == "distribution":
+        if not options.ferplus:
+            raise OptionError("--ferplus_target distribution needs the votes: --ferplus PATH")
+        options = replace(options, relabel=False)
     if not options.importance:
         options = replace(options, rank=False, relabel_group="all")
     return options

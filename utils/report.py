@@ -33,6 +33,8 @@ class Evaluation:
         probabilities: float [N, C].
         importance: float [N].
         predicted_landmarks: float [N, 68, 2] in pixels, or None.
+        label_kind: "FER+" where the labels are those; the scores say so, for they are not to
+            be compared with others. Empty otherwise.
     """
 
     class_names: tuple[str, ...]
@@ -45,6 +47,7 @@ class Evaluation:
     probabilities: np.ndarray
     importance: np.ndarray
     predicted_landmarks: np.ndarray | None
+    label_kind: str = ""
 
     @property
     def predicted(self) -> np.ndarray:
@@ -82,7 +85,8 @@ class Evaluation:
             extra["landmark_error"] = metrics.landmark_error(
                 self.predicted_landmarks[mine], self.landmarks[mine]
             )
-        return result | extra
+        marked = {"labels": self.label_kind} if self.label_kind else {}
+        return marked | result | extra
 
     def write(
         self, run: RunFolder, title: str, more: Mapping[str, Mapping[str, Any]] | None = None
@@ -124,6 +128,18 @@ class Evaluation:
                 counts, self.class_names, f"{title}\n{accuracy:.2f} % of {len(labelled)} faces"
             )
             run.write_figure("confusion_matrix.png", figure)
+            bins = metrics.reliability(self.labels[labelled], self.probabilities[labelled])
+            error = metrics.expected_calibration_error(
+                self.labels[labelled], self.probabilities[labelled]
+            )
+            run.write_figure("reliability.png", figures.reliability(bins, error, title))
+            if np.ptp(self.importance[labelled]) > 0:
+                by_class = {
+                    self.class_names[c]: self.importance[labelled][self.labels[labelled] == c]
+                    for c in np.unique(self.labels[labelled])
+                }
+                figure = figures.importance_by_class(by_class, f"{title}: importance by label")
+                run.write_figure("importance_by_class.png", figure)
         if self.predicted_landmarks is not None:
             some = of[_by_turns(self.predicted[of], FACES_DRAWN)]
             true = None if self.landmarks is None else self.landmarks[some]

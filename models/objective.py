@@ -1,0 +1,53 @@
+"""What a batch teaches under a run's options: the loss that is minimised, and the relabels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from models.network import Output
+from models.scn import landmark_loss, rank_regularization, relabel, weighted_cross_entropy
+from utils.options import Options
+
+
+def compute_losses(
+    output: Output,
+    targets: Tensor,
+    landmarks: Tensor | None,
+    options: Options,
+    *,
+    weight: float = 1.0,
+    known_num: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Return the loss that is minimised, and the parts that it is the weighted sum of.
+
+    Args:
+        output: of this process's share of a batch, as are the targets and landmarks.
+        targets: labels [N], or shares of the classes [N, C].
+        weight: of the share, 1 on average over the processes; the mean of their losses is
+            then the loss of the batch.
+        known_num: the batch's faces with landmarks, per process; by default those in the share.
+    """
+    expression = weight * weighted_cross_entropy(
+        output.logits, output.importance, targets, options.label_smoothing
+    )
+    losses = {"loss": expression, "loss_expression": expression}
+    if options.rank:
+        rank = weight * rank_regularization(output.importance, options.beta, options.margin_1)
+        losses["loss_rank"] = rank
+        losses["loss"] = losses["loss"] + options.rank_weight * rank
+    if options.landmarks:
+        points = landmark_loss(output.landmarks, landmarks, known_num)
+        losses["loss_landmarks"] = points
+        losses["loss"] = losses["loss"] + options.landmark_weight * points
+    return losses
+
+
+@torch.no_grad()
+def relabel_batch(output: Output, labels: Tensor, options: Options) -> Tensor:
+    """Return the batch's labels after relabeling; dropout has no say in it."""
+    logits = output.clean_logits
+    if options.relabel_logits == "weighted":
+        logits = output.importance * logits
+    importance = output.importance if options.relabel_group == "low" else None
+    return relabel(logits, labels, options.margin_2, importance, options.beta)

@@ -1,0 +1,52 @@
+"""The network that a run starts with: fresh, or from the weights of another run."""
+
+from __future__ import annotations
+
+import torch
+
+from models.checkpoint import load_checkpoint, transfer
+from models.network import Architecture, FERNet
+from utils.errors import WeightsError
+from utils.options import Options
+
+
+def build_network(
+    options: Options, class_names: tuple[str, ...], channels: int, grey_levels: tuple[float, float]
+) -> FERNet:
+    """Make the network for a set of faces.
+
+    Args:
+        options: of the run; its `model_path` names the weights to start from, if any.
+        class_names: of the set.
+        channels: of the set's images, 1 or 3.
+        grey_levels: mean and standard deviation of its Training pixels, 0 to 255.
+
+    Raises:
+        WeightsError: the weights cannot be read, or are of another network or other classes.
+    """
+    torch.manual_seed(options.seed)
+    architecture = Architecture(
+        trunk=options.trunk,
+        width=options.width,
+        channels=channels,
+        classes=len(class_names),
+        landmark_num=options.landmark_num if options.landmarks else 0,
+        importance=options.importance,
+        dropout=options.dropout,
+    )
+    if options.model_path:
+        checkpoint = load_checkpoint(options.model_path)
+        if checkpoint.class_names != class_names:
+            raise WeightsError(
+                f"{options.model_path} knows the classes {', '.join(checkpoint.class_names)}, and "
+                f"the faces have {', '.join(class_names)}; the two must agree"
+            )
+        network, fresh = transfer(checkpoint, architecture, options.model_path)
+        also = f"; new: {', '.join(fresh)}" if fresh else ""
+        print(f"weights  {options.model_path} (epoch {checkpoint.epoch}){also}")
+        return network
+    network = FERNet(architecture)
+    mean, std = grey_levels
+    network.pixel_mean.fill_(mean)
+    network.pixel_std.fill_(max(std, 1.0))
+    return network

@@ -1,0 +1,110 @@
+"""report.py: one page, whole in itself, with the numbers of its runs."""
+
+import base64
+import json
+import re
+import shutil
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from kills import write_csv
+
+import report
+import train
+from data.faces import EMOTIONS
+from data.sample import synthetic_faces
+from utils.errors import DataError, OptionError, RunError
+from utils.metrics import expected_calibration_error, reliability
+
+
+def run(script, *argv):
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(sys, "argv", [script.__file__, *map(str, argv)])
+        script.main()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    faces = synthetic_faces(training=7, public=3, private=3)
+    csv = write_csv(faces, folder / "faces.csv")
+    argv = (
+        "--data",
+        csv,
+        "--gpu_ids",
+        "-1",
+        "--width",
+        0.1,
+        "--image_width",
+        32,
+        "--batch_size",
+        16,
+    )
+    argv += ("--total_epoch", 2, "--relabel_epoch", 1, "--margin_2", 0.01, "--no_landmarks")
+    run(train, *argv, "--out", folder / "one")
+    run(train, *argv, "--seed", 1, "--label_noise", 0.2, "--out", folder / "<two>")
+    return folder
+
+
+def test_a_page_of_two_runs(runs, tmp_path):
+    run(report, runs / "one", runs / "<two>", "--out", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "<two>" not in page  # the name is text, not HTML
+    assert "&lt;two&gt;" in page
+    assert not re.search(r'(src|href)="(?!data:)', page)  # nothing from elsewhere
+    pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    assert len(pictures) == 12  # curves, matrix, reliability, two of importance, relabels; twice
+    assert all(base64.b64decode(picture).startswith(b"\x89PNG") for picture in pictures)
+    scores = json.loads((runs / "one/metrics.json").read_text())
+    cells = re.findall(r"<td>(.*?)</td>", page)
+    shown = f"<b>{100 * scores['PrivateTest']['accuracy']:.2f}</b>"
+    assert shown in cells
+    tables = [pd.read_csv(runs / name / "predictions.csv") for name in ("one", "<two>")]
+    right = [(t["label"] == t["predicted"])[t["usage"] == "PrivateTest"] for t in tables]
+    difference = 100 * (right[1].mean() - right[0].mean())
+    assert f"<b>{difference:+.2f}</b>" in cells
+    assert "Of 10 labels that were made wrong" in page
+    assert "batch_size = 16" in page
+    assert all(f"<td>{name}</td>" in page for name in EMOTIONS)
+
+
+def test_the_interval_by_hand():
+    rows = pd.DataFrame({"label": ["a"] * 100, "predicted": ["a"] * 60 + ["b"] * 40})
+    interval = report.usage_of("PublicTest", {"n": 100}, rows)
+    # Wilson: (p + z^2/2n +- z sqrt(p q/n + z^2/4n^2)) / (1 + z^2/n) with z = 1.96
+    assert interval["low"] == pytest.approx(0.5020, abs=1e-4)
+    assert interval["high"] == pytest.approx(0.6906, abs=1e-4)
+
+
+def test_mistakes(runs, tmp_path):
+    out = ("--out", tmp_path / "page.html")
+    with pytest.raises(OptionError, match="name the folder"):
+        run(report)
+    with pytest.raises(OptionError, match="twice"):
+        run(report, runs / "one", runs / "one")
+    with pytest.raises(RunError, match="no finished run"):
+        run(report, tmp_path, *out)
+    shutil.copytree(runs / "one", tmp_path / "cut")
+    table = (tmp_path / "cut/predictions.csv").read_text().splitlines()
+    (tmp_path / "cut/predictions.csv").write_text("\n".join(table[:-5]))
+    with pytest.raises(RunError, match="does not fit its run"):
+        run(report, tmp_path / "cut", *out)
+    shutil.copytree(runs / "one", tmp_path / "other")
+    moved = pd.read_csv(tmp_path / "other/predictions.csv")
+    moved["index"] += 1000
+    moved.to_csv(tmp_path / "other/predictions.csv", index=False)
+    with pytest.raises(DataError, match="no labelled face in common"):
+        run(report, runs / "one", tmp_path / "other", *out)
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_reliability_by_hand():
+    probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.35, 0.65], [0.6, 0.4]])
+    labels = np.array([0, 1, 1, 0])
+    rows = reliability(labels, probabilities, bins=5)
+    expected = [(0.6, 1.0, 1), (0.65, 1.0, 1), (0.9, 0.5, 2)]
+    np.testing.assert_allclose(rows, expected)
+    error = (0.4 + 0.35 + 2 * 0.4) / 4
+    assert expected_calibration_error(labels, probabilities, bins=5) == pytest.approx(error)
