@@ -27,7 +27,7 @@ import numpy as np
 from data.faces import EMOTIONS
 from data.folders import read_image
 from data.sample import synthetic_faces
-from predict import Face, FacePredictor
+from predictor import Face, FacePredictor
 from utils.drawing import annotate
 from utils.errors import DataError, OptionError, run_main
 from utils.options import parse

@@ -24,7 +24,7 @@ from data.faces import EMOTIONS
 from data.sample import synthetic_faces
 from models.checkpoint import Checkpoint, save_checkpoint
 from models.network import Architecture, FERNet
-from predict import Face, FacePredictor
+from predictor import Face, FacePredictor
 from utils.drawing import BLUE
 from utils.errors import ProjectError
 from utils.frame import to_half_widths

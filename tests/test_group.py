@@ -186,7 +186,8 @@ def test_a_signal_to_all_saves_what_they_did(faces_csv, tmp_path):
     assert len(table(tmp_path / "r/metrics.csv")) == saved["epoch"]
 
 
-def test_launch_starts_one_process_per_device(tmp_path):
+def test_launch_starts_one_process_per_device(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # torchrun sets it otherwise, for all tests to come
     script = tmp_path / "script.py"
     script.write_text(
         "import os, sys; from pathlib import Path\n"

@@ -24,7 +24,7 @@ from models import inference
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.network import Architecture, FERNet
 from models.runtime import Readings
-from predict import Face, FacePredictor
+from predictor import Face, FacePredictor
 from utils.errors import DataError, OptionError, ProjectError, WeightsError
 from utils.figures import expressions_over_time
 from utils.tracks import MOST, STEP, Tracker, overlap
@@ -131,7 +131,7 @@ class Echo:
 
 @pytest.fixture
 def echo(monkeypatch):
-    monkeypatch.setattr("predict.load_runtime", lambda *args: Echo())
+    monkeypatch.setattr("predictor.load_runtime", lambda *args: Echo())
 
 
 def test_results_are_in_the_picture_s_pixels(echo, astronaut):

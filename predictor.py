@@ -1,0 +1,178 @@
+"""Faces in pictures, found, cut out and read: predict.py as a library.
+
+from predictor import FacePredictor
+
+predictor = FacePredictor("model_save/resnet18.pth")
+for face in predictor(image):
+    print(face.expression, face.box)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from data.detect import MIN_SCORE, cut, find_faces, squares
+from models.runtime import load_runtime
+from utils.errors import DataError
+from utils.run import RUNS
+
+RELEASED = RUNS / "resnet18.pth"
+DETAIL = 1000  # pixels: the longer side at which faces are sought in a photograph
+
+
+class Face(NamedTuple):
+    """One face in a picture.
+
+    Attributes:
+        box: float32 [4]: left, top, right and bottom edge in the picture's pixels.
+        score: the detector's, 0 at its threshold; None for a picture that is one face.
+        expression: the most probable class.
+        probabilities: float32 [C], in the order of `FacePredictor.class_names`.
+        confidence: 0 to 1, the importance that SCN learnt to give to certain faces.
+        landmarks: float32 [68, 2] in the picture's pixels, iBUG order; or None.
+    """
+
+    box: np.ndarray
+    score: float | None
+    expression: str
+    probabilities: np.ndarray
+    confidence: float
+    landmarks: np.ndarray | None
+
+
+class Cuts(NamedTuple):
+    """The faces of one picture, cut out for the network.
+
+    Attributes:
+        boxes: float32 [F, 4], as of Face.
+        scores: float32 [F], or None.
+        parts: float32 [F, 4]: the part of the picture that each face is.
+        pixels: uint8 [F, C, W, W].
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray | None
+    parts: np.ndarray
+    pixels: np.ndarray
+
+
+class FacePredictor:
+    """Finds faces and reads them. Constructed once, called with pictures.
+
+    Args:
+        model_path: weights of this project, of the original method, or an .onnx file.
+        cropped: each picture is one face, tightly cut out.
+        detail: the longer side in pixels at which faces are sought (see data.detect).
+        min_score: the detector's score from which on it is a face.
+        batch_size: faces per step of the network.
+        threads: of the network, on a CPU; 0 takes one per core.
+        gpu_ids: as of train.py.
+
+    Attributes:
+        class_names: of the probabilities.
+
+    Raises:
+        WeightsError: the weights cannot be loaded.
+        OptionError: no such GPU.
+    """
+
+    def __init__(
+        self,
+        model_path: str | Path = RELEASED,
+        *,
+        cropped: bool = False,
+        detail: int = DETAIL,
+        min_score: float = MIN_SCORE,
+        batch_size: int = 64,
+        threads: int = 0,
+        gpu_ids: str = "",
+    ) -> None:
+        self._runtime = load_runtime(model_path, gpu_ids, threads)
+        self.class_names = self._runtime.class_names
+        self.cropped, self.detail, self.min_score = cropped, detail, min_score
+        self.batch_size = batch_size
+
+    def __call__(self, images: np.ndarray | Sequence[np.ndarray]) -> list[Face] | list[list[Face]]:
+        """Return the faces of a picture, the largest first; of a list of pictures, a list of these.
+
+        Args:
+            images: uint8 [H, W], or [H, W, 3] in RGB (OpenCV reads BGR: image[..., ::-1]).
+
+        Raises:
+            DataError: something that is no such picture.
+        """
+        if isinstance(images, np.ndarray):
+            return self.read([self.find(images)])[0]
+        return self.read([self.find(image) for image in images])
+
+    def find(self, image: np.ndarray, detail: int | None = None) -> Cuts:
+        """Return the faces of a picture, cut out: the part of a call that threads may share."""
+        _check(image)
+        height, width = image.shape[:2]
+        if self.cropped:
+            boxes, scores = np.array([[0, 0, width, height]], np.float32), None
+            parts = boxes.astype(int)
+        else:
+            boxes, scores = find_faces(image, detail or self.detail, self.min_score)
+            parts = squares(boxes)
+        side = self._runtime.image_width
+        pixels = np.empty((len(parts), self._runtime.channels, side, side), np.uint8)
+        for i, part in enumerate(parts):
+            pixels[i] = _planes(cut(image, part, side), self._runtime.channels)
+        return Cuts(boxes, scores, parts.astype(np.float32), pixels)
+
+    def read(self, cuts: Sequence[Cuts]) -> list[list[Face]]:
+        """Return the faces of each picture, read by the network in batches."""
+        if not cuts:
+            return []
+        pixels = np.concatenate([each.pixels for each in cuts])
+        faces: list[Face] = []
+        every = [(each, i) for each in cuts for i in range(len(each.boxes))]
+        for start in range(0, len(pixels), self.batch_size):
+            some = slice(start, start + self.batch_size)
+            readings = self._runtime(pixels[some])
+            for k, (each, i) in enumerate(every[some]):
+                points = readings.landmarks
+                faces.append(
+                    Face(
+                        box=each.boxes[i],
+                        score=None if each.scores is None else float(each.scores[i]),
+                        expression=self.class_names[int(readings.probabilities[k].argmax())],
+                        probabilities=readings.probabilities[k],
+                        confidence=float(readings.importance[k]),
+                        landmarks=None
+                        if points is None
+                        else self._placed(points[k], each.parts[i]),
+                    )
+                )
+        ends = np.cumsum([len(each.boxes) for each in cuts])
+        return [faces[end - len(each.boxes) : end] for end, each in zip(ends, cuts)]
+
+    def _placed(self, points: np.ndarray, part: np.ndarray) -> np.ndarray:
+        """Move landmarks from a cut-out face's pixels to the picture's."""
+        scale = (part[2:] - part[:2]) / self._runtime.image_width
+        return ((points + 0.5) * scale - 0.5 + part[:2]).astype(np.float32)
+
+
+def _check(image: np.ndarray) -> None:
+    shape = getattr(image, "shape", None)
+    fine = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.size
+    if not fine or not (len(shape) == 2 or (len(shape) == 3 and shape[2] == 3)):
+        kind = getattr(image, "dtype", type(image).__name__)
+        raise DataError(
+            f"a picture is uint8 [H, W] or [H, W, 3] in RGB, and this is {kind} {shape}"
+        )
+
+
+def _planes(face: np.ndarray, channels: int) -> np.ndarray:
+    """Return a face [W, W] or [W, W, 3] as [channels, W, W]."""
+    if channels == 1:
+        return (face if face.ndim == 2 else cv2.cvtColor(face, cv2.COLOR_RGB2GRAY))[None]
+    return (
+        np.broadcast_to(face[None], (3, *face.shape)) if face.ndim == 2 else face.transpose(2, 0, 1)
+    )
