@@ -50,7 +50,7 @@ def table(path):
 def trained(faces_csv, tmp_path_factory):
     """Return the folder of one whole run, with landmarks by dlib and relabeling from the start."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    argv = (*TINY, "--relabel_epoch", 1, "--margin_2", 0.01)
+    argv = (*TINY, "--relabel_epoch", 1, "--margin_2", 0)
     run(train, "--data", faces_csv, "--out", folder, *argv)
     return folder
 
@@ -61,7 +61,7 @@ def test_a_run_leaves_all_that_it_names(trained):
         *("config.json", "metrics.csv", "relabels.csv", "tensorboard"),
         *("last.pth", "best.pth", "metrics.json", "predictions.csv"),
         *("learning_curves.png", "confusion_matrix.png", "landmarks.png", "importance.png"),
-        *("reliability.png", "importance_by_class.png"),
+        *("reliability.png", "importance_by_class.png", "relabels.png"),
     }
     assert list((trained / "tensorboard").iterdir())
     options = json.loads((trained / "config.json").read_text())["options"]
