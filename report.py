@@ -1,7 +1,9 @@
 """Write one page on one run or several: numbers with their intervals, figures, what differs.
 
-python report.py model_save/RUN                          on what the run left
+python report.py model_save/RUN                              on what the run left
 python report.py model_save/A model_save/B --out page.html   the same faces, compared in pairs
+python report.py model_save/A model_save/B --data D          with faces that the two read otherwise
+python report.py model_save/A --data D --ferplus F           FER+ as the judge of its relabels
 
 The page needs nothing beside it: it can be mailed. It shows faces of the data set where the runs'
 figures do, so it is bound to that set's terms.
@@ -10,6 +12,7 @@ figures do, so it is bound to that set's terms.
 from __future__ import annotations
 
 import base64
+import io
 import sys
 from dataclasses import dataclass
 from itertools import combinations
@@ -22,9 +25,14 @@ import pandas as pd
 import tyro
 from scipy.stats import binomtest
 
+from data import ferplus
+from data.faces import UNKNOWN, Faces
+from data.source import find_source, load_faces
 from utils.comparison import bootstrap, mcnemar
 from utils.errors import DataError, OptionError, RunError, run_main
+from utils.figures import two_readings
 from utils.files import atomic_write
+from utils.metrics import relabel_scores
 from utils.options import parse
 from utils.run import RunFolder
 
@@ -38,6 +46,7 @@ FIGURES = {
     "importance.png": "Most and least important faces",
     "relabels.png": "Relabeled faces",
 }
+FACES_SHOWN = 12  # of those that two runs read otherwise
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,10 @@ class ReportOptions:
     """Folders that train.py or test.py wrote."""
     out: str = "report.html"
     """The page to write."""
+    data: str = ""
+    """The faces that the runs were evaluated on: show some that two runs read otherwise."""
+    ferplus: str = ""
+    """FER+'s fer2013new.csv: tell how often its majority agrees with what relabeling did."""
 
 
 def main() -> None:
@@ -56,8 +69,18 @@ def main() -> None:
         raise OptionError("name the folder of a run: report.py model_save/RUN")
     if len(set(options.runs)) < len(options.runs):
         raise OptionError("a run is named twice")
+    if options.ferplus and not options.data:
+        raise OptionError("--ferplus judges the labels of --data; name the faces too")
     runs = [describe(RunFolder(Path(path))) for path in options.runs]
     pairs = [compared for one, other in combinations(runs, 2) for compared in compare(one, other)]
+    if options.data:
+        faces = load_faces(find_source(options.data))
+        for pair in pairs:
+            pair["picture"] = pictured(pair, faces)
+        if options.ferplus:
+            judge = ferplus.with_votes(faces, options.ferplus)
+            for run in runs:
+                run["ferplus"] = judged(run, faces, judge)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     with atomic_write(options.out) as partial:
@@ -83,8 +106,11 @@ def describe(run: RunFolder) -> dict[str, Any]:
             for name, score in scores.items()
             if score.get("n")
         ]
+        relabels = None
+        if (run / "relabels.csv").is_file():  # test.py leaves none
+            relabels = pd.read_csv(run / "relabels.csv")[["row", "to"]]
     except (OSError, ValueError, KeyError) as error:
-        raise RunError(f"{run / 'predictions.csv'} does not fit its run ({error})") from error
+        raise RunError(f"the tables in {run.path} do not fit its run ({error})") from error
     options = {}
     if (run / "config.json").is_file():
         options = run.read_json("config.json").get("options", {})
@@ -94,6 +120,8 @@ def describe(run: RunFolder) -> dict[str, Any]:
         "options": {k: v for k, v in options.items() if v not in ("", [], None)},
         "usages": usages,
         "noise": scores.get("Training", {}) if "noisy" in scores.get("Training", {}) else {},
+        "relabels": relabels,
+        "ferplus": {},
         "figures": [
             (title, base64.b64encode((run / name).read_bytes()).decode())
             for name, title in FIGURES.items()
@@ -132,6 +160,8 @@ def compare(one: dict[str, Any], other: dict[str, Any]) -> list[dict[str, Any]]:
                 "one": one["name"],
                 "other": other["name"],
                 "usage": usage,
+                "rows": rows,
+                "picture": "",
                 "n": len(rows),
                 "difference": 100 * (second.mean() - first.mean()),
                 "low": low,
@@ -148,6 +178,68 @@ def compare(one: dict[str, Any], other: dict[str, Any]) -> list[dict[str, Any]]:
             "compared; evaluate both on the same set with test.py"
         )
     return result
+
+
+def pictured(pair: dict[str, Any], faces: Faces) -> str:
+    """Draw faces that only one of two runs read right, as many of each as chance would show.
+
+    Args:
+        pair: what `compare` tells of the two.
+        faces: that they were evaluated on.
+
+    Returns:
+        A PNG in base64; empty where there are no such faces.
+
+    Raises:
+        DataError: the runs were evaluated on other faces.
+    """
+    rows = pair["rows"]
+    names = np.array([*faces.class_names, ""])
+    index = rows["index"].to_numpy()
+    if index.max() >= len(faces) or (names[faces.labels[index]] != rows["label"]).any():
+        raise DataError(
+            f"{faces.source} has not the faces that {pair['one']} and {pair['other']} were "
+            "evaluated on; give the --data that train.py or test.py had"
+        )
+    readings = {pair["one"]: rows["predicted_a"], pair["other"]: rows["predicted_b"]}
+    differ = np.flatnonzero(np.logical_xor(*(read == rows["label"] for read in readings.values())))
+    if not len(differ):
+        return ""
+    some = np.random.default_rng(0).permutation(differ)[:FACES_SHOWN]
+    figure = two_readings(
+        faces.images[index[some]],
+        rows["label"].to_numpy()[some],
+        {name: read.to_numpy()[some] for name, read in readings.items()},
+        f"{pair['usage']}: {len(some)} of the {len(differ)} faces that one run alone reads right",
+    )
+    with io.BytesIO() as file:
+        figure.savefig(file, format="png", dpi=120, bbox_inches="tight")
+        return base64.b64encode(file.getvalue()).decode()
+
+
+def judged(run: dict[str, Any], faces: Faces, judge: Faces) -> dict[str, Any]:
+    """Return what FER+'s majority, which no run on FER2013's labels has seen, says of its relabels.
+
+    Args:
+        run: what `describe` tells of it.
+        faces: with the labels that it was trained on.
+        judge: the same faces with FER+'s labels; those that have none of FER2013's are left out.
+
+    Returns:
+        `metrics.relabel_scores` of the Training faces that FER+ has a label for; empty for a run
+        that relabeled nothing, or was trained on other labels.
+    """
+    relabels, trained_on = run["relabels"], run["options"]
+    others = trained_on.get("ferplus") or trained_on.get("label_noise")
+    if relabels is None or relabels.empty or others:
+        return {}
+    code = {name: i for i, name in enumerate(faces.class_names)}
+    final = faces.labels.copy()
+    last = relabels.drop_duplicates("row", keep="last")
+    final[last["row"]] = last["to"].map(code)
+    known = (faces.usage == "Training") & (judge.labels != UNKNOWN)
+    known &= judge.labels < len(faces.class_names)  # contempt
+    return relabel_scores(judge.labels[known], faces.labels[known], final[known])
 
 
 if __name__ == "__main__":

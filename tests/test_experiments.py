@@ -249,5 +249,6 @@ def test_what_relabeling_found_by_hand():
     assert relabel_scores(clean, noisy, final) == {
         **{"noisy": 3, "relabeled": 3},
         **{"relabel_precision": pytest.approx(1 / 3), "relabel_recall": pytest.approx(1 / 3)},
+        "relabel_harm": pytest.approx(1 / 3),
     }
     assert relabel_scores(clean, clean, clean)["relabel_precision"] is None

@@ -10,12 +10,16 @@ import numpy as np
 import pandas as pd
 import pytest
 from kills import write_csv
+from matplotlib.colors import to_hex
+from test_ferplus import write_votes
 
 import report
 import train
 from data.faces import EMOTIONS
+from data.ferplus import with_votes
 from data.sample import synthetic_faces
 from utils.errors import DataError, OptionError, RunError
+from utils.figures import BLUE, RED, two_readings
 from utils.metrics import expected_calibration_error, reliability
 
 
@@ -42,7 +46,7 @@ def runs(tmp_path_factory):
         "--batch_size",
         16,
     )
-    argv += ("--total_epoch", 2, "--relabel_epoch", 1, "--margin_2", 0.01, "--no_landmarks")
+    argv += ("--total_epoch", 2, "--relabel_epoch", 1, "--margin_2", 0, "--no_landmarks")
     run(train, *argv, "--out", folder / "one")
     run(train, *argv, "--seed", 1, "--label_noise", 0.2, "--out", folder / "<two>")
     return folder
@@ -70,6 +74,74 @@ def test_a_page_of_two_runs(runs, tmp_path):
     assert all(f"<td>{name}</td>" in page for name in EMOTIONS)
 
 
+def test_faces_that_two_runs_read_otherwise(runs, tmp_path):
+    out = ("--out", tmp_path / "page.html")
+    run(report, runs / "one", runs / "<two>", "--data", runs / "faces.csv", *out)
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    tables = [pd.read_csv(runs / name / "predictions.csv") for name in ("one", "<two>")]
+    right = [t["label"] == t["predicted"] for t in tables]
+    differ = [
+        usage
+        for usage, part in tables[0].groupby("usage")
+        if (right[0] ^ right[1])[part.index].any()
+    ]
+    assert differ
+    assert page.count("&lt;two&gt; on the same faces") == len(differ)
+    other = write_csv(synthetic_faces(training=6, public=3, private=3), tmp_path / "other.csv")
+    with pytest.raises(DataError, match="has not the faces that one and <two>"):
+        run(report, runs / "one", runs / "<two>", "--data", other, *out)
+
+
+def test_the_picture_of_two_readings():
+    images = np.zeros((3, 8, 8), np.uint8)
+    readings = {"off": ["b", "b", "a"], "on": ["a", "c", "a"]}
+    figure = two_readings(images, ["a", "b", "a"], readings, "t")
+    frames = [axes.spines["left"].get_edgecolor() for axes in figure.axes]
+    assert [to_hex(frame) for frame in frames] == [RED, BLUE, BLUE, BLUE, RED, BLUE]
+    assert [axes.get_xlabel() for axes in figure.axes] == ["b", "b", "a", "a", "c", "a"]
+    assert [axes.get_title() for axes in figure.axes] == ["a", "b", "a", "", "", ""]
+
+
+def test_ferplus_as_the_judge_by_hand(tmp_path):
+    faces = synthetic_faces(training=1, public=1, private=1)  # a face of each class, three times
+    majority = list(faces.labels)
+    majority[1:5] = [
+        0,
+        0,
+        7,
+        -1,
+    ]  # not disgust, fear, happy, sad
+    columns = [4, 5, 6, 1, 3, 2, 0, 7, 8]  # of the file, by CLASSES, then "unknown"
+    votes = np.zeros((len(faces), 10), int)
+    votes[np.arange(len(faces)), [columns[k] for k in majority]] = 10
+    judge = with_votes(faces, write_votes(tmp_path / "votes.csv", faces, votes))
+    moves = pd.DataFrame(
+        [(1, "fear"), (2, "neutral"), (1, "angry"), (3, "sad"), (4, "fear"), (5, "happy")],
+        columns=("row", "to"),
+    )
+    told = {"relabels": moves, "options": {}}
+    # Counted are rows 0, 1, 2, 5, 6: 1 came to the majority at last, 2 did not, 5 left it.
+    assert report.judged(told, faces, judge) == {
+        **{"noisy": 2, "relabeled": 3, "relabel_precision": pytest.approx(1 / 3)},
+        **{"relabel_harm": pytest.approx(1 / 3), "relabel_recall": 0.5},
+    }
+    assert report.judged(told | {"options": {"ferplus": "v.csv"}}, faces, judge) == {}
+    assert report.judged(told | {"relabels": moves[:0]}, faces, judge) == {}
+
+
+def test_a_page_with_ferplus(runs, tmp_path):
+    data = ("--data", runs / "faces.csv")
+    faces = synthetic_faces(training=7, public=3, private=3)
+    votes = np.zeros((len(faces), 10), int)
+    votes[:, 4] = 10  # all are angry
+    path = write_votes(tmp_path / "votes.csv", faces, votes)
+    run(report, runs / "one", *data, "--ferplus", path, "--out", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "it contradicts 42 of the" in page
+    with pytest.raises(OptionError, match="name the faces too"):
+        run(report, runs / "one", "--ferplus", path, "--out", tmp_path / "page.html")
+
+
 def test_the_interval_by_hand():
     rows = pd.DataFrame({"label": ["a"] * 100, "predicted": ["a"] * 60 + ["b"] * 40})
     interval = report.usage_of("PublicTest", {"n": 100}, rows)
@@ -89,7 +161,7 @@ def test_mistakes(runs, tmp_path):
     shutil.copytree(runs / "one", tmp_path / "cut")
     table = (tmp_path / "cut/predictions.csv").read_text().splitlines()
     (tmp_path / "cut/predictions.csv").write_text("\n".join(table[:-5]))
-    with pytest.raises(RunError, match="does not fit its run"):
+    with pytest.raises(RunError, match="do not fit its run"):
         run(report, tmp_path / "cut", *out)
     shutil.copytree(runs / "one", tmp_path / "other")
     moved = pd.read_csv(tmp_path / "other/predictions.csv")

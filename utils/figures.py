@@ -192,6 +192,34 @@ def relabeled_faces(
     return galleries({name.removeprefix(": "): part for name, part in parts.items()})
 
 
+def two_readings(
+    images: np.ndarray, labels: Sequence[str], readings: Mapping[str, Sequence[str]], title: str
+) -> Figure:
+    """Draw the same faces as several runs read them, a row each: framed blue if right, else red.
+
+    Args:
+        images: [N, W, W] or [N, W, W, 3].
+        labels: N class names.
+        readings: by run: N class names.
+        title: of the figure.
+    """
+    figure = Figure(figsize=(0.6 + 1.1 * len(images), 0.9 + 1.5 * len(readings)))
+    grid = figure.subplots(len(readings), len(images), squeeze=False)
+    for i, (row, (name, read)) in enumerate(zip(grid, readings.items())):
+        for axes, image, label, text in zip(row, images, labels, read):
+            color = BLUE if text == label else RED
+            _face(axes, image, "" if i else label)
+            axes.axis("on")
+            axes.set(xticks=[], yticks=[])
+            axes.set_xlabel(text, fontsize=8, color=color, labelpad=2)
+            for spine in axes.spines.values():
+                spine.set(color=color, linewidth=3)
+        row[0].set_ylabel(name, fontsize=9)
+    figure.suptitle(f"{title}\nabove: the label; below: the reading, blue if right, red if wrong")
+    figure.tight_layout()
+    return figure
+
+
 def expressions_over_time(
     tracks: Mapping[str, tuple[np.ndarray, np.ndarray]], class_names: Sequence[str], title: str
 ) -> Figure:

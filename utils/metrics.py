@@ -75,15 +75,16 @@ def reliability(
 def relabel_scores(
     clean: np.ndarray, noisy: np.ndarray, final: np.ndarray
 ) -> dict[str, int | float | None]:
-    """Tell what relabeling made of labels into which noise was injected.
+    """Tell what relabeling made of labels some of which are wrong.
 
     Args:
-        clean, noisy, final: int [N]: the given labels, those trained on, and what they became.
+        clean, noisy, final: int [N]: the labels held to be true, those trained on, and what
+            they became.
 
     Returns:
         noisy and relabeled (numbers of faces); relabel_precision, the share of the relabeled
-        that came to their given label, and relabel_recall, the share of the noisy that
-        did; None of no face.
+        that came to their true label, relabel_harm, the share of them that had it before, and
+        relabel_recall, the share of the noisy that came to it; None of no face.
     """
     wrong, moved = noisy != clean, final != noisy
     healed = wrong & (final == clean)
@@ -91,6 +92,7 @@ def relabel_scores(
         "noisy": int(wrong.sum()),
         "relabeled": int(moved.sum()),
         "relabel_precision": float(healed.sum() / moved.sum()) if moved.any() else None,
+        "relabel_harm": float((moved & ~wrong).sum() / moved.sum()) if moved.any() else None,
         "relabel_recall": float(healed.sum() / wrong.sum()) if wrong.any() else None,
     }
 
