@@ -80,7 +80,8 @@ def main() -> None:
         raise OptionError("name a picture, a folder, a video or a camera: predict.py PATH...")
     if options.every < 1 or options.batch_size < 1:
         raise OptionError("--every and --batch_size must be at least 1")
-    sources = [source for path in options.paths for source in sources_of(path)]
+    # A picture that a folder and a pattern both name is read once.
+    sources = list(dict.fromkeys(s for path in options.paths for s in sources_of(path)))
     predictor = FacePredictor(
         options.model_path,
         cropped=options.cropped,
