@@ -203,7 +203,8 @@ def two_readings(
         readings: by run: N class names.
         title: of the figure.
     """
-    figure = Figure(figsize=(0.6 + 1.1 * len(images), 0.9 + 1.5 * len(readings)))
+    size = (0.6 + 1.1 * len(images), 0.5 + 1.45 * len(readings))
+    figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(readings), len(images), squeeze=False)
     for i, (row, (name, read)) in enumerate(zip(grid, readings.items())):
         for axes, image, label, text in zip(row, images, labels, read):
@@ -215,8 +216,8 @@ def two_readings(
             for spine in axes.spines.values():
                 spine.set(color=color, linewidth=3)
         row[0].set_ylabel(name, fontsize=9)
-    figure.suptitle(f"{title}\nabove: the label; below: the reading, blue if right, red if wrong")
-    figure.tight_layout()
+    explained = "above: the label; below: what the run reads, blue if right, red if wrong"
+    figure.suptitle(f"{title}\n{explained}", fontsize=10)
     return figure
 
 
