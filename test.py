@@ -2,27 +2,33 @@
 
 python test.py                                       the released model_save/resnet18.pth
 python test.py --model_path RUN/best.pth --data D    a run of yours, on any FER2013 layout
+python test.py --model_path A.pth B.pth C.pth        an ensemble: the mean of their probabilities
+python test.py --corruptions                         also on faces turned, dark, noisy, small
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pandas as pd
+from tqdm import tqdm
 
 from data import ferplus
-from data.faces import EMOTIONS, Faces
+from data.corruptions import CORRUPTIONS, corrupt
+from data.faces import EMOTIONS, UNKNOWN, Faces
 from data.landmarks import add_landmarks
 from data.source import find_source, load_faces
 from data.store import images_to_device
-from models.checkpoint import load_checkpoint
-from models.inference import predict
+from models.checkpoint import Checkpoint, load_checkpoint
+from models.inference import Predictions, predict
 from models.network import FERNet, describe
 from utils.devices import describe_device, pick_device
-from utils.errors import DataError, run_main
+from utils.errors import DataError, OptionError, WeightsError, run_main
 from utils.options import parse
 from utils.report import Evaluation, summary
 from utils.run import RUNS, RunFolder
@@ -32,8 +38,9 @@ from utils.run import RUNS, RunFolder
 class TestOptions:
     """Options of test.py."""
 
-    model_path: str = str(RUNS / "resnet18.pth")
-    """The weights: a best.pth or last.pth, or the original method's released ones."""
+    model_path: tuple[str, ...] = (str(RUNS / "resnet18.pth"),)
+    """The weights: a best.pth or last.pth, or the original method's released ones; several are an
+    ensemble."""
     data: str = ""
     """The faces in any layout; by default what train.py would take."""
     out: str = ""
@@ -47,6 +54,8 @@ class TestOptions:
     """FER+'s fer2013new.csv: for weights that were trained on its labels."""
     tta: bool = False
     """Test-time augmentation: average ten views, five shifts each plain and mirrored."""
+    corruptions: bool = False
+    """Tell the accuracy on corrupted faces too: cut out otherwise, turned, dark, noisy, small."""
     landmarks: bool = True
     """Compare with dlib's landmarks; --no_landmarks needs no dlib."""
     batch_size: int = 256
@@ -60,17 +69,20 @@ class TestOptions:
 def main() -> None:
     options = parse(TestOptions, sys.argv[1:], __doc__)
     device = pick_device(options.gpu_ids)
-    checkpoint = load_checkpoint(options.model_path)
-    network = checkpoint.network().to(device)
+    if not options.model_path:
+        raise OptionError("--model_path names no weights")
+    checkpoints = [load_checkpoint(path) for path in options.model_path]
+    checkpoint = agreeing(checkpoints, options.model_path)
+    networks = [each.network().to(device) for each in checkpoints]
     print(f"device   {describe_device(device)}")
-    print(f"weights  {options.model_path} (epoch {checkpoint.epoch})")
-    print(f"network  {describe(network)}")
+    for path, each, network in zip(options.model_path, checkpoints, networks):
+        print(f"weights  {path} (epoch {each.epoch})\nnetwork  {describe(network)}")
     source = find_source(options.data)
     print(f"data     {source.line}")
     faces = load_faces(
         source,
         checkpoint.image_width,
-        checkpoint.options.get("channels", network.architecture.channels),
+        checkpoint.options.get("channels", checkpoint.architecture.channels),
         () if checkpoint.class_names in (EMOTIONS, ferplus.CLASSES) else checkpoint.class_names,
     )
     if options.ferplus:
@@ -78,27 +90,51 @@ def main() -> None:
     if faces.class_names != checkpoint.class_names:
         raise DataError(
             f"{faces.source} has the classes {', '.join(faces.class_names)}, and "
-            f"{options.model_path} knows {', '.join(checkpoint.class_names)}; the two must agree"
+            f"{options.model_path[0]} knows {', '.join(checkpoint.class_names)}; the two must agree"
             f"{'. Those are FER+ labels: give --ferplus' * ('contempt' in checkpoint.class_names)}"
         )
-    with RunFolder.create(options.out, f"test_{Path(options.model_path).stem}") as run:
-        if options.landmarks and network.architecture.landmark_num:
+    with RunFolder.create(options.out, f"test_{Path(options.model_path[0]).stem}") as run:
+        if options.landmarks and any(n.architecture.landmark_num for n in networks):
             faces = add_landmarks(faces, jobs=options.jobs or None)
-        evaluation = evaluate(network, faces, options.usages, options.batch_size, options.tta)
-        views = ", 10 views" if options.tta else ""
-        marks = f"{' with FER+ labels' * bool(options.ferplus)}{views}"
-        scores = evaluation.write(run, f"{network.architecture.trunk}, {source.name}{marks}")
-    print(f"\n{faces.source}{views}:\n{summary(scores)}\n\nresults are in {run.path}")
+        evaluation = evaluate(networks, faces, options.usages, options.batch_size, options.tta)
+        marks = f", {len(networks)} networks" * (len(networks) > 1) + ", 10 views" * options.tta
+        labels = " with FER+ labels" * bool(options.ferplus)
+        title = f"{checkpoint.architecture.trunk}, {source.name}{labels}{marks}"
+        scores = evaluation.write(run, title)
+        print(f"\n{faces.source}{marks}:\n{summary(scores)}", flush=True)
+        if options.corruptions:
+            table = corrupted(networks, faces, evaluation, options)
+            run.write_csv("corruptions.csv", table)
+            print("\naccuracy and what is lost of it, in per cent:")
+            print(table.round(2).to_string(index=False))
+    print(f"\nresults are in {run.path}")
+
+
+def agreeing(checkpoints: Sequence[Checkpoint], paths: Sequence[str]) -> Checkpoint:
+    """Return the first checkpoint; its classes and faces are those of the others.
+
+    Raises:
+        WeightsError: they are not, so that the networks make no ensemble.
+    """
+    first = checkpoints[0]
+    for path, other in zip(paths, checkpoints):
+        for name in ("class_names", "image_width"):
+            if getattr(first, name) != getattr(other, name):
+                raise WeightsError(
+                    f"{path} and {paths[0]} make no ensemble: their {name} differ, "
+                    f"{getattr(other, name)} and {getattr(first, name)}"
+                )
+    return first
 
 
 def evaluate(
-    network: FERNet,
+    networks: Sequence[FERNet],
     faces: Faces,
     usages: tuple[str, ...],
     batch_size: int = 256,
     tta: bool = False,
 ) -> Evaluation:
-    """Predict the faces of some usages, in full precision, where the network is.
+    """Predict the faces of some usages, in full precision, where the networks are.
 
     Raises:
         DataError: there are no such faces.
@@ -111,8 +147,7 @@ def evaluate(
             f"name what to evaluate, such as --usages {next(iter(faces.counts()))}"
         )
     mine = faces.select(rows)
-    images = images_to_device(mine.images, network.pixel_mean.device)
-    predictions = predict(network, images, batch_size, tta)
+    predictions = look(networks, mine.images, batch_size, tta)
     with_training = "Training" in faces.counts()
     return Evaluation(
         class_names=faces.class_names,
@@ -127,6 +162,35 @@ def evaluate(
         predicted_landmarks=predictions.landmarks,
         label_kind="" if faces.votes is None else "FER+",
     )
+
+
+def look(networks: Sequence[FERNet], images: np.ndarray, batch_size: int, tta: bool) -> Predictions:
+    """Return what the networks say of uint8 images [N, W, W] or [N, W, W, 3], on average."""
+    pixels = images_to_device(images, networks[0].pixel_mean.device)
+    return Predictions.averaged([predict(net, pixels, batch_size, tta) for net in networks])
+
+
+def corrupted(
+    networks: Sequence[FERNet], faces: Faces, clean: Evaluation, options: TestOptions
+) -> pd.DataFrame:
+    """Evaluate the same faces after each of CORRUPTIONS.
+
+    Returns:
+        A row for each of them, the first for the faces as they are: corruption, and for each
+        usage with labels its accuracy and loss against those, in per cent.
+    """
+    known = clean.labels != UNKNOWN
+    rows, labels, usage = clean.rows[known], clean.labels[known], clean.usage[known]
+    rights = {"none": clean.predicted[known] == labels}
+    for name in tqdm(CORRUPTIONS, "corruptions", leave=False, disable=None):
+        images = corrupt(faces.images[rows], name)
+        seen = look(networks, images, options.batch_size, options.tta)
+        rights[name] = seen.probabilities.argmax(1) == labels
+    table = pd.DataFrame({"corruption": list(rights)})
+    for each in dict.fromkeys(usage.tolist()):
+        accuracy = np.array([100 * right[usage == each].mean() for right in rights.values()])
+        table[each], table[f"{each} lost"] = accuracy, accuracy[0] - accuracy
+    return table
 
 
 if __name__ == "__main__":

@@ -335,7 +335,7 @@ def conclude(
     """Evaluate the chosen weights once, on the held-out faces, as test.py does."""
     checkpoint = load_checkpoint(run / "best.pth")
     usages = ("PublicTest", "PrivateTest") if options.final_test else ("PublicTest",)
-    evaluation = evaluate(checkpoint.network().to(device), faces, usages)
+    evaluation = evaluate([checkpoint.network().to(device)], faces, usages)
     scores = evaluation.write(run, title, noise)
     print(f"\nbest.pth of epoch {checkpoint.epoch}, on {faces.source}:\n{summary(scores)}")
     print(f"\nfigures, predictions and weights are in {run.path}")

@@ -16,6 +16,9 @@ from torch.nn import functional as F
 
 from data.landmarks import FLIP
 
+GREY_NOISE = 25.0  # grey levels, the largest standard deviation
+DARKEST = 2.5  # the largest exponent of the greys
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -32,6 +35,8 @@ class Augmentation:
             the grey range.
         erasing: the share of faces of which one rectangle is hidden.
         erased_area: the largest rectangle, a share of the face.
+        degraded: the share of faces made coarse, as many noisy, as many dark or bright:
+            each of the three by a draw of its own.
         size: width in pixels of the faces that come out; 0 leaves it.
     """
 
@@ -42,6 +47,7 @@ class Augmentation:
     light: float = 0.0
     erasing: float = 0.0
     erased_area: float = 0.2
+    degraded: float = 0.0
     size: int = 0
 
 
@@ -85,6 +91,11 @@ def augment(
     )
     images = warp(images, matrix, how.size)
     images = _light(images, 1 + even(contrast, how.light), even(brightness, 127.5 * how.light))
+    if how.degraded:
+        more = torch.rand(6, among or len(images), device=images.device, generator=generator)
+        shape = (among or len(images), *images.shape[1:])
+        noise = torch.randn(shape, device=images.device, generator=generator)[share]
+        images = _degrade(images, how, noise, *(draw.view(-1, 1, 1, 1) for draw in more[:, share]))
     images = _erase(images, how, *(draw.view(-1, 1, 1, 1) for draw in hidden))
     if landmarks is not None:
         landmarks = move_landmarks(landmarks, matrix, mirrored)
@@ -141,6 +152,24 @@ def _light(images: Tensor, contrast: Tensor, brightness: Tensor) -> Tensor:
     mean = images.mean((1, 2, 3), keepdim=True)
     images = (images - mean) * contrast.view(-1, 1, 1, 1) + mean + brightness.view(-1, 1, 1, 1)
     return images.clamp(0, 255)
+
+
+def _degrade(images: Tensor, how: Augmentation, noise: Tensor, *drawn: Tensor) -> Tensor:
+    """Make some faces coarse, some dark or bright, some noisy, as photographs are.
+
+    They lose up to half of their pixels' width, the greys (of 0 to 1) are taken to a power of
+    1 / DARKEST to DARKEST, and noise [N, C, H, W] of unit size is added at up to GREY_NOISE.
+
+    Drawn from 0 to 1, [N, 1, 1, 1] each: whether and how much, for each of the three.
+    """
+    small, coarseness, noisy, deviation, dark, exponent = drawn
+    height, width = images.shape[2:]
+    coarse = F.interpolate(images, (height // 2, width // 2), mode="area")
+    coarse = F.interpolate(coarse, (height, width), mode="bilinear")
+    images = images + (coarse - images) * coarseness * (small < how.degraded)
+    power = DARKEST ** ((2 * exponent - 1) * (dark < how.degraded))
+    images = 255 * (images / 255).clamp(0, 1) ** power
+    return (images + noise * (GREY_NOISE * deviation * (noisy < how.degraded))).clamp(0, 255)
 
 
 def _erase(images: Tensor, how: Augmentation, *drawn: Tensor) -> Tensor:

@@ -37,6 +37,13 @@ class Predictions(NamedTuple):
         """Return the predictions of several lots of faces as of one."""
         return cls(*(None if some[0] is None else np.concatenate(some) for some in zip(*parts)))
 
+    @classmethod
+    def averaged(cls, parts: Sequence[Predictions]) -> Predictions:
+        """Return the mean of what several networks say of the same faces; of landmarks, of those
+        that have them."""
+        known = ([each for each in some if each is not None] for some in zip(*parts))
+        return cls(*(np.mean(some, axis=0) if some else None for some in known))
+
 
 @torch.inference_mode()
 def predict(

@@ -12,7 +12,7 @@ from data.landmarks import FLIP
 from utils.frame import to_half_widths, to_pixels
 
 STILL = Augmentation()
-STRONG = Augmentation(0.5, rotation=15, scale=0.2, shift=0.1, light=0.3, erasing=0.5)
+STRONG = Augmentation(0.5, rotation=15, scale=0.2, shift=0.1, light=0.3, erasing=0.5, degraded=0.5)
 
 
 def matrix(angle=0.0, scale=1.0, x=0.0, y=0.0, mirrored=False):
@@ -148,3 +148,38 @@ def test_light_stays_in_range_and_changes():
     assert lit.min() >= 0
     assert lit.max() <= 255
     assert lit.mean((1, 2, 3)).std() > 10
+
+
+def degraded(faces, share, seed=0):
+    return augment(faces, None, replace(STILL, degraded=share), generator(seed))[0]
+
+
+def test_degraded_faces_are_noisy_coarse_and_dark_as_often_as_told():
+    n = 2000
+    flat = degraded(torch.full((n, 1, 16, 16), 100.0), 0.3)
+    deviation, mean = flat.std((1, 2, 3)), flat.mean((1, 2, 3))
+    assert (deviation > 1e-3).float().mean().item() == pytest.approx(0.3, abs=0.04)
+    assert 22 < deviation.max() < 28  # up to 25 grey levels
+    dark = ((mean - 100).abs() > 6) | (((mean - 100).abs() > 1e-3) & (deviation < 1e-3))
+    assert dark.float().mean().item() == pytest.approx(0.3, abs=0.06)
+    # 255 (100 / 255) ** 2.5 = 24.6 and 255 (100 / 255) ** 0.4 = 175.4
+    assert 22 < mean.min() < 27
+    assert 172 < mean.max() < 178
+    assert flat.min() >= 0
+    assert flat.max() <= 255
+    stripes = torch.zeros(n, 1, 16, 16)
+    stripes[..., ::2] = 255.0  # which neither power changes; noise has no say in their mean
+    contrast = degraded(stripes, 0.3)
+    contrast = (contrast[..., ::2] - contrast[..., 1::2]).mean((1, 2, 3))
+    # Noise is cut off at 0 and 255, which takes up to 0.8 * 25 off the contrast; coarseness all.
+    assert (contrast < 230).float().mean().item() == pytest.approx(0.27, abs=0.04)
+    assert contrast.min() < 20
+
+
+def test_an_option_that_is_off_changes_no_draw_of_the_others():
+    faces = torch.randint(0, 256, (200, 1, 24, 24), dtype=torch.uint8)
+    with_it, _ = augment(faces, None, STRONG, generator(3))
+    without, _ = augment(faces, None, replace(STRONG, degraded=0), generator(3))
+    same = torch.isclose(with_it, without, atol=1e-2).flatten(1).all(1)
+    # None of three ways for an eighth of them, and the rest are changed.
+    assert 15 < same.sum() < 40

@@ -17,9 +17,12 @@ from test_network import original, save_original
 
 import test
 import train
+from data.corruptions import CORRUPTIONS, corrupt
 from data.faces import EMOTIONS
 from data.sample import synthetic_faces
+from data.source import find_source, load_faces
 from models import saving
+from models.checkpoint import load_checkpoint
 from utils.errors import ProjectError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,6 +128,44 @@ def test_evaluation_repeats_the_run_s_own(trained, faces_csv, tmp_path):
     rows, plain = table(tmp_path / "tta/predictions.csv"), table(trained / "predictions.csv")
     assert [row["index"] for row in rows] == [row["index"] for row in plain[21:]]
     assert [row["happy"] for row in rows] != [row["happy"] for row in plain[21:]]
+
+
+def test_an_ensemble_is_the_mean_of_its_networks(trained, faces_csv, tmp_path):
+    save_original(original("resnet18"), tmp_path / "other.pth")
+    weights = (trained / "best.pth", tmp_path / "other.pth")
+    argv = ("--data", faces_csv, "--usages", "PrivateTest", "--gpu_ids", "-1")
+    run(test, "--model_path", weights[1], *argv, "--out", tmp_path / "one")
+    run(test, "--model_path", *weights, *argv, "--out", tmp_path / "both")
+    tables = (trained, tmp_path / "one", tmp_path / "both")
+    first, second, both = (table(folder / "predictions.csv") for folder in tables)
+    for name in (*EMOTIONS, "importance"):
+        a, b, mean = ([float(row[name]) for row in t] for t in (first[21:], second, both))
+        np.testing.assert_allclose(mean, (np.array(a) + b) / 2, atol=2e-6)
+    wide = torch.load(trained / "best.pth", weights_only=True) | {"image_width": 64}
+    torch.save(wide, tmp_path / "wide.pth")
+    with pytest.raises(ProjectError, match="make no ensemble: their image_width differ, 64 and 48"):
+        run(test, "--model_path", weights[0], tmp_path / "wide.pth", *argv)
+    with pytest.raises(ProjectError, match="names no weights"):
+        run(test, *argv, "--model_path")
+
+
+def test_accuracy_on_corrupted_faces(trained, faces_csv, tmp_path, capsys):
+    argv = ("--data", faces_csv, "--gpu_ids", "-1", "--out", tmp_path / "c", "--corruptions")
+    run(test, "--model_path", trained / "best.pth", *argv)
+    rows = table(tmp_path / "c/corruptions.csv")
+    assert [row["corruption"] for row in rows] == ["none", *CORRUPTIONS]
+    scores = json.loads((tmp_path / "c/metrics.json").read_text())
+    for usage in ("PublicTest", "PrivateTest"):
+        clean = 100 * scores[usage]["accuracy"]
+        assert float(rows[0][usage]) == pytest.approx(clean)
+        for row in rows:
+            assert float(row[f"{usage} lost"]) == pytest.approx(clean - float(row[usage]))
+    assert "JPEG quality 30" in capsys.readouterr().out
+    faces = load_faces(find_source(str(faces_csv))).of("PrivateTest")
+    network = load_checkpoint(trained / "best.pth").network()
+    seen = test.look([network], corrupt(faces.images, "gamma 2.2"), 64, tta=False)
+    right = (seen.probabilities.argmax(1) == faces.labels).mean()
+    assert float(rows[5]["PrivateTest"]) == pytest.approx(100 * right)
 
 
 def test_original_weights_are_evaluated(faces_csv, tmp_path):

@@ -121,6 +121,8 @@ class Options:
     """Share of faces with one rectangle hidden."""
     erased_area: float = 0.2
     """The largest such rectangle, a share of the face."""
+    degraded: float = 0.0
+    """Share of faces made coarse, as many noisy, as many dark or bright: for use on photographs."""
 
     jobs: int = 0
     """Processes that look for landmarks; 0 takes one per core."""
@@ -188,6 +190,7 @@ _IN_RANGE: dict[str, tuple[Callable[[Any], bool], str]] = {
     "scale": (lambda v: 0 <= v < 1, "0 or more, below 1"),
     "flip": (lambda v: 0 <= v <= 1, "0 to 1"),
     "erasing": (lambda v: 0 <= v <= 1, "0 to 1"),
+    "degraded": (lambda v: 0 <= v <= 1, "0 to 1"),
     "erased_area": (lambda v: 0.02 <= v <= 1, "0.02 to 1"),
 } | {
     name: (lambda v: v >= 0, "0 or more")
