@@ -31,6 +31,7 @@ class Checkpoint:
         epoch: the last finished epoch.
         options: the options of the run, as a dict.
         scores: the metrics of that epoch by name.
+        card: of a release, what its users should know, in Markdown.
         training: what a resumed run needs besides (see train.py); empty in best.pth.
     """
 
@@ -41,6 +42,7 @@ class Checkpoint:
     epoch: int = 0
     options: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, float] = field(default_factory=dict)
+    card: str = ""
     training: dict[str, Any] = field(default_factory=dict)
 
     def network(self) -> FERNet:
@@ -101,7 +103,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             "use the version of this repository that wrote it"
         )
     try:
-        known = {f.name: content[f.name] for f in fields(Checkpoint)}
+        known = {f.name: content[f.name] for f in fields(Checkpoint) if f.name != "card"}
+        known["card"] = content.get("card", "")  # which files had not from the start
         known["architecture"] = Architecture(**known["architecture"])
         known["class_names"] = tuple(known["class_names"])
     except (KeyError, TypeError) as error:

@@ -278,6 +278,22 @@ def differing(one: Options, other: Options) -> list[str]:
     return [f"--{name}" for name in names if getattr(one, name) != getattr(other, name)]
 
 
+def command_line(options: Options) -> str:
+    """Return what to type for the same training: the recipe, and what differs from it."""
+    recipe = with_recipe(options.recipe)
+    words = [f"--recipe {options.recipe}"]
+    for name in (f.name for f in fields(Options) if f.name not in FREE_ON_RESUME):
+        value = getattr(options, name)
+        if value == getattr(recipe, name):
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no_{name}")
+        else:
+            several = value if isinstance(value, tuple) else (value,)
+            words.append(" ".join([f"--{name}", *map(str, several)]))
+    return " ".join(words)
+
+
 def from_json(saved: Any) -> Options:
     """Return the options that a config.json holds; one that it lacks has its default."""
     if not isinstance(saved, dict):

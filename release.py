@@ -1,0 +1,154 @@
+"""Make a run's best weights fit to be given away: small, measured, with a model card.
+
+python release.py RUN --data fer2013.csv                 writes model_save/resnet18.pth
+
+The weights are rounded to half precision, and what the card tells is measured after that. This is
+where PrivateTest is looked at: let the run and all that led to it have --no_final_test.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import jinja2
+import torch
+import tyro
+from scipy.stats import binomtest
+from torch import Tensor
+
+from data.faces import Faces
+from data.landmarks import add_landmarks
+from data.source import find_source, load_faces
+from models.checkpoint import load_checkpoint, save_checkpoint
+from models.network import FERNet, describe
+from test import TestOptions, corrupted, evaluate
+from utils.devices import pick_device
+from utils.errors import OptionError, WeightsError, run_main
+from utils.files import atomic_write
+from utils.options import command_line, from_json, parse
+from utils.report import summary
+from utils.run import RUNS, RunFolder
+
+CARD = Path(__file__).resolve().parent / "utils" / "card.md"
+USAGES = ("PublicTest", "PrivateTest")
+
+
+@dataclass(frozen=True)
+class ReleaseOptions:
+    """Options of release.py."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """The folder of a finished run of train.py."""
+    data: str = ""
+    """The faces, as of train.py."""
+    out: str = str(RUNS / "resnet18.pth")
+    """The weight file to write; the card stands beside it, under the same name with .md."""
+    gpu_ids: str = ""
+    """The GPU, such as 0; -1 is the CPU. By default the first GPU, if there is one."""
+    batch_size: int = 256
+    """Faces per step."""
+
+
+def main() -> None:
+    options = parse(ReleaseOptions, sys.argv[1:], __doc__)
+    out = Path(options.out)
+    if out.suffix != ".pth":
+        raise OptionError(f"--out {out}: name a .pth file")
+    run = RunFolder.reopen(options.run)
+    checkpoint = load_checkpoint(run / "best.pth")
+    trained_with = from_json(run.read_json("config.json").get("options"))
+    net = halved(checkpoint.net)
+    network = replace(checkpoint, net=net).network().to(pick_device(options.gpu_ids))
+    print(f"weights  {run / 'best.pth'} (epoch {checkpoint.epoch})\nnetwork  {describe(network)}")
+    source = find_source(options.data)
+    print(f"data     {source.line}")
+    faces = load_faces(source, checkpoint.image_width, checkpoint.architecture.channels)
+    if faces.class_names != checkpoint.class_names:
+        raise WeightsError(
+            f"{run.path} knows the classes {', '.join(checkpoint.class_names)}, and {faces.source} "
+            f"has {', '.join(faces.class_names)}; a release is measured on FER2013's labels"
+        )
+    if checkpoint.architecture.landmark_num:
+        faces = add_landmarks(faces)
+    facts = measured(network, faces, options.batch_size)
+    card = write_card(
+        facts,
+        network=describe(network),
+        faces=faces,
+        epoch=checkpoint.epoch,
+        command=command_line(trained_with),
+        options=trained_with,
+    )
+    # Where the run stood on its machine is nobody's business.
+    places = {name: "" for name in ("data", "out", "resume", "model_path", "ferplus", "gpu_ids")}
+    released = replace(
+        checkpoint, net=net, training={}, options=checkpoint.options | places, card=card
+    )
+    save_checkpoint(out, released)
+    with atomic_write(out.with_suffix(".md")) as partial:
+        partial.write_text(card, encoding="utf-8")
+    print(f"\n{out}: {out.stat().st_size / 1e6:.1f} MB; its card is {out.with_suffix('.md')}")
+
+
+def halved(net: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights with those of convolutions and linear layers in half precision.
+
+    The rest is small, and a variance of batch norm may lie beyond half precision.
+    """
+    return {
+        name: value.half() if value.ndim > 1 and name != "mean_face" else value
+        for name, value in net.items()
+    }
+
+
+@torch.inference_mode()
+def measured(network: FERNet, faces: Faces, batch_size: int) -> dict[str, Any]:
+    """Return all that a card tells of a network: plain, with ten views, on corrupted faces."""
+    plain = evaluate([network], faces, USAGES, batch_size)
+    print(f"\n{summary(plain.scores())}", flush=True)
+    views = evaluate([network], faces, USAGES, batch_size, tta=True)
+    print(f"\nten views:\n{summary(views.scores())}", flush=True)
+    table = corrupted([network], faces, plain, TestOptions(batch_size=batch_size))
+    print(f"\n{table.round(2).to_string(index=False)}", flush=True)
+    private = plain.usage == "PrivateTest"
+    labels, predicted = plain.labels[private], plain.predicted[private]
+    by_class = [
+        {
+            "name": name,
+            "n": int((labels == c).sum()),
+            "recall": plain.scores()["PrivateTest"]["recall"][name],
+            "predicted": int((predicted == c).sum()),
+            "precision": float((labels[predicted == c] == c).mean()) if c in predicted else None,
+        }
+        for c, name in enumerate(faces.class_names)
+    ]
+    return {
+        "plain": plain.scores(),
+        "views": views.scores(),
+        "corruptions": table.to_dict("records"),
+        "by_class": by_class,
+    }
+
+
+def write_card(facts: Mapping[str, Any], **more: Any) -> str:
+    """Return the model card in Markdown."""
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["percent"] = lambda share: "-" if share is None else f"{100 * share:.2f}"
+    environment.globals["interval"] = interval
+    return environment.from_string(CARD.read_text(encoding="utf-8")).render(**facts, **more)
+
+
+def interval(accuracy: float, n: int) -> str:
+    """Return the 95 % interval (Wilson) of an accuracy on n faces, in per cent."""
+    bounds = binomtest(round(accuracy * n), n).proportion_ci(method="wilson")
+    return f"{100 * bounds.low:.1f} to {100 * bounds.high:.1f}"
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,104 @@
+"""release.py: small weights that give what their card says, and a command that trains them."""
+
+import json
+import re
+import shlex
+import sys
+
+import pytest
+import torch
+from kills import write_csv
+
+import release
+import test
+import train
+from data.sample import synthetic_faces
+from models.checkpoint import load_checkpoint
+from utils.errors import OptionError, RunError, WeightsError
+from utils.options import Options, command_line, parse_run
+
+
+def run(script, *argv):
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(sys, "argv", [script.__file__, *map(str, argv)])
+        script.main()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("release")
+    faces = synthetic_faces(training=7, public=3, private=3)
+    write_csv(faces, folder / "faces.csv")
+    argv = "--gpu_ids=-1 --width 0.125 --batch_size 16 --total_epoch 1 --no_final_test --no_rank"
+    run(train, "--data", folder / "faces.csv", *argv.split(), "--out", folder / "run")
+    argv = ("--data", folder / "faces.csv", "--gpu_ids", "-1")
+    run(release, folder / "run", *argv, "--out", folder / "resnet18.pth")
+    return folder
+
+
+def test_the_weights_give_what_the_card_says(trained, tmp_path):
+    weights = trained / "resnet18.pth"
+    card = (trained / "resnet18.md").read_text()
+    assert load_checkpoint(weights).card == card
+    argv = ("--model_path", weights, "--data", trained / "faces.csv", "--gpu_ids", "-1")
+    run(test, *argv, "--out", tmp_path / "plain", "--corruptions")
+    run(test, *argv, "--out", tmp_path / "views", "--tta")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in card.splitlines()]
+    told = {row[0]: row for row in rows if row}
+    for folder, more in (("plain", ""), ("views", ", 10 views")):
+        for usage, s in json.loads((tmp_path / folder / "metrics.json").read_text()).items():
+            row = told[f"{usage}{more}"]
+            assert row[1] == str(s["n"])
+            shares = (s["accuracy"], s["accuracy_without_duplicates"], s["balanced_accuracy"])
+            assert [row[2], row[4], row[5]] == [f"{100 * share:.2f}" for share in shares]
+            assert row[6:] == [f"{s['ece']:.3f}", f"{s['landmark_error']:.2f}"]
+            assert float(row[3].split(" to ")[0]) < 100 * s["accuracy"]
+    assert told["happy"][1] == "3"
+    assert sum(int(told[name][3]) for name in load_checkpoint(weights).class_names) == 21
+    corrupted = (tmp_path / "plain/corruptions.csv").read_text().splitlines()
+    noise = next(line for line in corrupted if line.startswith("noise")).split(",")
+    assert told["noise 15"][1:] == [f"{float(value):.2f}" for value in noise[1:]]
+
+
+def test_the_weights_are_half_as_large_and_nearly_the_same(trained):
+    small, whole = (load_checkpoint(trained / name) for name in ("resnet18.pth", "run/best.pth"))
+    assert (trained / "resnet18.pth").stat().st_size < 0.65 * (
+        (trained / "run/best.pth").stat().st_size
+    )
+    pixels = torch.rand(4, 1, 48, 48) * 255
+    with torch.inference_mode():
+        for a, b in zip(small.network()(pixels), whole.network()(pixels)):
+            torch.testing.assert_close(a, b, atol=5e-3, rtol=5e-3)
+    assert small.training == {}
+    assert str(trained) not in str(small.options)
+
+
+def test_the_card_s_command_gives_the_same_training(trained):
+    card = (trained / "resnet18.md").read_text()
+    argv = shlex.split(re.search(r"python train.py (.*)", card)[1])
+    options = json.loads((trained / "run/config.json").read_text())["options"]
+    again = parse_run(argv, "", "sample")
+    for name in ("width", "batch_size", "total_epoch", "rank", "seed", "recipe", "sizes"):
+        assert getattr(again, name) == (tuple(v) if isinstance(v := options[name], list) else v)
+
+
+def test_a_command_line_is_read_back():
+    options = parse_run(shlex.split("--recipe cpu --sizes 32 48 --no_landmarks --seed 3"), "", "")
+    words = command_line(options)
+    assert words == "--recipe cpu --seed 3 --no_landmarks --sizes 32 48"
+    assert parse_run(shlex.split(words), "", "full") == options
+    assert command_line(parse_run([], "", "full")) == "--recipe full"
+    assert isinstance(options, Options)
+
+
+def test_mistakes(trained, tmp_path):
+    data = ("--data", trained / "faces.csv", "--gpu_ids", "-1")
+    with pytest.raises(RunError, match="holds no run"):
+        run(release, tmp_path, *data, "--out", tmp_path / "w.pth")
+    with pytest.raises(OptionError, match=r"name a \.pth file"):
+        run(release, trained / "run", *data, "--out", tmp_path / "w")
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun/config.json").write_text((trained / "run/config.json").read_text())
+    with pytest.raises(WeightsError, match="no weight file"):
+        run(release, tmp_path / "begun", *data, "--out", tmp_path / "w.pth")
+    assert not (tmp_path / "w.pth").exists()
