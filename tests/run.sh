@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# All checks: style, then every test. Arguments go to pytest: bash tests/run.sh -k landmarks
+# All checks: style, then every test, several files at a time. Arguments go to pytest:
+# bash tests/run.sh -k landmarks; with -n 0 --pdb in one process, to look into it.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
 for file in requirements-export.txt requirements-demo.txt tests/requirements.txt; do
@@ -8,4 +9,6 @@ done
 cd "$root"
 "$python" -m ruff check .
 "$python" -m ruff format --check .
-exec "$python" -m pytest tests "$@"
+# Processes that each take all cores would wait for one another.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+exec "$python" -m pytest tests -n auto --maxprocesses 4 --dist loadfile "$@"
