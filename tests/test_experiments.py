@@ -5,9 +5,11 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,7 +18,7 @@ from kills import write_csv
 import experiments
 from data.sample import synthetic_faces
 from utils.comparison import bootstrap, compare, mcnemar
-from utils.errors import DataError, RunError
+from utils.errors import DataError, OptionError, RunError
 from utils.metrics import relabel_scores
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -154,6 +156,31 @@ def test_devices_are_shared_out(tmp_path, monkeypatch):
         run(plan, "--gpu_ids", "0,2", "--out", tmp_path / "o")
     assert set(used) <= {"0", "2"}
     assert len(used) == 6
+
+
+def test_cells_that_run_at_once_share_the_cores(faces_csv, tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    meet, train = threading.Barrier(2, timeout=60), experiments.train
+
+    def met(*arguments):
+        meet.wait()  # which one cell alone could not pass
+        return train(*arguments)
+
+    monkeypatch.setattr(experiments, "train", met)
+    plan = write_plan(
+        tmp_path / "p.toml",
+        baseline="a",
+        seeds=[0],
+        common=TINY.replace("--total_epoch 2", "--total_epoch 1"),
+        variants={"a": "--no_landmarks", "b": "--no_landmarks"},
+    )
+    run(plan, "--data", faces_csv, "--out", tmp_path / "o", "--at_once", 2)
+    assert len(pd.read_csv(tmp_path / "o/comparison.csv")) == 2
+    for name in "ab":
+        threads = max(1, joblib.cpu_count() // 2)
+        assert f"{threads} threads" in (tmp_path / f"o/{name}-0.log").read_text()
+    with pytest.raises(OptionError, match="--at_once must be"):
+        run(plan, "--at_once", 0)
 
 
 @pytest.mark.parametrize(
