@@ -59,6 +59,8 @@ class ReportOptions:
     """The page to write."""
     data: str = ""
     """The faces that the runs were evaluated on: show some that two runs read otherwise."""
+    picture: str = ""
+    """Write the last picture of such faces into a PNG of its own too."""
     ferplus: str = ""
     """FER+'s fer2013new.csv: tell how often its majority agrees with what relabeling did."""
 
@@ -71,12 +73,20 @@ def main() -> None:
         raise OptionError("a run is named twice")
     if options.ferplus and not options.data:
         raise OptionError("--ferplus judges the labels of --data; name the faces too")
+    if options.picture and (not options.data or len(options.runs) < 2):
+        raise OptionError("--picture shows faces that two runs read otherwise: two runs and --data")
     runs = [describe(RunFolder(Path(path))) for path in options.runs]
     pairs = [compared for one, other in combinations(runs, 2) for compared in compare(one, other)]
     if options.data:
         faces = load_faces(find_source(options.data))
         for pair in pairs:
-            pair["picture"] = pictured(pair, faces)
+            drawn = pictured(pair, faces)
+            pair["picture"] = base64.b64encode(drawn).decode()
+        if options.picture:
+            if not drawn:
+                raise DataError("the last two runs read the same faces right: nothing to picture")
+            with atomic_write(options.picture) as partial:
+                partial.write_bytes(drawn)
         if options.ferplus:
             judge = ferplus.with_votes(faces, options.ferplus)
             for run in runs:
@@ -180,7 +190,7 @@ def compare(one: dict[str, Any], other: dict[str, Any]) -> list[dict[str, Any]]:
     return result
 
 
-def pictured(pair: dict[str, Any], faces: Faces) -> str:
+def pictured(pair: dict[str, Any], faces: Faces) -> bytes:
     """Draw faces that only one of two runs read right, as many of each as chance would show.
 
     Args:
@@ -188,7 +198,7 @@ def pictured(pair: dict[str, Any], faces: Faces) -> str:
         faces: that they were evaluated on.
 
     Returns:
-        A PNG in base64; empty where there are no such faces.
+        A PNG; empty where there are no such faces.
 
     Raises:
         DataError: the runs were evaluated on other faces.
@@ -204,7 +214,7 @@ def pictured(pair: dict[str, Any], faces: Faces) -> str:
     readings = {pair["one"]: rows["predicted_a"], pair["other"]: rows["predicted_b"]}
     differ = np.flatnonzero(np.logical_xor(*(read == rows["label"] for read in readings.values())))
     if not len(differ):
-        return ""
+        return b""
     some = np.random.default_rng(0).permutation(differ)[:FACES_SHOWN]
     figure = two_readings(
         faces.images[index[some]],
@@ -214,7 +224,7 @@ def pictured(pair: dict[str, Any], faces: Faces) -> str:
     )
     with io.BytesIO() as file:
         figure.savefig(file, format="png", dpi=120, bbox_inches="tight")
-        return base64.b64encode(file.getvalue()).decode()
+        return file.getvalue()
 
 
 def judged(run: dict[str, Any], faces: Faces, judge: Faces) -> dict[str, Any]:

@@ -76,7 +76,8 @@ def test_a_page_of_two_runs(runs, tmp_path):
 
 def test_faces_that_two_runs_read_otherwise(runs, tmp_path):
     out = ("--out", tmp_path / "page.html")
-    run(report, runs / "one", runs / "<two>", "--data", runs / "faces.csv", *out)
+    both = (runs / "one", runs / "<two>", "--data", runs / "faces.csv", *out)
+    run(report, *both, "--picture", tmp_path / "faces.png")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     tables = [pd.read_csv(runs / name / "predictions.csv") for name in ("one", "<two>")]
     right = [t["label"] == t["predicted"] for t in tables]
@@ -87,6 +88,8 @@ def test_faces_that_two_runs_read_otherwise(runs, tmp_path):
     ]
     assert differ
     assert page.count("&lt;two&gt; on the same faces") == len(differ)
+    pictures = re.findall(r'on the same faces"\s+src="data:image/png;base64,([^"]+)"', page)
+    assert base64.b64decode(pictures[-1]) == (tmp_path / "faces.png").read_bytes()
     other = write_csv(synthetic_faces(training=6, public=3, private=3), tmp_path / "other.csv")
     with pytest.raises(DataError, match="has not the faces that one and <two>"):
         run(report, runs / "one", runs / "<two>", "--data", other, *out)
@@ -156,6 +159,12 @@ def test_mistakes(runs, tmp_path):
         run(report)
     with pytest.raises(OptionError, match="twice"):
         run(report, runs / "one", runs / "one")
+    with pytest.raises(OptionError, match="two runs and --data"):
+        run(report, runs / "one", "--picture", tmp_path / "faces.png")
+    shutil.copytree(runs / "one", tmp_path / "same")
+    alike = (runs / "one", tmp_path / "same", "--data", runs / "faces.csv")
+    with pytest.raises(DataError, match="nothing to picture"):
+        run(report, *alike, "--picture", tmp_path / "faces.png", *out)
     with pytest.raises(RunError, match="no finished run"):
         run(report, tmp_path, *out)
     shutil.copytree(runs / "one", tmp_path / "cut")

@@ -215,7 +215,7 @@ def two_readings(
             axes.set_xlabel(text, fontsize=8, color=color, labelpad=2)
             for spine in axes.spines.values():
                 spine.set(color=color, linewidth=3)
-        row[0].set_ylabel(name, fontsize=9)
+        row[0].set_ylabel(name, fontsize=8)
     explained = "above: the label; below: what the run reads, blue if right, red if wrong"
     figure.suptitle(f"{title}\n{explained}", fontsize=10)
     return figure
