@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import cv2
+import joblib
 import numpy as np
 import tyro
 from tqdm import tqdm
@@ -39,6 +40,7 @@ from utils.video import Video, VideoWriter
 
 VIDEO_DETAIL = 640  # pixels: the longer side at which faces are sought in a video's frame
 WAITING_BYTES = 200 << 20  # of pictures that wait for the network
+CORES = joblib.cpu_count()  # more threads than these would only hinder the network's
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,8 @@ class PredictOptions:
     smooth: float = 0.3
     """Seconds of a video over which a face's probabilities are averaged; 0 is not at all."""
     detail: int = 0
-    """The longer side in pixels at which faces are sought: larger finds smaller faces, those of a
-    twelfth of it, and takes longer. By default 1000, and 640 in videos."""
+    """The longer side in pixels at which faces are sought; they must be 80 pixels wide there, so
+    larger finds smaller ones, and takes longer. By default 1000, and 640 in videos."""
     min_score: float = MIN_SCORE
     """The detector's score from which on it is a face: 0 finds more, badges and buttons too."""
     batch_size: int = 64
@@ -123,7 +125,7 @@ class Job:
             except ProjectError as error:
                 return path, None, error
 
-        with ThreadPoolExecutor() as pool, Drawing() as drawing:
+        with ThreadPoolExecutor(CORES) as pool, Drawing() as drawing:
             for path, image, cuts, found in self._read(ahead(pool, look, _shown(paths))):
                 if found is None:
                     self.trouble(str(cuts))
@@ -161,7 +163,7 @@ class Job:
             disable=None,
         )
         try:
-            with ThreadPoolExecutor() as pool, closing(writer), Drawing() as drawing:
+            with ThreadPoolExecutor(CORES) as pool, closing(writer), Drawing() as drawing:
                 waiting = 1 if isinstance(source, int) else 16  # a camera's frames cannot wait
                 for number, image, _, found in self._read(ahead(pool, look, frames), waiting):
                     kept = self._confident(found)
@@ -188,23 +190,31 @@ class Job:
     def _read(
         self, looks: Iterable[tuple[Any, np.ndarray | None, Any]], most: int = 64
     ) -> Iterator[tuple[Any, np.ndarray | None, Any, list[Face] | None]]:
-        """Add the faces to what was looked at: the network takes several pictures at once."""
-        waiting: list[tuple[Any, np.ndarray | None, Any]] = []
+        """Add the faces to what was looked at: the network takes several pictures at once.
 
-        def flush() -> Iterator[tuple[Any, np.ndarray | None, Any, list[Face] | None]]:
-            good = [cuts for _, _, cuts in waiting if isinstance(cuts, Cuts)]
-            faces = iter(self.predictor.read(good) if good else [])
-            for key, image, cuts in waiting:
+        While it does, the next ones are looked at.
+        """
+
+        def lots() -> Iterator[list[tuple[Any, np.ndarray | None, Any]]]:
+            lot: list[tuple[Any, np.ndarray | None, Any]] = []
+            for look in looks:
+                lot.append(look)
+                count = sum(len(cuts.boxes) for _, _, cuts in lot if isinstance(cuts, Cuts))
+                size = sum(image.nbytes for _, image, _ in lot if image is not None)
+                if count >= self.options.batch_size or len(lot) >= most or size > WAITING_BYTES:
+                    yield lot
+                    lot = []
+            if lot:
+                yield lot
+
+        def read(lot: list[tuple[Any, np.ndarray | None, Any]]) -> Iterator[Any]:
+            faces = iter(self.predictor.read([c for _, _, c in lot if isinstance(c, Cuts)]))
+            for key, image, cuts in lot:
                 yield key, image, cuts, next(faces) if isinstance(cuts, Cuts) else None
-            waiting.clear()
 
-        for look in looks:
-            waiting.append(look)
-            count = sum(len(cuts.boxes) for _, _, cuts in waiting if isinstance(cuts, Cuts))
-            size = sum(image.nbytes for _, image, _ in waiting if image is not None)
-            if count >= self.options.batch_size or len(waiting) >= most or size > WAITING_BYTES:
-                yield from flush()
-        yield from flush()
+        with ThreadPoolExecutor(1) as network:
+            for lot in ahead(network, lambda lot: list(read(lot)), lots(), 1):
+                yield from lot
 
     def _confident(self, faces: Sequence[Face]) -> list[Face]:
         return [face for face in faces if face.confidence >= self.options.min_confidence]
@@ -296,12 +306,12 @@ def sources_of(path: str) -> list[Path | int]:
     return sorted((p for p in matches if p.is_file()), key=lambda p: natural(str(p)))
 
 
-def ahead(pool: ThreadPoolExecutor, function: Callable, items: Iterable) -> Iterator:
-    """Yield function(item) of each item, in order, while the next ones are at work."""
+def ahead(pool: ThreadPoolExecutor, function: Callable, items: Iterable, most: int = 4) -> Iterator:
+    """Yield function(item) of each item, in order, while up to `most` others are at work."""
     pending: deque[Future] = deque()
     for item in items:
         pending.append(pool.submit(function, item))
-        if len(pending) > 4:
+        if len(pending) > most:
             yield pending.popleft().result()
     while pending:
         yield pending.popleft().result()

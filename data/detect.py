@@ -40,7 +40,7 @@ def find_faces(image: np.ndarray, detail: int = 1000, min_score: float = MIN_SCO
     Args:
         image: uint8 [H, W] or [H, W, 3] in RGB.
         detail: the longer side in pixels at which faces are sought, up to twice the
-            picture's own. It finds faces of a twelfth of it; the time grows with its square.
+            picture's own. Faces must be 80 pixels wide there; the time grows with its square.
         min_score: dlib's score from which on it is a face. A clear one has 1 to 2; of
             PublicTest's faces that score at all, one in five stays below 0.2.
 

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import cv2
@@ -369,6 +370,26 @@ def test_a_file_that_promises_more_frames_is_told(tmp_path, moving):
     assert not video.fault
     video.frame_num = 100
     assert "ends after 24 of its 100 frames" in video.fault
+
+
+def test_faces_are_sought_while_the_network_reads(echo, tmp_path, moving):
+    file = write_video(tmp_path / "film.mp4", moving)
+    find, read, sought, ahead = FacePredictor.find, FacePredictor.read, [], threading.Event()
+
+    def finding(self, image, detail):
+        sought.append(1)
+        if len(sought) == 24:  # the network has the first 16
+            ahead.set()
+        return find(self, image, detail)
+
+    def reading(self, cuts):
+        assert ahead.wait(20)
+        return read(self, cuts)
+
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(FacePredictor, "find", finding)
+        context.setattr(FacePredictor, "read", reading)
+        assert run(file, "--out", tmp_path / "o") == 0
 
 
 def test_an_interrupt_keeps_what_was_found(echo, tmp_path, moving):
