@@ -27,8 +27,8 @@ import numpy as np
 from data.faces import EMOTIONS
 from data.folders import read_image
 from data.sample import synthetic_faces
-from predictor import Face, FacePredictor
-from utils.drawing import annotate
+from predictor import Face, FacePredictor, marks
+from utils.drawing import annotate_whole
 from utils.errors import DataError, OptionError, run_main
 from utils.options import parse
 from utils.run import RUNS
@@ -47,7 +47,6 @@ HOST = "127.0.0.1"
 MAX_UPLOAD = "20mb"
 MOST_FACES = 12  # that have bars; all are marked in the picture
 SIDES = (640, 1600)  # pixels: a result's longer side is brought between these
-CAPTION = 0.25  # the height of a caption, a share of its box's width
 EXAMPLES_SEED = 2  # of the drawn faces: clear ones of both light and dark skin
 
 TITLE = "Facial expressions and landmarks"
@@ -144,21 +143,8 @@ class Reader:
 
 
 def marked(image: np.ndarray, faces: Sequence[Face], captions: Sequence[str]) -> np.ndarray:
-    """Return an image with its faces marked, at a size at which marks can be seen and sent.
-
-    A white band is added on top where a caption would otherwise hide its face.
-    """
-    scale = np.clip(1.0, *(side / max(image.shape[:2]) for side in SIDES))
-    size = tuple(max(1, round(side * scale)) for side in image.shape[1::-1])
-    image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-    boxes = np.array([face.box for face in faces]).reshape(-1, 4) * scale
-    heights = np.maximum(CAPTION * (boxes[:, 2] - boxes[:, 0]), 20)
-    band = int(np.ceil(np.max(heights - boxes[:, 1], initial=0)))
-    image = cv2.copyMakeBorder(image, band, 0, 0, 0, cv2.BORDER_CONSTANT, value=(255, 255, 255))
-    down = np.array([0, band])
-    points = [(f.landmarks + 0.5) * scale - 0.5 + down for f in faces if f.landmarks is not None]
-    boxes += np.tile(down, 2)
-    return annotate(image, boxes, np.array(points) if points else None, captions)
+    """Return an image with its faces marked, at a size at which marks can be seen and sent."""
+    return annotate_whole(image, *marks(faces), captions, SIDES)
 
 
 def readings(faces: Sequence[Face], class_names: Sequence[str]) -> str:

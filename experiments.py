@@ -57,7 +57,7 @@ class ExperimentOptions:
     seeds: tuple[int, ...] = ()
     """Other seeds than the plan's."""
     common: str | None = None
-    """Other common options than the plan's."""
+    """Other common options than the plan's, with an equals sign: --common="--recipe full"."""
     gpu_ids: str = ""
     """GPUs such as 0,1, each of which trains a cell at a time; -1 is the CPU."""
     at_once: int = 1
@@ -120,6 +120,8 @@ def main() -> None:
     ]
     done = sum(cell.is_done for cell in cells)
     print(f"{len(cells)} cells in {out}, of which {done} are done", flush=True)
+    for cell in cells:
+        check_same(cell)
     failed = run_all([cell for cell in cells if not cell.is_done], options)
     finished = [cell for cell in cells if cell.is_done]
     if not any(cell.variant == plan.baseline for cell in finished):
@@ -150,18 +152,28 @@ def read_plan(path: Path, options: ExperimentOptions) -> Plan:
     if unknown := content.keys() - {"baseline", "seeds", "common", "variants"}:
         raise DataError(f"{path}: {', '.join(sorted(unknown))} is nothing that a plan can say")
     variants = content.get("variants")
-    if not isinstance(variants, dict) or not all(isinstance(v, str) for v in variants.values()):
+    if not isinstance(variants, dict) or not all(map(_is_command_line, variants.values())):
         raise DataError(f"{path} needs a table [variants], whose values are options of train.py")
     if wrong := [name for name in variants if not name.replace("_", "").isalnum()]:
         raise DataError(f"{path}: {wrong[0]!r} is no name for a folder; letters, digits and _ are")
     baseline = content.get("baseline")
-    if baseline not in variants:
+    if not isinstance(baseline, str) or baseline not in variants:
         raise DataError(f"{path}: the baseline {baseline!r} is none of {', '.join(variants)}")
-    seeds = options.seeds or tuple(content.get("seeds", ()))
+    seeds = content.get("seeds", [])
+    seeds = options.seeds or tuple(seeds if isinstance(seeds, list) else ())
     if not seeds or len(set(seeds)) < len(seeds) or {type(seed) for seed in seeds} != {int}:
         raise DataError(f"{path}: seeds must be whole numbers, each one once, such as [0, 1, 2]")
     common = content.get("common", "") if options.common is None else options.common
+    if not _is_command_line(common):
+        raise DataError(f"{path}: common = {common!r} is no text with options of train.py")
     return Plan(baseline, seeds, common, variants)
+
+
+def _is_command_line(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and shlex.split(value) is not None
+    except ValueError:  # a quotation without an end
+        return False
 
 
 def run_all(cells: list[Cell], options: ExperimentOptions) -> list[str]:
@@ -204,7 +216,6 @@ def train(
     """Train one cell, or go on with it; return whether it came to its end."""
     where = ["--gpu_ids", device] if device else []
     if (cell.folder / "config.json").exists():
-        check_same(cell)
         argv = ["--resume", str(cell.folder)]
     else:
         if cell.folder.exists() and not any(cell.folder.glob("*.pth")):
@@ -219,18 +230,32 @@ def train(
         # Processes that each take all cores would wait for one another.
         threads = str(max(1, joblib.cpu_count() // options.at_once))
         shared = {"OMP_NUM_THREADS": threads} if options.at_once > 1 else {}
-        process = subprocess.Popen(command, stdout=file, stderr=file, env=shared | os.environ)
+        process = subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=file,
+            env=shared | os.environ,
+            start_new_session=True,  # a terminal's Ctrl-C is for this process, which passes it on
+        )
         running.add(process)
         status = process.wait()
         running.discard(process)
     if status:
-        last = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
-        print(f"{cell.folder.name}: ended with status {status}: {' '.join(last)}", flush=True)
+        print(f"{cell.folder.name}: ended with status {status}: {last_words(log)}", flush=True)
     return status == 0
+
+
+def last_words(log: Path) -> str:
+    """Return the last line of a log that tells something: an option's fault comes in a box."""
+    lines = [line.strip(" ╭╮╰╯│─") for line in log.read_text(encoding="utf-8").splitlines()]
+    told = [line for line in lines if line and "full helptext" not in line]
+    return told[-1] if told else ""
 
 
 def check_same(cell: Cell) -> None:
     """Raise a RunError where a cell's folder holds a run of another plan."""
+    if not (cell.folder / "config.json").exists():
+        return
     before = from_json(RunFolder.reopen(str(cell.folder)).read_json("config.json").get("options"))
     wanted = parse_run([*cell.argv, "--seed", str(cell.seed)], "", before.recipe)
     if changed := differing(before, wanted):

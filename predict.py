@@ -4,12 +4,16 @@ python predict.py photo.jpg holiday/ "*.png" film.mp4 --out DIR
 python predict.py 0 --out DIR                     the first camera, until Ctrl-C
 python predict.py faces/ --cropped --out DIR      pictures that show one face each, cut out tightly
 
-Exit status: 0 done, 1 nothing could be done, 3 some pictures could not be read, or show no face.
+Exit status: 0 done; 1 nothing was begun, for an option is wrong or a path not there; 3 some inputs
+could not be read, or show no face, and were named.
 """
 
 from __future__ import annotations
 
 import glob
+import math
+import os
+import re
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,8 +31,8 @@ from tqdm import tqdm
 
 from data.detect import MIN_SCORE
 from data.folders import IMAGE_SUFFIXES, natural, read_image
-from predictor import DETAIL, RELEASED, Cuts, Face, FacePredictor
-from utils.drawing import annotate
+from predictor import DETAIL, RELEASED, Cuts, Face, FacePredictor, marks
+from utils.drawing import annotate, annotate_whole
 from utils.errors import DataError, OptionError, ProjectError, run_main
 from utils.figures import expressions_over_time
 from utils.options import parse
@@ -38,7 +42,9 @@ from utils.tracks import STEP, Tracker
 from utils.video import SUFFIXES as VIDEO_SUFFIXES
 from utils.video import Video, VideoWriter
 
+EDGES = ("left", "top", "right", "bottom")
 VIDEO_DETAIL = 640  # pixels: the longer side at which faces are sought in a video's frame
+SIDES = (320, 1 << 20)  # pixels: smaller pictures are drawn on enlarged
 WAITING_BYTES = 200 << 20  # of pictures that wait for the network
 CORES = joblib.cpu_count()  # more threads than these would only hinder the network's
 
@@ -80,10 +86,10 @@ def main() -> None:
     options = parse(PredictOptions, sys.argv[1:], __doc__)
     if not options.paths:
         raise OptionError("name a picture, a folder, a video or a camera: predict.py PATH...")
-    if options.every < 1 or options.batch_size < 1:
-        raise OptionError("--every and --batch_size must be at least 1")
+    check(options)
     # A picture that a folder and a pattern both name is read once.
-    sources = list(dict.fromkeys(s for path in options.paths for s in sources_of(path)))
+    named = [source for path in options.paths for source in sources_of(path)]
+    sources = list({s if isinstance(s, int) else s.resolve(): s for s in named}.values())
     predictor = FacePredictor(
         options.model_path,
         cropped=options.cropped,
@@ -93,17 +99,32 @@ def main() -> None:
         threads=options.threads,
         gpu_ids=options.gpu_ids,
     )
-    with RunFolder.create(options.out, "predict") as run, Records.opened(run.path) as records:
+    columns = ("file", "frame", "face", *EDGES, "score", "expression", "confidence")
+    columns += predictor.class_names
+    with (
+        RunFolder.create(options.out, "predict") as run,
+        Records.opened(run.path, columns) as records,
+    ):
         job = Job(options, predictor, run, records)
         videos = [s for s in sources if isinstance(s, int) or _is_video(s)]
         job.pictures([source for source in sources if source not in videos])
         for video in videos:
             job.video(video)
-    print(f"{job.faces:,} faces; predictions.csv and .json", end="")
-    print(f"{', annotated pictures' * options.draw} are in {run.path}")
+    print(f"faces: {job.faces:,}; predictions.csv and .json", end="")
+    print(f"{' and annotated pictures' * job.drew} are in {run.path}")
     if job.troubles:
         print(f"{job.troubles:,} of {len(sources):,} inputs had none, or could not be read (above)")
         sys.exit(3)
+
+
+def check(options: PredictOptions) -> None:
+    """Raise an OptionError for a value out of range; the library checks those that it shares."""
+    if options.every < 1:
+        raise OptionError(f"--every {options.every} must be at least 1")
+    if not 0 <= options.min_confidence <= 1:
+        raise OptionError(f"--min_confidence {options.min_confidence:g} must be 0 to 1")
+    if not 0 <= options.smooth < math.inf:
+        raise OptionError(f"--smooth {options.smooth:g} must be 0 seconds or more")
 
 
 class Job:
@@ -114,6 +135,7 @@ class Job:
     ) -> None:
         self.options, self.predictor, self.run, self.records = options, predictor, run, records
         self.faces = self.troubles = 0
+        self.drew = False
 
     def pictures(self, paths: Sequence[Path]) -> None:
         """Read pictures, several at a time."""
@@ -139,6 +161,7 @@ class Job:
                     target = self._free(f"{path.stem}_faces.png")
                     captions = [self._caption(face.probabilities) for face in kept]
                     drawing.submit(_draw_picture, target, image, kept, captions)
+                    self.drew = True
 
     def video(self, source: Path | int) -> None:
         """Read a video frame by frame, follow its faces, and plot their expressions."""
@@ -149,7 +172,7 @@ class Job:
             self.trouble(str(error))
             return
         detail = self.options.detail or VIDEO_DETAIL
-        tracker, before = Tracker(self.options.smooth), self.faces
+        tracker, found_any = Tracker(self.options.smooth), False
         writer = VideoWriter(self._free(f"{name}_faces.mp4"), video.rate / self.options.every)
 
         def look(item: tuple[int, np.ndarray]) -> tuple[int, np.ndarray, Cuts]:
@@ -166,6 +189,7 @@ class Job:
             with ThreadPoolExecutor(CORES) as pool, closing(writer), Drawing() as drawing:
                 waiting = 1 if isinstance(source, int) else 16  # a camera's frames cannot wait
                 for number, image, _, found in self._read(ahead(pool, look, frames), waiting):
+                    found_any |= bool(found)
                     kept = self._confident(found)
                     boxes = np.array([face.box for face in kept]).reshape(-1, 4)
                     reads = [face.probabilities for face in kept]
@@ -175,11 +199,12 @@ class Job:
                     if self.options.draw:
                         captions = [self._caption(track.probabilities) for track in tracks]
                         drawing.submit(_draw_frame, writer, image, kept, captions)
+                        self.drew = True
         finally:
             self._plot(tracker, name)
         if video.fault:
             self.trouble(video.fault)
-        elif self.faces == before:
+        elif not found_any:
             self.trouble(f"{source}: no face found in any frame")
 
     def trouble(self, text: str) -> None:
@@ -229,7 +254,7 @@ class Job:
         self.faces += 1
         names = self.predictor.class_names
         record = {"file": str(source), "frame": frame, "face": i}
-        record |= dict(zip(("left", "top", "right", "bottom"), _rounded(face.box, 1)))
+        record |= dict(zip(EDGES, _rounded(face.box, 1)))
         record["score"] = None if face.score is None else round(face.score, 3)
         record["expression"] = names[int(shares.argmax())]
         record["confidence"] = round(face.confidence, 4)
@@ -289,21 +314,30 @@ def sources_of(path: str) -> list[Path | int]:
     Raises:
         DataError: there are none.
     """
+    if not path:
+        raise DataError("a path is empty; name a picture, a folder, a video or a camera")
     file = Path(path).expanduser()
-    if file.is_dir():
-        known = {*IMAGE_SUFFIXES, *VIDEO_SUFFIXES}
-        files = [p for p in file.rglob("*") if p.suffix.lower() in known and p.is_file()]
-        if not files:
-            raise DataError(f"{path} holds no pictures and no videos")
-        return sorted(files, key=lambda p: natural(str(p)))
-    if file.exists():
-        return [file]
-    if path.isdigit():
+    if not file.exists() and re.fullmatch("[0-9]{1,4}", path):
         return [int(path)]
-    matches = [Path(name) for name in glob.glob(str(file), recursive=True)]
+    matches = [file] if file.exists() else sorted(glob.glob(str(file), recursive=True), key=natural)
     if not matches:
         raise DataError(f"{path}: there is no such file or folder, and nothing matches it")
-    return sorted((p for p in matches if p.is_file()), key=lambda p: natural(str(p)))
+    files = [found for match in matches for found in _files_in(Path(match))]
+    if not files:
+        raise DataError(f"{path} holds no pictures and no videos")
+    return files
+
+
+def _files_in(path: Path) -> list[Path]:
+    """Return the pictures and videos in a folder, but for hidden ones; or the file itself."""
+    if not path.is_dir():
+        return [path]
+    known, files = {*IMAGE_SUFFIXES, *VIDEO_SUFFIXES}, []
+    for folder, folders, names in os.walk(path):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [Path(folder, name) for name in names if not name.startswith(".")]
+    files = [file for file in files if file.suffix.lower() in known and file.is_file()]
+    return sorted(files, key=lambda file: natural(str(file)))
 
 
 def ahead(pool: ThreadPoolExecutor, function: Callable, items: Iterable, most: int = 4) -> Iterator:
@@ -326,7 +360,7 @@ def _is_video(path: Path) -> bool:
 
 
 def _draw_picture(path: Path, image: np.ndarray, faces: list[Face], captions: list[str]) -> None:
-    drawn = annotate(image, *_marks(faces), captions)
+    drawn = annotate_whole(image, *marks(faces), captions, SIDES)
     if not cv2.imwrite(str(path), cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR)):
         raise DataError(f"{path} cannot be written; is the disk full?")
 
@@ -334,13 +368,7 @@ def _draw_picture(path: Path, image: np.ndarray, faces: list[Face], captions: li
 def _draw_frame(
     writer: VideoWriter, image: np.ndarray, faces: list[Face], captions: list[str]
 ) -> None:
-    writer.write(annotate(image, *_marks(faces), captions))
-
-
-def _marks(faces: list[Face]) -> tuple[np.ndarray, np.ndarray | None]:
-    boxes = np.array([face.box for face in faces]).reshape(-1, 4)
-    points = [face.landmarks for face in faces]
-    return boxes, None if not points or points[0] is None else np.array(points)
+    writer.write(annotate(image, *marks(faces), captions))
 
 
 def _rounded(values: np.ndarray, digits: int) -> list:

@@ -9,6 +9,7 @@ for face in predictor(image):
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,9 +17,9 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from data.detect import MIN_SCORE, cut, find_faces, squares
+from data.detect import MIN_SCORE, SMALLEST, cut, find_faces, squares
 from models.runtime import load_runtime
-from utils.errors import DataError
+from utils.errors import DataError, OptionError
 from utils.run import RUNS
 
 RELEASED = RUNS / "resnet18.pth"
@@ -78,7 +79,7 @@ class FacePredictor:
 
     Raises:
         WeightsError: the weights cannot be loaded.
-        OptionError: no such GPU.
+        OptionError: no such GPU, or a value out of range.
     """
 
     def __init__(
@@ -92,6 +93,15 @@ class FacePredictor:
         threads: int = 0,
         gpu_ids: str = "",
     ) -> None:
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("threads", threads, 0),
+            ("detail", detail, SMALLEST),
+        ):
+            if value < least:
+                raise OptionError(f"{name} {value} must be at least {least}")
+        if not math.isfinite(min_score):
+            raise OptionError(f"min_score {min_score} must be a number")
         self._runtime = load_runtime(model_path, gpu_ids, threads)
         self.class_names = self._runtime.class_names
         self.cropped, self.detail, self.min_score = cropped, detail, min_score
@@ -108,6 +118,8 @@ class FacePredictor:
         """
         if isinstance(images, np.ndarray):
             return self.read([self.find(images)])[0]
+        if not isinstance(images, (list, tuple)):
+            _check(images)  # which says what it should be
         return self.read([self.find(image) for image in images])
 
     def find(self, image: np.ndarray, detail: int | None = None) -> Cuts:
@@ -157,6 +169,13 @@ class FacePredictor:
         """Move landmarks from a cut-out face's pixels to the picture's."""
         scale = (part[2:] - part[:2]) / self._runtime.image_width
         return ((points + 0.5) * scale - 0.5 + part[:2]).astype(np.float32)
+
+
+def marks(faces: Sequence[Face]) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the boxes [F, 4] and the landmarks [F, 68, 2], or None, as they are drawn."""
+    boxes = np.array([face.box for face in faces]).reshape(-1, 4)
+    points = [face.landmarks for face in faces if face.landmarks is not None]
+    return boxes, np.array(points) if points else None
 
 
 def _check(image: np.ndarray) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import io
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -46,6 +47,8 @@ FIGURES = {
     "importance.png": "Most and least important faces",
     "relabels.png": "Relabeled faces",
 }
+SHOWN = ("accuracy", "accuracy_without_duplicates", "balanced_accuracy", "macro_f1", "ece")
+SHOWN += ("landmark_error", "recall")
 FACES_SHOWN = 12  # of those that two runs read otherwise
 
 
@@ -69,13 +72,16 @@ def main() -> None:
     options = parse(ReportOptions, sys.argv[1:], __doc__)
     if not options.runs:
         raise OptionError("name the folder of a run: report.py model_save/RUN")
-    if len(set(options.runs)) < len(options.runs):
+    paths = [Path(path) for path in options.runs]
+    if len({path.resolve() for path in paths}) < len(paths):
         raise OptionError("a run is named twice")
     if options.ferplus and not options.data:
         raise OptionError("--ferplus judges the labels of --data; name the faces too")
     if options.picture and (not options.data or len(options.runs) < 2):
         raise OptionError("--picture shows faces that two runs read otherwise: two runs and --data")
-    runs = [describe(RunFolder(Path(path))) for path in options.runs]
+    runs = [
+        describe(RunFolder(path), name) for path, name in zip(paths, names_of(paths), strict=True)
+    ]
     pairs = [compared for one, other in combinations(runs, 2) for compared in compare(one, other)]
     if options.data:
         faces = load_faces(find_source(options.data))
@@ -95,10 +101,16 @@ def main() -> None:
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     with atomic_write(options.out) as partial:
         partial.write_text(template.render(runs=runs, pairs=pairs), encoding="utf-8")
-    print(f"{options.out}: {len(runs)} runs, {len(pairs)} comparisons")
+    print(f"{options.out}: runs: {len(runs)}, comparisons: {len(pairs)}")
 
 
-def describe(run: RunFolder) -> dict[str, Any]:
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """Return the folders' own names, or the paths where two folders have the same."""
+    names = [path.resolve().name for path in paths]
+    return names if len(set(names)) == len(names) else [str(path) for path in paths]
+
+
+def describe(run: RunFolder, name: str) -> dict[str, Any]:
     """Return what the page tells of a run.
 
     Raises:
@@ -112,20 +124,22 @@ def describe(run: RunFolder) -> dict[str, Any]:
     try:
         predictions = pd.read_csv(run / "predictions.csv", keep_default_na=False)
         usages = [
-            usage_of(name, score, predictions[predictions["usage"] == name])
-            for name, score in scores.items()
+            usage_of(usage, score, predictions[predictions["usage"] == usage])
+            for usage, score in scores.items()
             if score.get("n")
         ]
+        if not usages:
+            raise ValueError("no usage has labelled faces")
         relabels = None
         if (run / "relabels.csv").is_file():  # test.py leaves none
-            relabels = pd.read_csv(run / "relabels.csv")[["row", "to"]]
-    except (OSError, ValueError, KeyError) as error:
-        raise RunError(f"the tables in {run.path} do not fit its run ({error})") from error
-    options = {}
-    if (run / "config.json").is_file():
-        options = run.read_json("config.json").get("options", {})
+            relabels = pd.read_csv(run / "relabels.csv")[["row", "from", "to"]]
+        options = {}
+        if (run / "config.json").is_file():
+            options = dict(run.read_json("config.json").get("options", {}))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise RunError(f"the files in {run.path} do not fit its run ({error})") from error
     return {
-        "name": run.path.name,
+        "name": name,
         "path": run.path,
         "options": {k: v for k, v in options.items() if v not in ("", [], None)},
         "usages": usages,
@@ -142,7 +156,13 @@ def describe(run: RunFolder) -> dict[str, Any]:
 
 
 def usage_of(name: str, score: dict[str, Any], rows: pd.DataFrame) -> dict[str, Any]:
-    """Return the scores of a usage, with the interval that chance leaves its accuracy (Wilson)."""
+    """Return the scores of a usage, with the interval that chance leaves its accuracy (Wilson).
+
+    Raises:
+        ValueError, KeyError: the scores are not whole, or of other faces.
+    """
+    if missing := {*SHOWN} - score.keys():
+        raise KeyError(f"metrics.json lacks {', '.join(sorted(missing))}")
     labelled = rows[rows["label"] != ""]
     right = int((labelled["label"] == labelled["predicted"]).sum())
     if len(labelled) != score["n"]:
@@ -238,12 +258,22 @@ def judged(run: dict[str, Any], faces: Faces, judge: Faces) -> dict[str, Any]:
     Returns:
         `metrics.relabel_scores` of the Training faces that FER+ has a label for; empty for a run
         that relabeled nothing, or was trained on other labels.
+
+    Raises:
+        DataError: the run relabeled other faces.
     """
     relabels, trained_on = run["relabels"], run["options"]
     others = trained_on.get("ferplus") or trained_on.get("label_noise")
     if relabels is None or relabels.empty or others:
         return {}
     code = {name: i for i, name in enumerate(faces.class_names)}
+    first = relabels.drop_duplicates("row", keep="first")
+    rows, given = first["row"].to_numpy(), first["from"].map(code).to_numpy()
+    if rows.max() >= len(faces) or rows.min() < 0 or (faces.labels[rows] != given).any():
+        raise DataError(
+            f"{faces.source} has not the faces that {run['name']} relabeled; give the --data that "
+            "train.py had"
+        )
     final = faces.labels.copy()
     last = relabels.drop_duplicates("row", keep="last")
     final[last["row"]] = last["to"].map(code)

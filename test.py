@@ -69,8 +69,12 @@ class TestOptions:
 def main() -> None:
     options = parse(TestOptions, sys.argv[1:], __doc__)
     device = pick_device(options.gpu_ids)
-    if not options.model_path:
-        raise OptionError("--model_path names no weights")
+    if not options.model_path or not options.usages:
+        raise OptionError("--model_path names no weights, or --usages no faces")
+    if len({Path(path).resolve() for path in options.model_path}) < len(options.model_path):
+        raise OptionError("--model_path names the same weights twice, which makes no ensemble")
+    if options.batch_size < 1:
+        raise OptionError(f"--batch_size {options.batch_size} must be at least 1")
     checkpoints = [load_checkpoint(path) for path in options.model_path]
     checkpoint = agreeing(checkpoints, options.model_path)
     networks = [each.network().to(device) for each in checkpoints]
@@ -139,7 +143,7 @@ def evaluate(
     Raises:
         DataError: there are no such faces.
     """
-    rows = np.concatenate([np.flatnonzero(faces.usage == usage) for usage in usages])
+    rows = np.concatenate([np.flatnonzero(faces.usage == usage) for usage in dict.fromkeys(usages)])
     if not len(rows):
         there = ", ".join(faces.counts())
         raise DataError(

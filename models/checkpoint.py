@@ -149,6 +149,8 @@ def transfer(
 
 
 def _read(path: Path) -> Any:
+    if (path / "best.pth").is_file():
+        raise WeightsError(f"{path} is a folder; name the weights in it: {path / 'best.pth'}")
     if not path.is_file():
         raise WeightsError(
             f"there is no weight file {path}; train one with `bash train.sh`, "

@@ -49,7 +49,7 @@ def load_runtime(path: str | Path, gpu_ids: str = "", threads: int = 0) -> Runti
     Raises:
         WeightsError: the file is missing, damaged, or of another program.
     """
-    if Path(path).suffix == ".onnx":
+    if Path(path).suffix.lower() == ".onnx":
         return OnnxRuntime(path, threads)
     return TorchRuntime(path, gpu_ids, threads)
 
@@ -103,6 +103,8 @@ class OnnxRuntime:
             meta = json.loads(self._session.get_modelmeta().custom_metadata_map[META])
             self.class_names = tuple(map(str, meta["class_names"]))
             self.image_width, self.channels = int(meta["image_width"]), int(meta["channels"])
+            if (kind := self._session.get_inputs()[0].type) != "tensor(uint8)":
+                raise ValueError(f"it takes a {kind}")
         except Exception as error:  # strangers' bytes fail in many ways
             reason = str(error).splitlines()[0][:200]
             raise WeightsError(

@@ -1,6 +1,7 @@
 """experiments.py on a tiny plan, and its statistics against values worked out by hand."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -100,20 +101,28 @@ def test_a_plan_from_its_first_cell_to_private_test(faces_csv, tmp_path, capsys,
 
 
 def test_a_cell_that_fails_is_named_and_the_others_go_on(faces_csv, tmp_path, capsys):
-    variants = {"bad": "--no_landmarks --beta 7", "good": "--no_landmarks"}
+    variants = {"bad": "--no_landmarks --beta 7", "odd": "--nothing", "good": "--no_landmarks"}
     plan = write_plan(
         tmp_path / "p.toml", baseline="good", seeds=[0], common=TINY, variants=variants
     )
     argv = (plan, "--data", faces_csv, "--out", tmp_path / "o")
-    with pytest.raises(RunError, match=r"bad-0 did not finish; see .*o/\*\.log"):
+    with pytest.raises(RunError, match=r"bad-0, odd-0 did not finish; see .*o/\*\.log"):
         run(*argv)
     told = capsys.readouterr().out
     assert re.search(r"bad-0: ended with status 1: error: .*--beta 7", told)
+    assert re.search(r"odd-0: ended with status 2: .*--nothing", told)
     assert (tmp_path / "o/good-0/metrics.json").exists()
     with pytest.raises(RunError, match="PrivateTest waits"):
         run(*argv, "--private")
     assert not (tmp_path / "o/good-0/private").exists()
     (tmp_path / "o/good-0/metrics.json").unlink()
+    write_plan(
+        tmp_path / "good.toml",
+        baseline="good",
+        seeds=[0],
+        common=TINY,
+        variants={"good": "--no_landmarks"},
+    )
     changed = write_plan(
         tmp_path / "p.toml",
         baseline="good",
@@ -123,9 +132,16 @@ def test_a_cell_that_fails_is_named_and_the_others_go_on(faces_csv, tmp_path, ca
     )
     with pytest.raises(RunError, match="differs from the plan in --margin_1"):
         run(changed, "--data", faces_csv, "--out", tmp_path / "o")
+    run(plan.with_name("good.toml"), "--data", faces_csv, "--out", tmp_path / "o")
+    with pytest.raises(RunError, match="differs from the plan in --margin_1"):  # though it is done
+        run(changed, "--data", faces_csv, "--out", tmp_path / "o")
 
 
-def test_a_run_in_progress_is_stopped_and_gone_on_with(faces_csv, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "send", "status"),
+    [(signal.SIGTERM, os.kill, 143), (signal.SIGINT, os.killpg, 130)],  # as a terminal's Ctrl-C
+)
+def test_a_run_in_progress_is_stopped_and_gone_on_with(faces_csv, tmp_path, number, send, status):
     common = TINY.replace("--total_epoch 2", "--total_epoch 30")
     plan = write_plan(
         tmp_path / "p.toml",
@@ -135,11 +151,12 @@ def test_a_run_in_progress_is_stopped_and_gone_on_with(faces_csv, tmp_path):
         variants={"a": "--no_landmarks", "b": "--no_landmarks"},
     )
     argv = [str(x) for x in (plan, "--data", faces_csv, "--out", tmp_path / "o")]
-    process = subprocess.Popen([sys.executable, ROOT / "experiments.py", *argv])
+    command = [sys.executable, ROOT / "experiments.py", *argv]
+    process = subprocess.Popen(command, start_new_session=True)
     while not (tmp_path / "o/a-0/last.pth").exists() and process.poll() is None:
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 143
+    send(process.pid, number)
+    assert process.wait(timeout=60) == status
     assert "nothing is lost" in (tmp_path / "o/a-0.log").read_text()
     assert not (tmp_path / "o/b-0").exists()
     run(*argv)
@@ -191,6 +208,10 @@ def test_cells_that_run_at_once_share_the_cores(faces_csv, tmp_path, monkeypatch
         ("baseline = 'c'\nseeds = [0]\n[variants]\na = ''", "'c' is none of a"),
         ("baseline = 'a'\nseeds = [0, 0]\n[variants]\na = ''", "each one once"),
         ("baseline = 'a'\n[variants]\na = ''", "seeds must be"),
+        ("baseline = 'a'\nseeds = 3\n[variants]\na = ''", "seeds must be"),
+        ("baseline = ['a']\nseeds = [0]\n[variants]\na = ''", r"\['a'\] is none of a"),
+        ("baseline = 'a'\nseeds = [0]\n[variants]\na = '\"'", "options of train.py"),
+        ("baseline = 'a'\ncommon = 5\nseeds = [0]\n[variants]\na = ''", "common = 5 is no text"),
         ("baseline = 'a'\nseed = [0]\n[variants]\na = ''", "seed is nothing"),
         ("baseline = '../a'\nseeds = [0]\n[variants]\n'../a' = ''", "no name for a folder"),
     ],

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib import cbook
@@ -26,6 +28,7 @@ from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.network import Architecture, FERNet
 from models.runtime import Readings
 from predictor import Face, FacePredictor
+from utils.drawing import BLUE
 from utils.errors import DataError, OptionError, ProjectError, WeightsError
 from utils.figures import expressions_over_time
 from utils.tracks import MOST, STEP, Tracker, overlap
@@ -163,8 +166,9 @@ def test_a_list_gives_a_list(echo, astronaut, both):
     "wrong", [np.zeros((5, 5)), np.zeros((5, 5, 4), np.uint8), np.zeros((0, 5), np.uint8), "a.jpg"]
 )
 def test_what_is_no_picture_is_refused(echo, wrong):
-    with pytest.raises(DataError, match="a picture is uint8"):
-        FacePredictor()([wrong])
+    for given in ([wrong], wrong):
+        with pytest.raises(DataError, match="a picture is uint8"):
+            FacePredictor()(given)
 
 
 def test_the_network_reads_what_test_py_would_read(weights):
@@ -199,7 +203,7 @@ def test_a_folder_of_photographs(weights, folder, tmp_path, both, capsys):
     told = capsys.readouterr()
     assert "broken.jpg cannot be read as an image" in told.err
     assert "camera.png: no face found; --cropped" in told.err
-    assert "5 faces" in told.out
+    assert "faces: 5;" in told.out
     assert "2 of 6 inputs" in told.out
     rows = table(out)
     counts = {Path(row["file"]).name: row["face"] for row in rows}
@@ -284,6 +288,37 @@ def test_cropped_faces(weights, tmp_path):
     assert len(table(tmp_path / "b")) == 3
 
 
+def test_a_small_face_is_drawn_enlarged_with_its_caption_above_it(tmp_path, weights):
+    picture = save(tmp_path / "a.png", synthetic_faces(training=1, public=0, private=0).images[0])
+    argv = ("--model_path", weights, "--gpu_ids", "-1", "--out", tmp_path / "o")
+    assert run(picture, "--cropped", *argv) == 0
+    drawn = read_image(tmp_path / "o/a_faces.png", 3)
+    assert drawn.shape == (400, 320, 3)  # a band of a quarter of the face's width on top
+    assert (drawn[:80] == BLUE).all(2).any()
+    assert not (drawn[:75] == BLUE).all(2)[:, -3:].any()  # the caption ends within the picture
+
+
+def test_no_face_leaves_a_table_that_can_be_read(tmp_path, weights, capsys):
+    save(tmp_path / "camera.png", photographs.camera())
+    (tmp_path / ".hidden").mkdir()
+    save(tmp_path / ".hidden/b.png", photographs.camera())
+    argv = ("--model_path", weights, "--gpu_ids", "-1", "--no_draw", "--out", tmp_path / "o")
+    assert run(tmp_path, *argv) == 3
+    assert capsys.readouterr().err.count("no face found") == 1
+    names = pd.read_csv(tmp_path / "o/predictions.csv").columns
+    assert list(names)[-7:] == list(EMOTIONS)
+    assert json.loads((tmp_path / "o/predictions.json").read_text()) == []
+
+
+def test_a_pattern_may_match_folders_and_a_picture_is_read_once(weights, tmp_path, astronaut):
+    (tmp_path / "one").mkdir()
+    picture = save(tmp_path / "one/a.png", astronaut)
+    around = tmp_path / "one/../one/a.png"
+    argv = ("--model_path", weights, "--gpu_ids", "-1", "--no_draw", "--out", tmp_path / "o")
+    assert run(f"{tmp_path}/o*", around, picture, *argv) == 0
+    assert len(table(tmp_path / "o")) == 1
+
+
 def test_mistakes(weights, tmp_path, capsys, astronaut):
     with pytest.raises(DataError, match="nowhere"):
         run(tmp_path / "nowhere.jpg", "--model_path", weights)
@@ -297,6 +332,24 @@ def test_mistakes(weights, tmp_path, capsys, astronaut):
         run(picture, "--model_path", tmp_path / "none.onnx")
     with pytest.raises(OptionError, match="at least 1"):
         run(picture, "--every", 0)
+    for option, value in (
+        ("--smooth", "nan"),
+        ("--smooth", -1),
+        ("--min_confidence", 7),
+        ("--detail", 5),
+        ("--min_score", "nan"),
+        ("--batch_size", 0),
+        ("--threads", -1),
+    ):
+        with pytest.raises(OptionError, match=f"{option.strip('-')} .* must be"):
+            run(picture, "--model_path", weights, option, value)
+    shutil.copy(weights, tmp_path / "best.pth")
+    with pytest.raises(WeightsError, match=r"name the weights in it: .*best\.pth"):
+        run(picture, "--model_path", tmp_path)
+    with pytest.raises(DataError, match="a path is empty"):
+        run("")
+    with pytest.raises(DataError, match="no such file"):
+        run("9" * 20)
     with pytest.raises(OptionError, match="name a picture"):
         run()
     (tmp_path / "text.png").write_text("no picture")

@@ -119,10 +119,17 @@ def test_ferplus_as_the_judge_by_hand(tmp_path):
     votes[np.arange(len(faces)), [columns[k] for k in majority]] = 10
     judge = with_votes(faces, write_votes(tmp_path / "votes.csv", faces, votes))
     moves = pd.DataFrame(
-        [(1, "fear"), (2, "neutral"), (1, "angry"), (3, "sad"), (4, "fear"), (5, "happy")],
-        columns=("row", "to"),
+        [
+            (1, "disgust", "fear"),
+            (2, "fear", "neutral"),
+            (1, "fear", "angry"),
+            (3, "happy", "sad"),
+            (4, "sad", "fear"),
+            (5, "surprise", "happy"),
+        ],
+        columns=("row", "from", "to"),
     )
-    told = {"relabels": moves, "options": {}}
+    told = {"name": "a", "relabels": moves, "options": {}}
     # Counted are rows 0, 1, 2, 5, 6: 1 came to the majority at last, 2 did not, 5 left it.
     assert report.judged(told, faces, judge) == {
         **{"noisy": 2, "relabeled": 3, "relabel_precision": pytest.approx(1 / 3)},
@@ -130,6 +137,9 @@ def test_ferplus_as_the_judge_by_hand(tmp_path):
     }
     assert report.judged(told | {"options": {"ferplus": "v.csv"}}, faces, judge) == {}
     assert report.judged(told | {"relabels": moves[:0]}, faces, judge) == {}
+    for others in (moves.assign(row=moves["row"] + 1), moves.assign(row=10**6)):
+        with pytest.raises(DataError, match="has not the faces that a relabeled"):
+            report.judged(told | {"relabels": others}, faces, judge)
 
 
 def test_a_page_with_ferplus(runs, tmp_path):
@@ -147,7 +157,7 @@ def test_a_page_with_ferplus(runs, tmp_path):
 
 def test_the_interval_by_hand():
     rows = pd.DataFrame({"label": ["a"] * 100, "predicted": ["a"] * 60 + ["b"] * 40})
-    interval = report.usage_of("PublicTest", {"n": 100}, rows)
+    interval = report.usage_of("PublicTest", dict.fromkeys(report.SHOWN) | {"n": 100}, rows)
     # Wilson: (p + z^2/2n +- z sqrt(p q/n + z^2/4n^2)) / (1 + z^2/n) with z = 1.96
     assert interval["low"] == pytest.approx(0.5020, abs=1e-4)
     assert interval["high"] == pytest.approx(0.6906, abs=1e-4)
@@ -161,8 +171,8 @@ def test_mistakes(runs, tmp_path):
         run(report, runs / "one", runs / "one")
     with pytest.raises(OptionError, match="two runs and --data"):
         run(report, runs / "one", "--picture", tmp_path / "faces.png")
-    shutil.copytree(runs / "one", tmp_path / "same")
-    alike = (runs / "one", tmp_path / "same", "--data", runs / "faces.csv")
+    shutil.copytree(runs / "one", tmp_path / "one")  # and of the same name
+    alike = (runs / "one", tmp_path / "one", "--data", runs / "faces.csv")
     with pytest.raises(DataError, match="nothing to picture"):
         run(report, *alike, "--picture", tmp_path / "faces.png", *out)
     with pytest.raises(RunError, match="no finished run"):
@@ -172,6 +182,18 @@ def test_mistakes(runs, tmp_path):
     (tmp_path / "cut/predictions.csv").write_text("\n".join(table[:-5]))
     with pytest.raises(RunError, match="do not fit its run"):
         run(report, tmp_path / "cut", *out)
+    for name, text in (
+        ("metrics.json", '{"PublicTest": 5}'),
+        ("metrics.json", '{"PublicTest": {"n": 21}}'),
+        ("metrics.json", "{}"),
+        ("config.json", '{"options": 5}'),
+    ):
+        shutil.copytree(runs / "one", tmp_path / "damaged", dirs_exist_ok=True)
+        (tmp_path / "damaged" / name).write_text(text)
+        with pytest.raises(RunError, match="do not fit its run"):
+            run(report, tmp_path / "damaged", *out)
+    with pytest.raises(OptionError, match="twice"):
+        run(report, runs / "one", runs / "<two>/../one")
     shutil.copytree(runs / "one", tmp_path / "other")
     moved = pd.read_csv(tmp_path / "other/predictions.csv")
     moved["index"] += 1000

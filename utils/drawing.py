@@ -9,6 +9,7 @@ import numpy as np
 
 BLUE, RED, WHITE = (33, 102, 172), (214, 96, 77), (255, 255, 255)  # RGB, as in the figures
 FONT = cv2.FONT_HERSHEY_DUPLEX
+CAPTION = 0.25  # the height of a caption, a share of its box's width
 
 
 def annotate(
@@ -40,14 +41,44 @@ def annotate(
     return image
 
 
+def annotate_whole(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    landmarks: np.ndarray | None,
+    captions: Sequence[str],
+    sides: tuple[int, int],
+) -> np.ndarray:
+    """Mark faces as `annotate` does, in a picture whose size may change for it.
+
+    A white band is added on top where a caption would otherwise hide its face.
+
+    Args:
+        image, boxes, landmarks, captions: as of `annotate`.
+        sides: pixels between which the result's longer side is brought.
+    """
+    scale = np.clip(1.0, *(side / max(image.shape[:2]) for side in sides))
+    size = tuple(max(1, round(side * scale)) for side in image.shape[1::-1])
+    image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    boxes = boxes * scale
+    heights = np.maximum(CAPTION * (boxes[:, 2] - boxes[:, 0]), 20)
+    band = int(np.ceil(np.max(heights - boxes[:, 1], initial=0)))
+    image = cv2.copyMakeBorder(image, band, 0, 0, 0, cv2.BORDER_CONSTANT, value=WHITE)
+    down = np.array([0, band])
+    if landmarks is not None:
+        landmarks = (landmarks + 0.5) * scale - 0.5 + down
+    return annotate(image, boxes + np.tile(down, 2), landmarks, captions)
+
+
 def _label(image: np.ndarray, text: str, left: int, top: int, size: int) -> None:
     """Write a text over a box, or under its upper edge where the picture ends."""
     scale = min(max(size / 220, 0.35), 3.0)
-    (width, height), below = cv2.getTextSize(text, FONT, scale, 1)
+    thickness = max(1, round(scale * 1.2))
+    (width, height), _ = cv2.getTextSize(text, FONT, scale, thickness)
+    scale *= min(1.0, image.shape[1] / (width + height))
+    (width, height), below = cv2.getTextSize(text, FONT, scale, thickness)
     pad = max(2, round(height / 3))
     left = max(0, min(left, image.shape[1] - width - 2 * pad))
     baseline = top - pad - below if top >= height + 2 * pad + below else top + height + pad
     start, end = (left, baseline - height - pad), (left + width + 2 * pad, baseline + below + pad)
     cv2.rectangle(image, start, end, BLUE, cv2.FILLED)
-    thickness = max(1, round(scale * 1.2))
     cv2.putText(image, text, (left + pad, baseline), FONT, scale, WHITE, thickness, cv2.LINE_AA)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,12 @@ class Records:
 
     @classmethod
     @contextmanager
-    def opened(cls, folder: Path) -> Iterator[Records]:
+    def opened(cls, folder: Path, columns: Sequence[str]) -> Iterator[Records]:
         """Open both files, which take their names when the block ends, even by an error or Ctrl-C.
+
+        Args:
+            folder: of both.
+            columns: of a table that gets no record.
 
         Raises:
             RunError: the folder cannot be written, or the disk is full.
@@ -48,6 +52,8 @@ class Records:
                         yield records
                     except (Exception, KeyboardInterrupt) as error:
                         pending = error  # what was found until then is kept
+                    if not records._count:
+                        records._csv.writerow(columns)
                     text.write("\n]\n")
             except OSError as error:
                 raise RunError(

@@ -69,8 +69,8 @@ class RunFolder:
                 path = path.with_name(path.name + "_")
             if any(file.name != LOCK for file in path.iterdir()):
                 raise RunError(
-                    f"{path} holds files already, and they are not overwritten; "
-                    f"name another --out, or go on with a run: train.py --resume {path}"
+                    f"{path} holds files already, and they are not overwritten; name another --out"
+                    + f", or go on with it: train.py --resume {path}" * (path / "last.pth").exists()
                 )
         except OSError as error:
             raise RunError(

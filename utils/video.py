@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +34,7 @@ class Video:
         self.source = source
         # A name such as img_%02d.png or a pipe's would be taken for something else than a file.
         target = source if isinstance(source, int) else str(source.resolve())
+        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg's own lines neither
         self._capture = cv2.VideoCapture(target)
         if not self._capture.isOpened():
             what = f"camera {source}" if isinstance(source, int) else f"{source}"
