@@ -120,13 +120,13 @@ def test_evaluation_repeats_the_run_s_own(trained, faces_csv, tmp_path):
     run(test, "--model_path", trained / "best.pth", "--data", faces_csv, "--out", tmp_path / "e")
     assert (tmp_path / "e/metrics.json").read_text() == (trained / "metrics.json").read_text()
     assert (tmp_path / "e/predictions.csv").read_text() == (trained / "predictions.csv").read_text()
-    argv = ("--tta", "--batch_size", 5, "--usages", "PrivateTest")
+    argv = ("--tta", "--batch_size", 5, "--usages", "PrivateTest", "PrivateTest")
     weights = ("--model_path", trained / "best.pth")
     run(test, *weights, "--data", faces_csv, "--out", tmp_path / "tta", *argv)
     scores = json.loads((tmp_path / "tta/metrics.json").read_text())
     assert list(scores) == ["PrivateTest"]
     rows, plain = table(tmp_path / "tta/predictions.csv"), table(trained / "predictions.csv")
-    assert [row["index"] for row in rows] == [row["index"] for row in plain[21:]]
+    assert [row["index"] for row in rows] == [row["index"] for row in plain[21:]]  # each once
     assert [row["happy"] for row in rows] != [row["happy"] for row in plain[21:]]
 
 
@@ -145,8 +145,14 @@ def test_an_ensemble_is_the_mean_of_its_networks(trained, faces_csv, tmp_path):
     torch.save(wide, tmp_path / "wide.pth")
     with pytest.raises(ProjectError, match="make no ensemble: their image_width differ, 64 and 48"):
         run(test, "--model_path", weights[0], tmp_path / "wide.pth", *argv)
-    with pytest.raises(ProjectError, match="names no weights"):
-        run(test, *argv, "--model_path")
+    for wrong, words in (
+        (("--model_path",), "names no weights"),
+        (("--model_path", weights[0], weights[0]), "the same weights twice"),
+        (("--model_path", weights[0], "--usages"), "no faces"),
+        (("--model_path", weights[0], "--batch_size", 0), "at least 1"),
+    ):
+        with pytest.raises(ProjectError, match=words):
+            run(test, *argv, *wrong)
 
 
 def test_accuracy_on_corrupted_faces(trained, faces_csv, tmp_path, capsys):
