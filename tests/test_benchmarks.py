@@ -1,5 +1,6 @@
 """The benchmarks run and name what they measure; how fast it is, is no test's business."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -45,11 +46,16 @@ def test_inference_names_every_runtime(tmp_path):
     path = tmp_path / "w.pth"
     save_checkpoint(path, Checkpoint(network.architecture, network.state_dict(), EMOTIONS, 48))
     argv = ("--model_path", path, "--seconds", 0.02, "--rounds", 1, "--batch_sizes", 1, 3)
+    argv += ("--video_seconds", 0.2)
     output = run("inference", *argv)
     for name in ("PyTorch", "ONNX, 32 bits", "ONNX, 8 bits"):
-        (line,) = (line for line in output.splitlines() if line.startswith(name))
-        assert line.count(" x ") == 2
-    assert "frames/s" in output
+        rates, *videos = (line for line in output.splitlines() if line.startswith(name))
+        assert rates.count(" x ") == 2
+        if name != "PyTorch":
+            (video,) = videos
+            assert "(20 faces found)" in video  # 5 frames with 4 faces each
+            assert "(60 faces found)" in video
+    assert re.search(r"detection: \d+ frames/s", output)
 
 
 def test_data_names_every_step():
