@@ -10,10 +10,7 @@ could not be read, or show no face, and were named.
 
 from __future__ import annotations
 
-import glob
 import math
-import os
-import re
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,7 +27,8 @@ import tyro
 from tqdm import tqdm
 
 from data.detect import MIN_SCORE
-from data.folders import IMAGE_SUFFIXES, natural, read_image
+from data.folders import read_image
+from data.inputs import inputs_of, is_video
 from predictor import DETAIL, RELEASED, Cuts, Face, FacePredictor, marks
 from utils.drawing import annotate, annotate_whole
 from utils.errors import DataError, OptionError, ProjectError, run_main
@@ -39,7 +37,6 @@ from utils.options import parse
 from utils.records import Records
 from utils.run import RunFolder
 from utils.tracks import STEP, Tracker
-from utils.video import SUFFIXES as VIDEO_SUFFIXES
 from utils.video import Video, VideoWriter
 
 EDGES = ("left", "top", "right", "bottom")
@@ -88,7 +85,7 @@ def main() -> None:
         raise OptionError("name a picture, a folder, a video or a camera: predict.py PATH...")
     check(options)
     # A picture that a folder and a pattern both name is read once.
-    named = [source for path in options.paths for source in sources_of(path)]
+    named = [source for path in options.paths for source in inputs_of(path)]
     sources = list({s if isinstance(s, int) else s.resolve(): s for s in named}.values())
     predictor = FacePredictor(
         options.model_path,
@@ -106,7 +103,7 @@ def main() -> None:
         Records.opened(run.path, columns) as records,
     ):
         job = Job(options, predictor, run, records)
-        videos = [s for s in sources if isinstance(s, int) or _is_video(s)]
+        videos = [s for s in sources if is_video(s)]
         job.pictures([source for source in sources if source not in videos])
         for video in videos:
             job.video(video)
@@ -308,38 +305,6 @@ class Drawing:
                 pending.result()
 
 
-def sources_of(path: str) -> list[Path | int]:
-    """Return the pictures and videos that a path, folder or pattern names, or a camera's number.
-
-    Raises:
-        DataError: there are none.
-    """
-    if not path:
-        raise DataError("a path is empty; name a picture, a folder, a video or a camera")
-    file = Path(path).expanduser()
-    if not file.exists() and re.fullmatch("[0-9]{1,4}", path):
-        return [int(path)]
-    matches = [file] if file.exists() else sorted(glob.glob(str(file), recursive=True), key=natural)
-    if not matches:
-        raise DataError(f"{path}: there is no such file or folder, and nothing matches it")
-    files = [found for match in matches for found in _files_in(Path(match))]
-    if not files:
-        raise DataError(f"{path} holds no pictures and no videos")
-    return files
-
-
-def _files_in(path: Path) -> list[Path]:
-    """Return the pictures and videos in a folder, but for hidden ones; or the file itself."""
-    if not path.is_dir():
-        return [path]
-    known, files = {*IMAGE_SUFFIXES, *VIDEO_SUFFIXES}, []
-    for folder, folders, names in os.walk(path):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        files += [Path(folder, name) for name in names if not name.startswith(".")]
-    files = [file for file in files if file.suffix.lower() in known and file.is_file()]
-    return sorted(files, key=lambda file: natural(str(file)))
-
-
 def ahead(pool: ThreadPoolExecutor, function: Callable, items: Iterable, most: int = 4) -> Iterator:
     """Yield function(item) of each item, in order, while up to `most` others are at work."""
     pending: deque[Future] = deque()
@@ -353,10 +318,6 @@ def ahead(pool: ThreadPoolExecutor, function: Callable, items: Iterable, most: i
 
 def _shown(paths: Sequence[Path]) -> Iterable[Path]:
     return tqdm(paths, "pictures", unit="picture", disable=None) if paths else []
-
-
-def _is_video(path: Path) -> bool:
-    return path.suffix.lower() in VIDEO_SUFFIXES
 
 
 def _draw_picture(path: Path, image: np.ndarray, faces: list[Face], captions: list[str]) -> None:

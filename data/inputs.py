@@ -1,0 +1,50 @@
+"""What the paths of a command line name: pictures, folders of them, videos, cameras."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from pathlib import Path
+
+from data.folders import IMAGE_SUFFIXES, natural
+from utils.errors import DataError
+from utils.video import SUFFIXES
+
+
+def inputs_of(path: str) -> list[Path | int]:
+    """Return the pictures and videos that a path, folder or pattern names, or a camera's number.
+
+    Raises:
+        DataError: there are none.
+    """
+    if not path:
+        raise DataError("a path is empty; name a picture, a folder, a video or a camera")
+    file = Path(path).expanduser()
+    if not os.path.exists(file) and re.fullmatch("[0-9]{1,4}", path):
+        return [int(path)]
+    matches = [file] if os.path.exists(file) else glob.glob(str(file), recursive=True)
+    matches = sorted(matches, key=lambda match: natural(str(match)))
+    if not matches:
+        raise DataError(f"{path}: there is no such file or folder, and nothing matches it")
+    files = [found for match in matches for found in _files_in(Path(match))]
+    if not files:
+        raise DataError(f"{path} holds no pictures and no videos")
+    return files
+
+
+def _files_in(path: Path) -> list[Path]:
+    """Return the pictures and videos in a folder, but for hidden ones; or the file itself."""
+    if not path.is_dir():
+        return [path]
+    known, files = {*IMAGE_SUFFIXES, *SUFFIXES}, []
+    for folder, folders, names in os.walk(path):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [Path(folder, name) for name in names if not name.startswith(".")]
+    files = [file for file in files if file.suffix.lower() in known and file.is_file()]
+    return sorted(files, key=lambda file: natural(str(file)))
+
+
+def is_video(source: Path | int) -> bool:
+    """Tell whether it is a video or a camera, not a picture."""
+    return isinstance(source, int) or source.suffix.lower() in SUFFIXES
