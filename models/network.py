@@ -12,6 +12,10 @@ from torch.nn import functional as F
 from models.trunks import TRUNKS
 from utils.errors import OptionError
 
+# How many of the 68 landmarks belong to each part, in iBUG order: the jaw, either brow, the nose,
+# either eye, the outer and the inner lips.
+PARTS = (17, 5, 5, 9, 6, 6, 12, 8)
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -27,6 +31,8 @@ class Architecture:
         dropout: the share of features that the classifier does not see while training.
         pool: "all" cells of the last map, or "corner": its top-left 4 x 4 cells, as the
             original method's ResNet does at 48 x 48.
+        landmark_pool: features of the face's parts, from the trunk's middle where the
+            landmarks are predicted, are added to those of the whole face.
     """
 
     trunk: str = "resnet18"
@@ -37,6 +43,7 @@ class Architecture:
     importance: bool = True
     dropout: float = 0.0
     pool: str = "all"
+    landmark_pool: bool = False
 
 
 class Output(NamedTuple):
@@ -87,6 +94,11 @@ class FERNet(nn.Module):
         if self.landmark_head is not None:  # the first guess of every face is the mean face
             nn.init.zeros_(self.landmark_head.weight)
             nn.init.zeros_(self.landmark_head.bias)
+        self.part_layer = None
+        if a.landmark_pool:  # it starts at 0: as the network without it
+            known = len(PARTS) * self.trunk.middle_features
+            self.part_layer = nn.Linear(known, self.trunk.features, bias=False)
+            nn.init.zeros_(self.part_layer.weight)
         self.register_buffer("pixel_mean", torch.tensor(127.5))
         self.register_buffer("pixel_std", torch.tensor(127.5))
         self.register_buffer("mean_face", torch.zeros(a.landmark_num, 2))  # in half widths
@@ -97,7 +109,11 @@ class FERNet(nn.Module):
         if x.shape[1] != self.architecture.channels:
             x = x.expand(-1, self.architecture.channels, -1, -1)
         x = x.contiguous(memory_format=torch.channels_last)
-        features = self._pool(self.trunk(x))  # [N, features]
+        middle = self.trunk.early(x)
+        features = self._pool(self.trunk.late(middle))  # [N, features]
+        landmarks = self._landmarks(features)
+        if self.part_layer is not None:
+            features = features + self.part_layer(pool_at_parts(middle, landmarks.detach()))
         clean_logits = self.classifier(features)
         logits = clean_logits
         if self.training and self.architecture.dropout:
@@ -105,7 +121,7 @@ class FERNet(nn.Module):
         return Output(
             logits.float(),
             self._importance(features),
-            self._landmarks(features),
+            landmarks,
             clean_logits.detach().float(),
         )
 
@@ -123,6 +139,20 @@ class FERNet(nn.Module):
         if self.landmark_head is None:
             return None
         return self.mean_face + self.landmark_head(features).float().unflatten(1, (-1, 2))
+
+
+def pool_at_parts(features: Tensor, landmarks: Tensor) -> Tensor:
+    """Return the mean features at the landmarks of each part of the face: [N, len(PARTS) * C].
+
+    Args:
+        features: a map [N, C, w, w] of the whole face.
+        landmarks: [N, 68, 2] in half widths; between the map's cells it is interpolated, and
+            beyond its border it is 0.
+    """
+    # In full precision: bfloat16 would round a landmark to a tenth of a pixel.
+    grid = landmarks[:, :, None].float()
+    sampled = F.grid_sample(features.float(), grid, align_corners=False)[..., 0]  # [N, C, 68]
+    return torch.cat([part.mean(2) for part in sampled.split(PARTS, dim=2)], 1)
 
 
 def describe(network: FERNet) -> str:
@@ -148,6 +178,7 @@ def _check(a: Architecture) -> None:
             ("landmark_num", a.landmark_num >= 0),
             ("dropout", 0 <= a.dropout < 1),
             ("pool", a.pool in ("all", "corner")),
+            ("landmark_pool", not a.landmark_pool or a.landmark_num == sum(PARTS)),
         )
         if not fine
     ]

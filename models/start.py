@@ -33,6 +33,7 @@ def build_network(
         landmark_num=options.landmark_num if options.landmarks else 0,
         importance=options.importance,
         dropout=options.dropout,
+        landmark_pool=options.landmark_pool,
     )
     if options.model_path:
         checkpoint = load_checkpoint(options.model_path)

@@ -1,12 +1,15 @@
 """Trunks: from pixels to a map of features, built on torchvision's ResNet and VGG.
 
-A trunk is a module that takes [N, C, W, W] and returns [N, features, w, w], and
-tells its `features`. To add one, write such a module and name it in TRUNKS.
+A trunk is a module that takes [N, C, W, W] and returns [N, features, w, w], in two steps:
+`late(early(x))`, where early(x) is [N, middle_features, W/4 or less, ...], still fine enough to
+tell an eye from a brow. It tells its `features` and `middle_features`. To add one, write such a
+module and name it in TRUNKS.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, conv1x1
@@ -27,7 +30,7 @@ class ResNet18(nn.Module):
     def __init__(self, channels: int = 1, width: float = 1.0) -> None:
         super().__init__()
         planes = [_scaled(p, width) for p in (64, 128, 256, 512)]
-        self.features = planes[-1]
+        self.middle_features, self.features = planes[-2:]
         self.conv1 = nn.Conv2d(channels, planes[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(planes[0])
         self.relu = nn.ReLU(inplace=True)
@@ -37,9 +40,17 @@ class ResNet18(nn.Module):
         self.layer4 = _two_blocks(planes[2], planes[3], stride=2)  # 6 x 6
         _initialise(self)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def early(self, x: Tensor) -> Tensor:
+        """[N, C, 48, 48] -> [N, 256, 12, 12]."""
         x = self.relu(self.bn1(self.conv1(x)))
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.layer3(self.layer2(self.layer1(x)))
+
+    def late(self, x: Tensor) -> Tensor:
+        """[N, 256, 12, 12] -> [N, 512, 6, 6]."""
+        return self.layer4(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.late(self.early(x))
 
 
 class VGG(nn.Module):
@@ -57,12 +68,27 @@ class VGG(nn.Module):
         super().__init__()
         plan = [p if p == "M" else _scaled(p, width) for p in vgg_layers[layers]]
         self.features = plan[-2]  # the last convolution's, before the last "M"
+        self.middle_features = plan[[i for i, p in enumerate(plan) if p == "M"][2] - 1]
         self.layers = make_layers(plan, batch_norm=True)
         self.layers[0] = nn.Conv2d(channels, plan[0], 3, padding=1)  # torchvision's takes 3
+        pools = [i for i, layer in enumerate(self.layers) if isinstance(layer, nn.MaxPool2d)]
+        self._middle = pools[2]
         _initialise(self)
 
+    def early(self, x: Tensor) -> Tensor:
+        """[N, C, 48, 48] -> [N, 256, 12, 12]."""
+        for layer in islice(self.layers, self._middle):
+            x = layer(x)
+        return x
+
+    def late(self, x: Tensor) -> Tensor:
+        """[N, 256, 12, 12] -> [N, 512, 1, 1]."""
+        for layer in islice(self.layers, self._middle, None):
+            x = layer(x)
+        return x
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
+        return self.late(self.early(x))
 
 
 TRUNKS: dict[str, Callable[..., nn.Module]] = {

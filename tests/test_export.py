@@ -45,7 +45,7 @@ def network_with_a_past(architecture):
     network = FERNet(architecture).train()
     for _ in range(5):
         network(torch.rand(8, architecture.channels, 48, 48) * 255)
-    for head in (network.landmark_head, network.attention):
+    for head in (network.landmark_head, network.attention, network.part_layer):
         if head is not None:
             torch.nn.init.normal_(head.weight, std=0.3)
     return network.eval()
@@ -114,6 +114,7 @@ def test_eight_bits_are_near_and_smaller(exported, faces):
     "architecture",
     [
         Architecture(width=0.1, landmark_num=0),
+        Architecture(width=0.1, landmark_pool=True),
         Architecture(width=0.1, importance=False, channels=3, trunk="vgg11"),
     ],
 )

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from models.checkpoint import load_checkpoint, transfer
-from models.network import Architecture, FERNet, describe
+from models.network import PARTS, Architecture, FERNet, describe, pool_at_parts
 from models.trunks import TRUNKS
 from utils.errors import OptionError, WeightsError
 from utils.frame import to_pixels
@@ -50,6 +50,39 @@ def test_the_narrowest_network_trains_on_an_odd_batch():
     assert all(p.grad.isfinite().all() for p in trunk.parameters())
 
 
+def test_features_at_the_parts_by_hand():
+    # Cells of a map that is 4 wide lie at -3/4, -1/4, 1/4 and 3/4 half widths.
+    features = torch.tensor(
+        [[[[0.0, 1, 2, 3]] * 4, [[0.0] * 4, [10.0] * 4, [20.0] * 4, [30.0] * 4]]]
+    )
+    landmarks = torch.zeros(1, 68, 2)
+    landmarks[0, :17] = torch.tensor([-0.25, 0.25])  # the jaw, all in one place
+    landmarks[0, 48:60] = torch.tensor([0.5, -0.75])
+    landmarks[0, 60:64] = torch.tensor([-0.75, 0.75])  # half of the inner lips, and
+    landmarks[0, 64:68] = torch.tensor([0.75, 0.75])  # the other half
+    pooled = pool_at_parts(features, landmarks)[0].view(len(PARTS), 2)
+    middle = [1.5, 15.0]
+    expected = [[1.0, 20.0], *[middle] * 5, [2.5, 0.0], [1.5, 30.0]]
+    torch.testing.assert_close(pooled, torch.tensor(expected))
+
+
+@pytest.mark.parametrize("trunk", TRUNKS)
+def test_pooling_at_landmarks_starts_as_the_network_without_it(trunk):
+    torch.manual_seed(0)
+    network = FERNet(Architecture(trunk, landmark_pool=True, **SMALL)).eval()
+    torch.manual_seed(0)
+    plain = FERNet(Architecture(trunk, **SMALL)).eval()
+    pixels = torch.randint(0, 256, (2, 1, 48, 48), dtype=torch.uint8)
+    assert torch.equal(network(pixels).logits, plain(pixels).logits)
+    nn.init.normal_(network.part_layer.weight)
+    output = network(pixels)
+    assert not torch.equal(output.logits, plain(pixels).logits)
+    assert torch.equal(output.landmarks, plain(pixels).landmarks)
+    output.logits.sum().backward()  # which moves no landmark
+    assert network.landmark_head.weight.grad is None
+    assert network.part_layer.weight.grad.any()
+
+
 def test_all_cells_are_pooled():
     network = FERNet(Architecture(**SMALL)).eval()
     pixels = torch.full((1, 1, 48, 48), 100.0)
@@ -63,7 +96,7 @@ def test_input_is_normalised_inside():
     network.pixel_mean.fill_(100.0)
     network.pixel_std.fill_(50.0)
     seen = []
-    network.trunk.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    network.trunk.conv1.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     network(torch.full((1, 1, 48, 48), 200, dtype=torch.uint8))
     assert torch.equal(seen[0], torch.full((1, 1, 48, 48), 2.0))
 
@@ -105,7 +138,10 @@ def test_relabeling_sees_no_dropout():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"trunk": "vgg12"}, {"width": 0}, {"channels": 2}, {"classes": 1}, {"dropout": 1.0}],
+    [
+        *({"trunk": "vgg12"}, {"width": 0}, {"channels": 2}, {"classes": 1}, {"dropout": 1.0}),
+        {"landmark_pool": True, "landmark_num": 0},
+    ],
 )
 def test_impossible_networks_are_refused(wrong):
     with pytest.raises(OptionError, match=str(next(iter(wrong.values())))):

@@ -130,6 +130,30 @@ def test_evaluation_repeats_the_run_s_own(trained, faces_csv, tmp_path):
     assert [row["happy"] for row in rows] != [row["happy"] for row in plain[21:]]
 
 
+def test_pooling_at_landmarks_is_trained_and_kept(trained, faces_csv, tmp_path):
+    argv = (*TINY, "--data", faces_csv, "--landmark_pool", "--total_epoch", 1)
+    run(train, *argv, "--out", tmp_path / "run")
+    network = load_checkpoint(tmp_path / "run/best.pth").network()
+    assert network.part_layer.weight.any()
+    run(
+        test,
+        "--model_path",
+        tmp_path / "run/best.pth",
+        "--data",
+        faces_csv,
+        "--out",
+        tmp_path / "e",
+    )
+    ours, theirs = (tmp_path / name / "predictions.csv" for name in ("run", "e"))
+    assert ours.read_text() == theirs.read_text()
+    # From weights without it the layer starts afresh; without landmarks there is nothing to pool.
+    more = ("--model_path", trained / "best.pth", "--out", tmp_path / "more")
+    run(train, *argv, *more)
+    assert load_checkpoint(tmp_path / "more/best.pth").architecture.landmark_pool
+    run(train, *argv, "--no_landmarks", "--out", tmp_path / "without")
+    assert load_checkpoint(tmp_path / "without/best.pth").network().part_layer is None
+
+
 def test_an_ensemble_is_the_mean_of_its_networks(trained, faces_csv, tmp_path):
     save_original(original("resnet18"), tmp_path / "other.pth")
     weights = (trained / "best.pth", tmp_path / "other.pth")

@@ -80,6 +80,9 @@ class Options:
     """Share of the Training labels replaced by wrong ones, to see what relabeling finds."""
     landmarks: bool = True
     """The parallel landmark task; --no_landmarks needs no dlib."""
+    landmark_pool: bool = False
+    """Add features of brows, eyes, nose, mouth and jaw, taken where their landmarks are predicted,
+    to those of the whole face."""
     landmark_num: Literal[68] = 68
     """The number of landmarks: dlib's 68."""
     landmark_weight: float = 2.0
@@ -226,8 +229,8 @@ def check(options: Options) -> Options:
     """Return the options as they will be followed, or raise an OptionError.
 
     Rank regularization and the low-importance group mean nothing without
-    importances, so they are off where these are; shares of votes are no labels that
-    could be moved.
+    importances, so they are off where these are, and so is pooling at landmarks that
+    nobody predicts; shares of votes are no labels that could be moved.
     """
     wrong = [
         f"--{name} {getattr(options, name):g} (must be {text})"
@@ -250,6 +253,8 @@ def check(options: Options) -> Options:
         if not options.ferplus:
             raise OptionError("--ferplus_target distribution needs the votes: --ferplus PATH")
         options = replace(options, relabel=False)
+    if not options.landmarks:
+        options = replace(options, landmark_pool=False)
     if not options.importance:
         options = replace(options, rank=False, relabel_group="all")
     return options

@@ -70,7 +70,8 @@ class RunFolder:
             if any(file.name != LOCK for file in path.iterdir()):
                 raise RunError(
                     f"{path} holds files already, and they are not overwritten; name another --out"
-                    + f", or go on with it: train.py --resume {path}" * (path / "config.json").exists()
+                    + f", or go on with it: train.py --resume {path}"
+                    * (path / "config.json").exists()
                 )
         except OSError as error:
             raise RunError(
