@@ -31,15 +31,11 @@ import tyro
 
 from utils.comparison import compare
 from utils.devices import listed_gpus
-from utils.errors import DataError, OptionError, RunError, run_main
+from utils.errors import OptionError, RunError, run_main
 from utils.files import atomic_write
 from utils.options import differing, from_json, parse, parse_run
+from utils.plan import Plan, read_plan
 from utils.run import RUNS, RunFolder
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent
 
@@ -70,23 +66,6 @@ class ExperimentOptions:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a plan file says.
-
-    Attributes:
-        baseline: the variant that the others are compared with.
-        seeds: of each variant.
-        common: train.py's options of all cells.
-        variants: by name: train.py's options of its cells.
-    """
-
-    baseline: str
-    seeds: tuple[int, ...]
-    common: str
-    variants: dict[str, str]
-
-
-@dataclass(frozen=True)
 class Cell:
     """One run.
 
@@ -111,7 +90,7 @@ def main() -> None:
     options = parse(ExperimentOptions, sys.argv[1:], __doc__)
     if options.at_once < 1:
         raise OptionError("--at_once must be at least 1")
-    plan = read_plan(Path(options.plan), options)
+    plan = read_plan(Path(options.plan), options.seeds, options.common)
     out = Path(options.out) if options.out else RUNS / Path(options.plan).stem
     cells = [
         Cell(variant, seed, tuple(shlex.split(f"{plan.common} {text}")), out / f"{variant}-{seed}")
@@ -135,45 +114,6 @@ def main() -> None:
         report(cells, plan, "PrivateTest", out / "comparison_private.csv")
     if failed:
         raise RunError(f"{', '.join(failed)} did not finish; see {out}/*.log, and start again")
-
-
-def read_plan(path: Path, options: ExperimentOptions) -> Plan:
-    """Read a plan, and let the command line change its seeds and common options.
-
-    Raises:
-        DataError: it cannot be read, or says something else than a plan should.
-    """
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); plans/ holds some") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is no TOML: {error}") from error
-    if unknown := content.keys() - {"baseline", "seeds", "common", "variants"}:
-        raise DataError(f"{path}: {', '.join(sorted(unknown))} is nothing that a plan can say")
-    variants = content.get("variants")
-    if not isinstance(variants, dict) or not all(map(_is_command_line, variants.values())):
-        raise DataError(f"{path} needs a table [variants], whose values are options of train.py")
-    if wrong := [name for name in variants if not name.replace("_", "").isalnum()]:
-        raise DataError(f"{path}: {wrong[0]!r} is no name for a folder; letters, digits and _ are")
-    baseline = content.get("baseline")
-    if not isinstance(baseline, str) or baseline not in variants:
-        raise DataError(f"{path}: the baseline {baseline!r} is none of {', '.join(variants)}")
-    seeds = content.get("seeds", [])
-    seeds = options.seeds or tuple(seeds if isinstance(seeds, list) else ())
-    if not seeds or len(set(seeds)) < len(seeds) or {type(seed) for seed in seeds} != {int}:
-        raise DataError(f"{path}: seeds must be whole numbers, each one once, such as [0, 1, 2]")
-    common = content.get("common", "") if options.common is None else options.common
-    if not _is_command_line(common):
-        raise DataError(f"{path}: common = {common!r} is no text with options of train.py")
-    return Plan(baseline, seeds, common, variants)
-
-
-def _is_command_line(value: Any) -> bool:
-    try:
-        return isinstance(value, str) and shlex.split(value) is not None
-    except ValueError:  # a quotation without an end
-        return False
 
 
 def run_all(cells: list[Cell], options: ExperimentOptions) -> list[str]:

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ from utils.drawing import annotate, annotate_whole
 from utils.errors import DataError, OptionError, ProjectError, run_main
 from utils.figures import expressions_over_time
 from utils.options import parse
+from utils.pipeline import InOrder, ahead
 from utils.records import Records
 from utils.run import RunFolder
 from utils.tracks import STEP, Tracker
@@ -144,7 +144,7 @@ class Job:
             except ProjectError as error:
                 return path, None, error
 
-        with ThreadPoolExecutor(CORES) as pool, Drawing() as drawing:
+        with ThreadPoolExecutor(CORES) as pool, InOrder() as drawing:
             for path, image, cuts, found in self._read(ahead(pool, look, _shown(paths))):
                 if found is None:
                     self.trouble(str(cuts))
@@ -183,7 +183,7 @@ class Job:
             disable=None,
         )
         try:
-            with ThreadPoolExecutor(CORES) as pool, closing(writer), Drawing() as drawing:
+            with ThreadPoolExecutor(CORES) as pool, closing(writer), InOrder() as drawing:
                 waiting = 1 if isinstance(source, int) else 16  # a camera's frames cannot wait
                 for number, image, _, found in self._read(ahead(pool, look, frames), waiting):
                     found_any |= bool(found)
@@ -283,39 +283,6 @@ class Job:
         return path
 
 
-class Drawing:
-    """Draws and writes in the background, in order; a few pictures may wait."""
-
-    def __init__(self) -> None:
-        self._pool, self._pending = ThreadPoolExecutor(1), deque()
-
-    def __enter__(self) -> Drawing:
-        return self
-
-    def submit(self, function: Callable[..., None], *args: object) -> None:
-        """Call a function later. An error of an earlier call is raised here."""
-        self._pending.append(self._pool.submit(function, *args))
-        while len(self._pending) > 8:
-            self._pending.popleft().result()
-
-    def __exit__(self, *exception: object) -> None:
-        self._pool.shutdown()
-        if exception[0] is None:
-            for pending in self._pending:
-                pending.result()
-
-
-def ahead(pool: ThreadPoolExecutor, function: Callable, items: Iterable, most: int = 4) -> Iterator:
-    """Yield function(item) of each item, in order, while up to `most` others are at work."""
-    pending: deque[Future] = deque()
-    for item in items:
-        pending.append(pool.submit(function, item))
-        if len(pending) > most:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
-
-
 def _shown(paths: Sequence[Path]) -> Iterable[Path]:
     return tqdm(paths, "pictures", unit="picture", disable=None) if paths else []
 
@@ -323,7 +290,7 @@ def _shown(paths: Sequence[Path]) -> Iterable[Path]:
 def _draw_picture(path: Path, image: np.ndarray, faces: list[Face], captions: list[str]) -> None:
     drawn = annotate_whole(image, *marks(faces), captions, SIDES)
     if not cv2.imwrite(str(path), cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR)):
-        raise DataError(f"{path} cannot be written; is the disk full?")
+        raise DataError(f"{path} cannot be written: the disk is full, or the name too long")
 
 
 def _draw_frame(

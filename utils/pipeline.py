@@ -1,0 +1,40 @@
+"""Work in the background that keeps its order: what comes before the network, and after it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+
+class InOrder:
+    """Calls functions in the background, one after the other; a few calls may wait."""
+
+    def __init__(self) -> None:
+        self._pool, self._pending = ThreadPoolExecutor(1), deque()
+
+    def __enter__(self) -> InOrder:
+        return self
+
+    def submit(self, function: Callable[..., None], *args: object) -> None:
+        """Call a function later. An error of an earlier call is raised here."""
+        self._pending.append(self._pool.submit(function, *args))
+        while len(self._pending) > 8:
+            self._pending.popleft().result()
+
+    def __exit__(self, *exception: object) -> None:
+        self._pool.shutdown()
+        if exception[0] is None:
+            for pending in self._pending:
+                pending.result()
+
+
+def ahead(pool: ThreadPoolExecutor, function: Callable, items: Iterable, most: int = 4) -> Iterator:
+    """Yield function(item) of each item, in order, while up to `most` others are at work."""
+    pending: deque[Future] = deque()
+    for item in items:
+        pending.append(pool.submit(function, item))
+        if len(pending) > most:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()

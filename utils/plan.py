@@ -1,0 +1,72 @@
+"""A plan: the variants and seeds that experiments.py trains and compares."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from utils.errors import DataError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a plan file says.
+
+    Attributes:
+        baseline: the variant that the others are compared with.
+        seeds: of each variant.
+        common: train.py's options of all cells.
+        variants: by name: train.py's options of its cells.
+    """
+
+    baseline: str
+    seeds: tuple[int, ...]
+    common: str
+    variants: dict[str, str]
+
+
+def read_plan(path: Path, seeds: tuple[int, ...] = (), common: str | None = None) -> Plan:
+    """Read a plan; other seeds and common options than its own may be given.
+
+    Raises:
+        DataError: it cannot be read, or says something else than a plan should.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); plans/ holds some") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is no TOML: {error}") from error
+    if unknown := content.keys() - {"baseline", "seeds", "common", "variants"}:
+        raise DataError(f"{path}: {', '.join(sorted(unknown))} is nothing that a plan can say")
+    variants = content.get("variants")
+    if not isinstance(variants, dict) or not all(map(_is_command_line, variants.values())):
+        raise DataError(f"{path} needs a table [variants], whose values are options of train.py")
+    if wrong := [name for name in variants if not name.replace("_", "").isalnum()]:
+        raise DataError(f"{path}: {wrong[0]!r} is no name for a folder; letters, digits and _ are")
+    baseline = content.get("baseline")
+    if not isinstance(baseline, str) or baseline not in variants:
+        raise DataError(f"{path}: the baseline {baseline!r} is none of {', '.join(variants)}")
+    listed = content.get("seeds", [])
+    seeds = seeds or tuple(listed if isinstance(listed, list) else ())
+    if not seeds or len(set(seeds)) < len(seeds) or {type(seed) for seed in seeds} != {int}:
+        raise DataError(f"{path}: seeds must be whole numbers, each one once, such as [0, 1, 2]")
+    common = content.get("common", "") if common is None else common
+    if not _is_command_line(common):
+        raise DataError(f"{path}: common = {common!r} is no text with options of train.py")
+    return Plan(baseline, seeds, common, variants)
+
+
+def _is_command_line(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and shlex.split(value) is not None
+    except ValueError:  # a quotation without an end
+        return False
