@@ -47,6 +47,8 @@ class ReleaseOptions:
     """The faces, as of train.py."""
     out: str = str(RUNS / "resnet18.pth")
     """The weight file to write; the card stands beside it, under the same name with .md."""
+    note: str = ""
+    """A sentence for the card, such as how long the training took, and on what."""
     gpu_ids: str = ""
     """The GPU, such as 0; -1 is the CPU. By default the first GPU, if there is one."""
     batch_size: int = 256
@@ -82,6 +84,7 @@ def main() -> None:
         epoch=checkpoint.epoch,
         command=command_line(trained_with),
         options=trained_with,
+        note=options.note,
     )
     # Where the run stood on its machine is nobody's business.
     places = {name: "" for name in ("data", "out", "resume", "model_path", "ferplus", "gpu_ids")}

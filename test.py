@@ -83,6 +83,9 @@ def main() -> None:
         print(f"weights  {path} (epoch {each.epoch})\nnetwork  {describe(network)}")
     source = find_source(options.data)
     print(f"data     {source.line}")
+    if source.is_sample and any(each.card for each in checkpoints):
+        print("note     these weights learnt photographs, and drawn faces are another matter: the")
+        print("         scores below show that all runs; the model card has those that count")
     faces = load_faces(
         source,
         checkpoint.image_width,

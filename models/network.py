@@ -162,7 +162,8 @@ def describe(network: FERNet) -> str:
     width = "" if a.width == 1 else f" x {a.width:g}"
     heads = [f"{a.classes} expressions"]
     heads += ["importance"] * a.importance
-    heads += [f"{a.landmark_num} landmarks"] if a.landmark_num else []
+    pooled = " (and features pooled there)" * a.landmark_pool
+    heads += [f"{a.landmark_num} landmarks{pooled}"] if a.landmark_num else []
     return f"{a.trunk}{width}, {parameters / 1e6:.2f} M parameters; heads: {', '.join(heads)}"
 
 

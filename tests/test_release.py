@@ -32,6 +32,7 @@ def trained(tmp_path_factory):
     argv = "--gpu_ids=-1 --width 0.125 --batch_size 16 --total_epoch 1 --no_final_test --no_rank"
     run(train, "--data", folder / "faces.csv", *argv.split(), "--out", folder / "run")
     argv = ("--data", folder / "faces.csv", "--gpu_ids", "-1")
+    argv += ("--note", "Seconds of one core.")
     run(release, folder / "run", *argv, "--out", folder / "resnet18.pth")
     return folder
 
@@ -40,6 +41,7 @@ def test_the_weights_give_what_the_card_says(trained, tmp_path):
     weights = trained / "resnet18.pth"
     card = (trained / "resnet18.md").read_text()
     assert load_checkpoint(weights).card == card
+    assert "looked at for this table.\nSeconds of one core.\n" in card
     argv = ("--model_path", weights, "--data", trained / "faces.csv", "--gpu_ids", "-1")
     run(test, *argv, "--out", tmp_path / "plain", "--corruptions")
     run(test, *argv, "--out", tmp_path / "views", "--tta")
@@ -71,6 +73,13 @@ def test_the_weights_are_half_as_large_and_nearly_the_same(trained):
             torch.testing.assert_close(a, b, atol=5e-3, rtol=5e-3)
     assert small.training == {}
     assert str(trained) not in str(small.options)
+
+
+def test_drawn_faces_do_not_judge_released_weights(trained, tmp_path, capsys):
+    argv = ("--data", "sample", "--no_landmarks", "--gpu_ids", "-1", "--usages", "PrivateTest")
+    for weights, told in (("resnet18.pth", True), ("run/best.pth", False)):
+        run(test, "--model_path", trained / weights, *argv, "--out", tmp_path / weights)
+        assert ("the model card has those that count" in capsys.readouterr().out) == told
 
 
 def test_the_card_s_command_gives_the_same_training(trained):
