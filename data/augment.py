@@ -18,6 +18,22 @@ from data.landmarks import FLIP
 
 GREY_NOISE = 25.0  # grey levels, the largest standard deviation
 DARKEST = 2.5  # the largest exponent of the greys
+COARSEST = 2.5  # the largest factor on JPEG's steps: quality 20
+
+# How JPEG rounds the waves of its blocks of 8 x 8 greys: the steps of quality 50 (ITU-T T.81, K.1).
+JPEG_STEPS = torch.tensor(
+    [
+        [16, 11, 10, 16, 24, 40, 51, 61],
+        [12, 12, 14, 19, 26, 58, 60, 55],
+        [14, 13, 16, 24, 40, 57, 69, 56],
+        [14, 17, 22, 29, 51, 87, 80, 62],
+        [18, 22, 37, 56, 68, 109, 103, 77],
+        [24, 35, 55, 64, 81, 104, 113, 92],
+        [49, 64, 78, 87, 103, 121, 120, 101],
+        [72, 92, 95, 98, 112, 100, 103, 99],
+    ],
+    dtype=torch.float32,
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +53,7 @@ class Augmentation:
         erased_area: the largest rectangle, a share of the face.
         degraded: the share of faces made coarse, as many noisy, as many dark or bright:
             each of the three by a draw of its own.
+        jpeg: the share of faces that went through a JPEG file of low quality.
         size: width in pixels of the faces that come out; 0 leaves it.
     """
 
@@ -48,6 +65,7 @@ class Augmentation:
     erasing: float = 0.0
     erased_area: float = 0.2
     degraded: float = 0.0
+    jpeg: float = 0.0
     size: int = 0
 
 
@@ -96,6 +114,10 @@ def augment(
         shape = (among or len(images), *images.shape[1:])
         noise = torch.randn(shape, device=images.device, generator=generator)[share]
         images = _degrade(images, how, noise, *(draw.view(-1, 1, 1, 1) for draw in more[:, share]))
+    if how.jpeg:
+        more = torch.rand(2, among or len(images), device=images.device, generator=generator)
+        blocky, rounding = (draw.view(-1, 1, 1, 1) for draw in more[:, share])
+        images = torch.where(blocky < how.jpeg, jpeg(images, COARSEST * rounding), images)
     images = _erase(images, how, *(draw.view(-1, 1, 1, 1) for draw in hidden))
     if landmarks is not None:
         landmarks = move_landmarks(landmarks, matrix, mirrored)
@@ -170,6 +192,35 @@ def _degrade(images: Tensor, how: Augmentation, noise: Tensor, *drawn: Tensor) -
     power = DARKEST ** ((2 * exponent - 1) * (dark < how.degraded))
     images = 255 * (images / 255).clamp(0, 1) ** power
     return (images + noise * (GREY_NOISE * deviation * (noisy < how.degraded))).clamp(0, 255)
+
+
+def jpeg(images: Tensor, factor: Tensor) -> Tensor:
+    """Return the images [N, C, H, W], 0 to 255, as JPEG would give them back.
+
+    The borders are repeated until blocks of 8 x 8 fill them; colours are treated as greys, each by
+    itself.
+
+    Args:
+        factor: [N, 1, 1, 1], on the steps of quality 50: 50 / quality below that, and
+            2 - quality / 50 above.
+    """
+    n, channels, height, width = images.shape
+    padded = F.pad(images, (0, -width % 8, 0, -height % 8), mode="replicate")
+    waves, steps = _jpeg_tables(images.device)
+    blocks = F.unfold(padded.flatten(0, 1)[:, None] - 128, 8, stride=8)  # [N C, 64, blocks]
+    steps = (steps * factor.view(n, 1, 1)).round().clamp(1, 255).repeat_interleave(channels, 0)
+    rounded = waves.T @ ((waves @ blocks / steps).round() * steps)
+    back = F.fold(rounded, padded.shape[2:], 8, stride=8).view(padded.shape)
+    return (back[..., :height, :width] + 128).clamp(0, 255)
+
+
+@cache
+def _jpeg_tables(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return a block's 64 waves (the 2D cosine transform), [64, 64], and their steps, [64, 1]."""
+    k = torch.arange(8.0)
+    cosine = ((2 * k + 1) * k[:, None] * math.pi / 16).cos() / 2  # [wave, place]
+    cosine[0] /= math.sqrt(2)
+    return torch.kron(cosine, cosine).to(device), JPEG_STEPS.view(64, 1).to(device)
 
 
 def _erase(images: Tensor, how: Augmentation, *drawn: Tensor) -> Tensor:

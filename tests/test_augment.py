@@ -3,12 +3,14 @@
 import math
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
-from data.augment import Augmentation, affine, augment, move_landmarks, warp
+from data.augment import Augmentation, affine, augment, jpeg, move_landmarks, warp
 from data.landmarks import FLIP
+from data.sample import synthetic_faces
 from utils.frame import to_half_widths, to_pixels
 
 STILL = Augmentation()
@@ -174,6 +176,46 @@ def test_degraded_faces_are_noisy_coarse_and_dark_as_often_as_told():
     # Noise is cut off at 0 and 255, which takes up to 0.8 * 25 off the contrast; coarseness all.
     assert (contrast < 230).float().mean().item() == pytest.approx(0.27, abs=0.04)
     assert contrast.min() < 20
+
+
+@pytest.mark.parametrize("width", [48, 20])  # 20 pixels are no whole number of blocks
+@pytest.mark.parametrize(
+    ("quality", "factor"), [(20, 2.5), (30, 1.66), (50, 1.0), (75, 0.5), (90, 0.2)]
+)
+def test_jpeg_against_opencv(width, quality, factor):
+    faces = synthetic_faces(training=10, public=1, private=0).images[:, :width, :width]
+    # Grain, for drawn faces have many waves half-way between two steps.
+    grain = np.random.default_rng(0).integers(-9, 10, faces.shape)
+    faces = np.clip(faces + grain, 0, 255).astype(np.uint8)
+    files = [cv2.imencode(".jpg", face, (cv2.IMWRITE_JPEG_QUALITY, quality))[1] for face in faces]
+    expected = np.stack([cv2.imdecode(file, cv2.IMREAD_UNCHANGED) for file in files]).astype(float)
+    factors = torch.full((len(faces), 1, 1, 1), factor)
+    given = jpeg(torch.from_numpy(faces)[:, None].float(), factors)[:, 0].numpy()
+    # OpenCV computes in integers, so a few waves fall to the other side of a step's middle.
+    difference = np.abs(given - expected)
+    assert np.median(difference) < 0.6  # of which its own rounding is 0.25
+    assert difference.mean() < 0.2 * np.abs(expected - faces).mean()
+
+
+def test_jpeg_by_hand():
+    # 8 (100 - 128) = -224 is 14 steps of 16, but 5.6 steps of 40.
+    flat = torch.full((2, 3, 10, 13), 100.0)
+    given = jpeg(flat, torch.tensor([1.0, 2.5]).view(2, 1, 1, 1))
+    torch.testing.assert_close(given[0], flat[0], atol=1e-3, rtol=0)
+    torch.testing.assert_close(given[1], torch.full_like(flat[1], 98.0), atol=1e-3, rtol=0)
+    noise = torch.rand(4, 1, 16, 16) * 255
+    # Steps of 1 round each of 64 waves by 0.29 in the mean square, and so each pixel.
+    fine = (jpeg(noise, torch.zeros(4, 1, 1, 1)) - noise).square().mean().sqrt()
+    assert fine.item() == pytest.approx(0.289, abs=0.03)
+
+
+def test_as_many_faces_are_blocky_as_told():
+    faces = torch.rand(1000, 1, 16, 16) * 255
+    given, _ = augment(faces, None, replace(STILL, jpeg=0.3), generator())
+    changed = (given - faces).square().mean((1, 2, 3)).sqrt()
+    assert (changed > 0.1).float().mean().item() == pytest.approx(0.3, abs=0.05)
+    most = (jpeg(faces, torch.full((1000, 1, 1, 1), 2.5)) - faces).square().mean((1, 2, 3)).sqrt()
+    assert 0.9 * most.mean() < changed.max() <= most.max()
 
 
 def test_an_option_that_is_off_changes_no_draw_of_the_others():

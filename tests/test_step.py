@@ -155,7 +155,7 @@ def epoch(faces, options, kind="device", watch=None, device=CPU):
 
 
 SHORT = Options(
-    batch_size=5, total_epoch=1, relabel_epoch=1, margin_2=0.01, amp="fp32", degraded=0.3
+    batch_size=5, total_epoch=1, relabel_epoch=1, margin_2=0.01, amp="fp32", degraded=0.3, jpeg=0.3
 )
 
 
@@ -211,7 +211,7 @@ def test_an_epoch_is_the_same_from_every_store(faces):
 
 
 def test_a_share_is_changed_as_within_its_batch(faces):
-    how = Augmentation(0.5, 15, 0.2, 0.1, 0.3, 0.5, degraded=0.5)
+    how = Augmentation(0.5, 15, 0.2, 0.1, 0.3, 0.5, degraded=0.5, jpeg=0.5)
     images = torch.from_numpy(faces.images[:6])[:, None]
     landmarks = torch.from_numpy(to_half_widths(faces.landmarks[:6], 48))
     whole = augment(images, landmarks, how, torch.Generator().manual_seed(3))

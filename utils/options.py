@@ -131,6 +131,8 @@ class Options:
     jobs: int = 0
     """Processes that look for landmarks; 0 takes one per core."""
     final_test: bool = True
+    jpeg: float = 0.0
+    """Share of faces that went through a JPEG file of low quality: likewise."""
     """Look at PrivateTest at the end, once. Turn it off while you are still choosing."""
 
     def width_in(self, epoch: int) -> int:
@@ -212,6 +214,7 @@ _IN_RANGE: dict[str, tuple[Callable[[Any], bool], str]] = {
     for name in (
         *("rank_weight", "margin_1", "landmark_weight", "warmup_epoch", "weight_decay"),
         *("rotation", "shift", "light", "jobs", "seed"),
+    "jpeg": (lambda v: 0 <= v <= 1, "0 to 1"),
     )
 }
 
