@@ -25,15 +25,19 @@ def make_optimizer(network: nn.Module, options: Options) -> torch.optim.Optimize
 
 
 def learning_rate(options: Options, done: float) -> float:
-    """Return the rate when the share `done`, 0 to 1, of the run is over.
+    """Return the rate when the share `done`, from 0 to below 1, of the run is over.
 
     It rises evenly over `warmup_epoch`, then falls along a cosine to 0 at the
-    very end, after the last step.
+    very end, after the last step; where there are `cycles`, at the end of each, to start the
+    next at its full height (SGDR: Loshchilov & Hutter, 2017).
     """
-    warm = min(options.warmup_epoch / options.total_epoch, 1.0)
-    if done < warm:
-        return options.start_lr * done / warm
-    return options.start_lr * 0.5 * (1 + math.cos(math.pi * (done - warm) / (1 - warm)))
+    cycle, place = divmod(done * options.cycles, 1)
+    warm = min(options.warmup_epoch * options.cycles / options.total_epoch, 1.0)
+    if cycle > 0:
+        warm = 0.0
+    if place < warm:
+        return options.start_lr * place / warm
+    return options.start_lr * 0.5 * (1 + math.cos(math.pi * (place - warm) / (1 - warm)))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -60,6 +60,8 @@ def test_recipes_are_sound_and_can_be_overridden(recipe):
         {"sizes": (32, 40)},
         {"sizes": (16, 48)},
         {"sizes": (48,) * 201},
+        {"cycles": 0},
+        {"cycles": 101, "sizes": (32, 48)},
     ],
 )
 def test_options_out_of_range_are_named(wrong):
@@ -71,6 +73,12 @@ def test_sizes_share_the_epochs():
     options = check(Options(sizes=(32, 40, 48), total_epoch=7))
     assert [options.width_in(epoch) for epoch in range(1, 8)] == [32, 32, 32, 40, 40, 48, 48]
     assert Options(image_width=64).width_in(3) == 64
+
+
+def test_every_cycle_goes_through_the_sizes():
+    options = check(Options(sizes=(32, 48), total_epoch=9, cycles=2))
+    widths = [options.width_in(epoch) for epoch in range(1, 10)]
+    assert widths == [32, 32, 32, 48, 48, 32, 32, 48, 48]
 
 
 def test_without_importances_nothing_is_ranked():
@@ -95,6 +103,17 @@ def test_learning_rate_by_hand():
     assert 0 < learning_rate(options, 0.9999) < 1e-6
     assert learning_rate(replace(options, warmup_epoch=20), 0.5) == pytest.approx(0.2)
     assert learning_rate(replace(options, warmup_epoch=0), 0.0) == 0.4
+
+
+def test_learning_rate_starts_again_in_each_cycle():
+    options = Options(total_epoch=10, warmup_epoch=1, start_lr=0.4, cycles=2)
+    assert learning_rate(options, 0.05) == pytest.approx(0.2)  # half-way up
+    assert learning_rate(options, 0.1) == pytest.approx(0.4)
+    assert learning_rate(options, 0.3) == pytest.approx(0.2)  # the middle of the first cosine
+    assert 0 < learning_rate(options, 0.4999) < 1e-6
+    assert learning_rate(options, 0.5) == 0.4  # without a second warm-up
+    assert learning_rate(options, 0.75) == pytest.approx(0.2)
+    assert 0 < learning_rate(options, 0.9999) < 1e-6
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam"])

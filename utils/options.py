@@ -91,9 +91,13 @@ class Options:
 
     total_epoch: int = 200
     """Epochs in all."""
+    cycles: int = 1
+    """How often the learning rate falls to 0 and the sizes are gone through, each time in an equal
+    share of the epochs: warm restarts."""
     sizes: tuple[int, ...] = ()
     """Train on smaller faces first: their widths in pixels, each for an equal share of the
-    epochs, the last one the image_width; 32 40 48 spares three tenths of the arithmetic."""
+    epochs (of a cycle), the last one the image_width; 32 40 48 spares three tenths of the
+    arithmetic."""
     batch_size: int = 128
     """Faces per step, of all GPUs together."""
     optimizer: Literal["sgd", "adam"] = "sgd"
@@ -127,19 +131,20 @@ class Options:
     """The largest such rectangle, a share of the face."""
     degraded: float = 0.0
     """Share of faces made coarse, as many noisy, as many dark or bright: for use on photographs."""
+    jpeg: float = 0.0
+    """Share of faces that went through a JPEG file of low quality: likewise."""
 
     jobs: int = 0
     """Processes that look for landmarks; 0 takes one per core."""
     final_test: bool = True
-    jpeg: float = 0.0
-    """Share of faces that went through a JPEG file of low quality: likewise."""
     """Look at PrivateTest at the end, once. Turn it off while you are still choosing."""
 
     def width_in(self, epoch: int) -> int:
         """Return the width in pixels of the faces trained on in an epoch, counted from 1."""
         if not self.sizes:
             return self.image_width
-        return self.sizes[(epoch - 1) * len(self.sizes) // self.total_epoch]
+        stages = self.cycles * len(self.sizes)
+        return self.sizes[(epoch - 1) * stages // self.total_epoch % len(self.sizes)]
 
 
 # A short run gains from Adam, small batches and mild changes: in one epoch of FER2013 at a quarter
@@ -198,6 +203,7 @@ _IN_RANGE: dict[str, tuple[Callable[[Any], bool], str]] = {
     "beta": (lambda v: 0 < v < 1, "between 0 and 1"),
     "margin_2": (lambda v: 0 <= v <= 1, "0 to 1"),
     "total_epoch": (lambda v: v >= 1, "at least 1"),
+    "cycles": (lambda v: v >= 1, "at least 1"),
     "relabel_epoch": (lambda v: v >= 1, "at least 1"),
     "batch_size": (lambda v: v >= 1, "at least 1"),
     "start_lr": (lambda v: v > 0, "above 0"),
@@ -208,13 +214,13 @@ _IN_RANGE: dict[str, tuple[Callable[[Any], bool], str]] = {
     "flip": (lambda v: 0 <= v <= 1, "0 to 1"),
     "erasing": (lambda v: 0 <= v <= 1, "0 to 1"),
     "degraded": (lambda v: 0 <= v <= 1, "0 to 1"),
+    "jpeg": (lambda v: 0 <= v <= 1, "0 to 1"),
     "erased_area": (lambda v: 0.02 <= v <= 1, "0.02 to 1"),
 } | {
     name: (lambda v: v >= 0, "0 or more")
     for name in (
         *("rank_weight", "margin_1", "landmark_weight", "warmup_epoch", "weight_decay"),
         *("rotation", "shift", "light", "jobs", "seed"),
-    "jpeg": (lambda v: 0 <= v <= 1, "0 to 1"),
     )
 }
 
@@ -260,8 +266,12 @@ def check(options: Options) -> Options:
             f"--sizes {' '.join(map(str, sizes))}: give widths of 32 to 224 pixels, the last one "
             f"the --image_width, {options.image_width}, at which the network is evaluated"
         )
-    if len(sizes) > options.total_epoch:
-        raise OptionError(f"--sizes names {len(sizes)} widths for {options.total_epoch} epochs")
+    stages = options.cycles * max(len(sizes), 1)
+    if stages > options.total_epoch:
+        raise OptionError(
+            f"--cycles {options.cycles} and --sizes ask for {stages} stages of "
+            f"{options.total_epoch} epochs"
+        )
     if options.ferplus and options.class_names:
         raise OptionError("--ferplus has classes of its own; leave out --class_names")
     if options.ferplus_target == "distribution":
