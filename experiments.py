@@ -58,7 +58,7 @@ class ExperimentOptions:
     """GPUs such as 0,1, each of which trains a cell at a time; -1 is the CPU."""
     at_once: int = 1
     """Cells that each device trains at a time; a CPU's share its cores. Small networks fill a
-    device better so: on two cores, two of half the width are a third faster than by turns."""
+    device better so: on two cores, two of half the width are a third faster than one by one."""
     private: bool = False
     """Compare on PrivateTest too, once all cells are done."""
     tta: bool = False
@@ -111,7 +111,8 @@ def main() -> None:
             raise RunError("PrivateTest waits until every cell is done; start again")
         for cell in cells:
             evaluate(cell, options)
-        report(cells, plan, "PrivateTest", out / "comparison_private.csv")
+        name = private_name(options)
+        report(cells, plan, "PrivateTest", out / f"comparison_{name}.csv", name)
     if failed:
         raise RunError(f"{', '.join(failed)} did not finish; see {out}/*.log, and start again")
 
@@ -132,7 +133,7 @@ def run_all(cells: list[Cell], options: ExperimentOptions) -> list[str]:
     def run(cell: Cell) -> str:
         device = devices.get()
         try:
-            fine = not stopped.is_set() and train(cell, device, options, running)
+            fine = not stopped.is_set() and train(cell, device, options, running, stopped)
             return "" if fine else cell.folder.name
         except BaseException:
             stopped.set()
@@ -151,15 +152,17 @@ def run_all(cells: list[Cell], options: ExperimentOptions) -> list[str]:
 
 
 def train(
-    cell: Cell, device: str, options: ExperimentOptions, running: set[subprocess.Popen]
+    cell: Cell,
+    device: str,
+    options: ExperimentOptions,
+    running: set[subprocess.Popen],
+    stopped: threading.Event,
 ) -> bool:
     """Train one cell, or go on with it; return whether it came to its end."""
     where = ["--gpu_ids", device] if device else []
     if (cell.folder / "config.json").exists():
         argv = ["--resume", str(cell.folder)]
     else:
-        if cell.folder.exists() and not any(cell.folder.glob("*.pth")):
-            shutil.rmtree(cell.folder)  # of a run that was ended before it began
         argv = [*cell.argv, "--seed", str(cell.seed), "--no_final_test", "--out", str(cell.folder)]
     argv += ["--data", options.data] if options.data else []
     print(f"{cell.folder.name}: train.py {shlex.join([*argv, *where])}", flush=True)
@@ -178,6 +181,8 @@ def train(
             start_new_session=True,  # a terminal's Ctrl-C is for this process, which passes it on
         )
         running.add(process)
+        if stopped.is_set():  # since this cell was begun; whoever set it may have missed it
+            process.terminate()
         status = process.wait()
         running.discard(process)
     if status:
@@ -205,14 +210,21 @@ def check_same(cell: Cell) -> None:
         )
 
 
+def private_name(options: ExperimentOptions) -> str:
+    """Name a cell's folder of what test.py says of PrivateTest."""
+    return "private_tta" if options.tta else "private"
+
+
 def evaluate(cell: Cell, options: ExperimentOptions) -> None:
     """Let test.py look at PrivateTest, once."""
-    folder = cell.folder / ("private_tta" if options.tta else "private")
+    folder = cell.folder / private_name(options)
     if (folder / "metrics.json").exists():
         return
     shutil.rmtree(folder, ignore_errors=True)
     argv = ["--model_path", str(cell.folder / "best.pth"), "--usages", "PrivateTest"]
     argv += ["--out", str(folder), *(["--data", options.data] if options.data else [])]
+    trained_with = from_json(RunFolder(cell.folder).read_json("config.json").get("options"))
+    argv += ["--ferplus", trained_with.ferplus] if trained_with.ferplus else []
     argv += ["--tta"] if options.tta else []
     argv += ["--gpu_ids", options.gpu_ids.split(",")[0]] if options.gpu_ids else []
     print(f"{cell.folder.name}: test.py {shlex.join(argv)}", flush=True)
@@ -221,16 +233,20 @@ def evaluate(cell: Cell, options: ExperimentOptions) -> None:
         raise RunError(f"{cell.folder / 'best.pth'} could not be evaluated; see above")
 
 
-def report(cells: list[Cell], plan: Plan, usage: str, path: Path) -> None:
-    """Write and print the comparison on a usage."""
+def report(cells: list[Cell], plan: Plan, usage: str, path: Path, inner: str = "") -> None:
+    """Write and print the comparison on a usage, by what lies in each cell's folder `inner`.
+
+    Raises:
+        RunError: the usage has no labels.
+    """
     right: dict[str, dict[int, np.ndarray]] = {}
     extra: dict[str, list[dict[str, Any]]] = {}
     for cell in cells:
-        folder = cell.folder
-        if usage == "PrivateTest":
-            folder = folder / ("private_tta" if (folder / "private_tta").exists() else "private")
-        table = pd.read_csv(folder / "predictions.csv")
-        table = table[table["usage"] == usage]
+        folder = cell.folder / inner
+        table = pd.read_csv(folder / "predictions.csv", keep_default_na=False)
+        table = table[(table["usage"] == usage) & (table["label"] != "")]
+        if table.empty:
+            raise RunError(f"{folder} has no labelled faces of {usage}, so nothing to compare")
         hits = (table["label"] == table["predicted"]).to_numpy()
         right.setdefault(cell.variant, {})[cell.seed] = hits
         scores = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))

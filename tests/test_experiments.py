@@ -100,6 +100,58 @@ def test_a_plan_from_its_first_cell_to_private_test(faces_csv, tmp_path, capsys,
     assert private.loc["on", "seeds"] == 2
 
 
+def written(folder, labels, predicted):
+    """Leave what a run leaves of PrivateTest faces, and return its cell."""
+    folder.mkdir(parents=True)
+    rows = {"usage": "PrivateTest", "label": labels, "predicted": predicted}
+    pd.DataFrame(rows).to_csv(folder / "predictions.csv", index=False)
+    (folder / "metrics.json").write_text(json.dumps({"PrivateTest": {}}))
+
+
+def test_each_way_of_looking_has_a_table_of_its_own(tmp_path):
+    cells = [experiments.Cell(name, 0, (), tmp_path / name) for name in "ab"]
+    plan = experiments.Plan(baseline="a", seeds=(0,), common="", variants={"a": "", "b": ""})
+    labels = ["happy", "sad", "sad", ""]  # the last is unlabelled: neither right nor wrong
+    written(tmp_path / "a/private", labels, ["happy", "sad", "happy", "sad"])
+    written(tmp_path / "b/private", labels, ["happy", "happy", "happy", "sad"])
+    for name in "ab":
+        written(tmp_path / name / "private_tta", labels, ["happy", "sad", "sad", "sad"])
+        (tmp_path / name / "metrics.json").write_text("{}")
+    means = {}
+    for inner in ("private", "private_tta"):
+        experiments.report(cells, plan, "PrivateTest", tmp_path / f"{inner}.csv", inner)
+        means[inner] = pd.read_csv(tmp_path / f"{inner}.csv")["mean"].tolist()
+    assert means["private"] == pytest.approx([66.6667, 33.3333])
+    assert means["private_tta"] == [100, 100]
+    written(tmp_path / "c/private", [""], ["sad"])
+    cells = [experiments.Cell("c", 0, (), tmp_path / "c")]
+    with pytest.raises(RunError, match="no labelled faces of PrivateTest"):
+        experiments.report(cells, plan, "PrivateTest", tmp_path / "c.csv", "private")
+
+
+def test_private_test_is_judged_by_the_labels_that_were_learnt(tmp_path, monkeypatch):
+    commands = []
+    monkeypatch.setattr(
+        "experiments.subprocess.run",
+        lambda command, **_: commands.append(command) or subprocess.CompletedProcess(command, 0),
+    )
+    cell = experiments.Cell("a", 0, (), tmp_path)
+    options = {"options": {"ferplus": "votes.csv"}}
+    (tmp_path / "config.json").write_text(json.dumps(options))
+    experiments.evaluate(cell, experiments.ExperimentOptions("p.toml", tta=True))
+    assert commands[0][commands[0].index("--ferplus") + 1] == "votes.csv"
+    assert commands[0][commands[0].index("--out") + 1] == str(tmp_path / "private_tta")
+
+
+def test_a_run_that_begins_while_all_are_stopped_is_stopped_too(tmp_path):
+    stopped = threading.Event()
+    stopped.set()
+    cell = experiments.Cell("a", 0, ("--data", "sample"), tmp_path / "a-0")
+    options = experiments.ExperimentOptions("p.toml")
+    assert not experiments.train(cell, "", options, set(), stopped)
+    assert not (tmp_path / "a-0/metrics.json").exists()
+
+
 def test_a_cell_that_fails_is_named_and_the_others_go_on(faces_csv, tmp_path, capsys):
     variants = {"bad": "--no_landmarks --beta 7", "odd": "--nothing", "good": "--no_landmarks"}
     plan = write_plan(

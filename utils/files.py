@@ -46,10 +46,9 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
-def remove_partial(folder: Path) -> None:
-    """Remove what `atomic_write` left in a folder where its process was killed."""
-    for file in folder.glob(f".*{PARTIAL}"):
-        file.unlink(missing_ok=True)
+def partial_files(folder: Path) -> list[Path]:
+    """Return what `atomic_write` left in a folder where its process was killed."""
+    return list(folder.glob(f".*{PARTIAL}"))
 
 
 def _umask() -> int:

@@ -13,7 +13,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from utils.errors import RunError
-from utils.files import atomic_write, remove_partial
+from utils.files import atomic_write, partial_files
 
 RUNS = Path(__file__).resolve().parent.parent / "model_save"
 LOCK = ".lock"
@@ -40,7 +40,8 @@ class RunFolder:
         """
         try:
             self._lock.acquire(blocking=False)
-            remove_partial(self.path)
+            for file in partial_files(self.path):
+                file.unlink(missing_ok=True)
         except Timeout as error:
             raise RunError(
                 f"another process works in {self.path}; wait for its end, or name another --out"
@@ -67,7 +68,8 @@ class RunFolder:
         try:
             while not _make(path, exist_ok=bool(out)):  # two runs of one second
                 path = path.with_name(path.name + "_")
-            if any(file.name != LOCK for file in path.iterdir()):
+            remnants = {LOCK, *(file.name for file in partial_files(path))}
+            if any(file.name not in remnants for file in path.iterdir()):
                 raise RunError(
                     f"{path} holds files already, and they are not overwritten; name another --out"
                     + f", or go on with it: train.py --resume {path}"
