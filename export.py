@@ -21,11 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from data.faces import UNKNOWN, Faces
-from data.source import find_source, load_faces
+from data.source import find_source
 from data.store import images_to_device
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.network import FERNet, describe
 from models.runtime import META, NAMES, OnnxRuntime, TorchRuntime
+from test import faces_for
 from utils.errors import OptionError, run_main
 from utils.files import atomic_write
 from utils.frame import to_pixels
@@ -67,14 +68,14 @@ def main() -> None:
     print(f"network  {describe(network)}")
     source = find_source(options.data)
     print(f"data     {source.line}")
-    channels = checkpoint.options.get("channels", network.architecture.channels)
-    faces = load_faces(source, checkpoint.image_width, channels)
+    faces = faces_for(checkpoint, source)
     model = export(checkpoint)
     write(model, out)
     torch_runtime = TorchRuntime(options.model_path, "-1")
-    public = faces.of("PublicTest")
+    usage = "PublicTest" if "PublicTest" in faces.counts() else next(iter(faces.counts()))
+    public = faces.of(usage)
     probabilities, landmarks = largest_difference(torch_runtime, OnnxRuntime(out), public)
-    print(f"\n{out}: {out.stat().st_size / 1e6:.1f} MB; on {len(public):,} PublicTest faces it ")
+    print(f"\n{out}: {out.stat().st_size / 1e6:.1f} MB; on {len(public):,} {usage} faces it ")
     print(f"differs from PyTorch by at most {probabilities:.2g} in a probability", end="")
     print("" if landmarks is None else f" and {landmarks:.2g} px in a landmark")
     if probabilities > TOLERANCE or (landmarks or 0) > 10 * TOLERANCE:
@@ -84,10 +85,14 @@ def main() -> None:
         )
     if options.int8:
         small = out.with_suffix(".int8.onnx")
-        write(quantized(model, faces, network.architecture.channels), small)
-        before, after = (accuracy(OnnxRuntime(path), public) for path in (out, small))
-        print(f"{small}: {small.stat().st_size / 1e6:.1f} MB; PublicTest accuracy ", end="")
-        print(f"{100 * after:.2f} %, in 32 bits {100 * before:.2f} %")
+        write(quantized(model, faces, checkpoint.channels), small)
+        labelled = public.select(public.labels != UNKNOWN)
+        print(f"{small}: {small.stat().st_size / 1e6:.1f} MB; {usage} accuracy ", end="")
+        if faces.class_names == checkpoint.class_names and len(labelled):
+            before, after = (accuracy(OnnxRuntime(path), labelled) for path in (out, small))
+            print(f"{100 * after:.2f} %, in 32 bits {100 * before:.2f} %")
+        else:
+            print("unknown, for these faces have no labels of the network's classes")
 
 
 class Exported(nn.Module):
@@ -108,8 +113,7 @@ class Exported(nn.Module):
 def export(checkpoint: Checkpoint) -> onnx.ModelProto:
     """Return the network as an ONNX model that carries all that its use needs."""
     network, width = checkpoint.network(), checkpoint.image_width
-    channels = network.architecture.channels
-    pixels = torch.zeros(2, channels, width, width, dtype=torch.uint8)
+    pixels = torch.zeros(2, checkpoint.channels, width, width, dtype=torch.uint8)
     names = NAMES[: 3 if network.architecture.landmark_num else 2]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own
@@ -126,7 +130,7 @@ def export(checkpoint: Checkpoint) -> onnx.ModelProto:
     meta = {
         "class_names": list(checkpoint.class_names),
         "image_width": width,
-        "channels": channels,
+        "channels": checkpoint.channels,
         "epoch": checkpoint.epoch,
         "scores": checkpoint.scores,
     }
@@ -185,9 +189,8 @@ def largest_difference(
 
 
 def accuracy(runtime: OnnxRuntime, faces: Faces) -> float:
-    """Return the share of the labelled faces that a runtime reads right."""
-    labelled = faces.select(faces.labels != UNKNOWN)
-    return float((readings(runtime, labelled)[0].argmax(1) == labelled.labels).mean())
+    """Return the share of the faces, which have labels, that a runtime reads right."""
+    return float((readings(runtime, faces)[0].argmax(1) == faces.labels).mean())
 
 
 def readings(

@@ -22,12 +22,12 @@ from torch import Tensor
 
 from data.faces import Faces
 from data.landmarks import add_landmarks
-from data.source import find_source, load_faces
+from data.source import find_source
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.network import FERNet, describe
-from test import TestOptions, corrupted, evaluate
+from test import TestOptions, corrupted, evaluate, faces_for
 from utils.devices import pick_device
-from utils.errors import OptionError, WeightsError, run_main
+from utils.errors import DataError, OptionError, RunError, WeightsError, run_main
 from utils.files import atomic_write
 from utils.options import command_line, from_json, parse
 from utils.report import summary
@@ -60,20 +60,34 @@ def main() -> None:
     out = Path(options.out)
     if out.suffix != ".pth":
         raise OptionError(f"--out {out}: name a .pth file")
+    if options.batch_size < 1:
+        raise OptionError(f"--batch_size {options.batch_size} must be at least 1")
     run = RunFolder.reopen(options.run)
-    checkpoint = load_checkpoint(run / "best.pth")
+    checkpoint, last = (load_checkpoint(run / name) for name in ("best.pth", "last.pth"))
     trained_with = from_json(run.read_json("config.json").get("options"))
+    if last.epoch < trained_with.total_epoch:
+        raise RunError(
+            f"{run.path} is at epoch {last.epoch} of {trained_with.total_epoch}; "
+            f"let it end: bash train.sh --resume {run.path}"
+        )
     net = halved(checkpoint.net)
     network = replace(checkpoint, net=net).network().to(pick_device(options.gpu_ids))
     print(f"weights  {run / 'best.pth'} (epoch {checkpoint.epoch})\nnetwork  {describe(network)}")
     source = find_source(options.data)
     print(f"data     {source.line}")
-    faces = load_faces(source, checkpoint.image_width, checkpoint.architecture.channels)
+    faces = faces_for(checkpoint, source)
     if faces.class_names != checkpoint.class_names:
         raise WeightsError(
             f"{run.path} knows the classes {', '.join(checkpoint.class_names)}, and {faces.source} "
             f"has {', '.join(faces.class_names)}; a release is measured on FER2013's labels"
         )
+    for usage in USAGES:
+        labels = faces.labels[faces.usage == usage]
+        if lacking := [name for c, name in enumerate(faces.class_names) if c not in labels]:
+            raise DataError(
+                f"{faces.source} has no {usage} faces of {', '.join(lacking)}; "
+                "a release is measured on every class of both"
+            )
     if checkpoint.architecture.landmark_num:
         faces = add_landmarks(faces)
     facts = measured(network, faces, options.batch_size)
@@ -82,8 +96,9 @@ def main() -> None:
         network=describe(network),
         faces=faces,
         epoch=checkpoint.epoch,
-        command=command_line(trained_with),
+        command=command_line(replace(trained_with, model_path="")),
         options=trained_with,
+        channels=checkpoint.channels,
         note=options.note,
     )
     # Where the run stood on its machine is nobody's business.

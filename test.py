@@ -22,7 +22,7 @@ from data import ferplus
 from data.corruptions import CORRUPTIONS, corrupt
 from data.faces import EMOTIONS, UNKNOWN, Faces
 from data.landmarks import add_landmarks
-from data.source import find_source, load_faces
+from data.source import HELD_OUT_NOTE, Source, find_source, load_faces
 from data.store import images_to_device
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.inference import Predictions, predict
@@ -86,12 +86,12 @@ def main() -> None:
     if source.is_sample and any(each.card for each in checkpoints):
         print("note     these weights learnt photographs, and drawn faces are another matter: the")
         print("         scores below show that all runs; the model card has those that count")
-    faces = load_faces(
-        source,
-        checkpoint.image_width,
-        checkpoint.options.get("channels", checkpoint.architecture.channels),
-        () if checkpoint.class_names in (EMOTIONS, ferplus.CLASSES) else checkpoint.class_names,
-    )
+    faces = faces_for(checkpoint, source)
+    if HELD_OUT_NOTE in faces.source and any(each.card for each in checkpoints):
+        print(
+            "note     its PublicTest are Training faces, which these weights may have learnt: that"
+        )
+        print("         score is no test of them, and no figure of the model card's kind")
     if options.ferplus:
         faces = ferplus.with_votes(faces, options.ferplus)
     if faces.class_names != checkpoint.class_names:
@@ -117,6 +117,13 @@ def main() -> None:
     print(f"\nresults are in {run.path}")
 
 
+def faces_for(checkpoint: Checkpoint, source: Source) -> Faces:
+    """Read faces as the weights have learnt them: as large, grey or not, classes in that order."""
+    known = checkpoint.class_names in (EMOTIONS, ferplus.CLASSES)
+    classes = () if known else checkpoint.class_names
+    return load_faces(source, checkpoint.image_width, checkpoint.channels, classes)
+
+
 def agreeing(checkpoints: Sequence[Checkpoint], paths: Sequence[str]) -> Checkpoint:
     """Return the first checkpoint; its classes and faces are those of the others.
 
@@ -125,7 +132,7 @@ def agreeing(checkpoints: Sequence[Checkpoint], paths: Sequence[str]) -> Checkpo
     """
     first = checkpoints[0]
     for path, other in zip(paths, checkpoints):
-        for name in ("class_names", "image_width"):
+        for name in ("class_names", "image_width", "channels"):
             if getattr(first, name) != getattr(other, name):
                 raise WeightsError(
                     f"{path} and {paths[0]} make no ensemble: their {name} differ, "

@@ -20,6 +20,7 @@ from utils.errors import DataError
 DATA_DIR = Path(__file__).resolve().parent
 FORMAT = 2  # of the cache: one more whenever the same files would give other faces
 HELD_OUT = 10  # every tenth Training face, where a set brings no PublicTest
+HELD_OUT_NOTE = "every tenth Training face held out as PublicTest, for it brings none"
 
 
 @dataclass(frozen=True)
@@ -160,8 +161,7 @@ def hold_out(faces: Faces) -> Faces:
         usage[which[HELD_OUT - 1 :: HELD_OUT] if len(which) >= HELD_OUT else which[1:][-1:]] = (
             "PublicTest"
         )
-    note = "every tenth Training face held out as PublicTest, for it brings none"
-    return replace(faces, usage=usage, source=f"{faces.source} ({note})")
+    return replace(faces, usage=usage, source=f"{faces.source} ({HELD_OUT_NOTE})")
 
 
 def _key(layout: Layout, options: tuple) -> str:

@@ -45,6 +45,11 @@ class Checkpoint:
     card: str = ""
     training: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def channels(self) -> int:
+        """Of the faces that it was trained on: 1 for grey, where the network may still take 3."""
+        return min(self.options.get("channels", 3), self.architecture.channels)
+
     def network(self) -> FERNet:
         """Build the network with these weights, in evaluation mode on the CPU.
 

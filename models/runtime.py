@@ -71,7 +71,7 @@ class TorchRuntime:
         checkpoint = load_checkpoint(path)
         self._network = checkpoint.network().to(self._device)
         self.class_names, self.image_width = checkpoint.class_names, checkpoint.image_width
-        self.channels = self._network.architecture.channels
+        self.channels = checkpoint.channels
 
     def __call__(self, faces: np.ndarray) -> Readings:
         pixels = self._torch.from_numpy(np.ascontiguousarray(faces)).to(self._device)

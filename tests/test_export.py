@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,8 +19,10 @@ from skimage import data as photographs
 from test_network import original, save_original
 
 import export
+from data import ferplus
 from data.faces import EMOTIONS
 from data.sample import synthetic_faces
+from data.source import find_source, load_faces
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.inference import predict
 from models.network import Architecture, FERNet
@@ -129,11 +132,39 @@ def test_networks_of_every_kind(architecture, faces_csv, tmp_path, capsys):
         assert readings.importance.tolist() == [1, 1, 1]
 
 
+def test_classes_are_those_of_the_weights(tmp_path, capsys):
+    architecture = Architecture(width=0.1, classes=2, landmark_num=0)
+    save(network_with_a_past(architecture), tmp_path / "w.pth", ("smile", "frown"))
+    rng = np.random.default_rng(0)
+    for name in ("smile", "frown"):  # no sorted order
+        (tmp_path / "faces/test" / name).mkdir(parents=True)
+        for i in range(4):
+            face = rng.integers(0, 256, (48, 48)).astype(np.uint8)
+            cv2.imwrite(str(tmp_path / f"faces/test/{name}/{i}.png"), face)
+    argv = ("--model_path", tmp_path / "w.pth", "--out", tmp_path / "m.onnx", "--int8")
+    run(*argv, "--data", tmp_path / "faces")
+    told = capsys.readouterr().out
+    assert "on 8 PrivateTest faces" in told  # there are no others
+    assert re.search(r"PrivateTest accuracy [0-9.]+ %", told)
+    seen = load_faces(find_source(str(tmp_path / "faces")), class_names=("smile", "frown"))
+    pixels = seen.images[:, None]
+    right = OnnxRuntime(tmp_path / "m.onnx")(pixels).probabilities.argmax(1) == seen.labels
+    assert f"in 32 bits {100 * right.mean():.2f} %" in told
+
+
+def test_labels_of_other_classes_tell_no_accuracy(faces_csv, tmp_path, capsys):
+    architecture = Architecture(width=0.1, classes=8, landmark_num=0)
+    save(network_with_a_past(architecture), tmp_path / "w.pth", ferplus.CLASSES)
+    argv = ("--model_path", tmp_path / "w.pth", "--data", faces_csv, "--int8")
+    run(*argv, "--out", tmp_path / "m.onnx")
+    assert "accuracy unknown, for these faces have no labels" in capsys.readouterr().out
+
+
 def test_the_original_method_s_weights(faces_csv, tmp_path):
     save_original(original("resnet18"), tmp_path / "resnet18.pth")
     argv = ("--model_path", tmp_path / "resnet18.pth", "--data", faces_csv)
     run(*argv, "--out", tmp_path / "m.onnx")
-    assert OnnxRuntime(tmp_path / "m.onnx").channels == 3
+    assert OnnxRuntime(tmp_path / "m.onnx").channels == 1  # its three are copies of one grey
 
 
 def test_a_model_that_says_something_else_is_an_error(exported, faces_csv, tmp_path, monkeypatch):

@@ -3,7 +3,9 @@
 import json
 import re
 import shlex
+import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ import test
 import train
 from data.sample import synthetic_faces
 from models.checkpoint import load_checkpoint
-from utils.errors import OptionError, RunError, WeightsError
+from utils.errors import DataError, OptionError, RunError, WeightsError
 from utils.options import Options, command_line, parse_run
 
 
@@ -82,6 +84,15 @@ def test_drawn_faces_do_not_judge_released_weights(trained, tmp_path, capsys):
         assert ("the model card has those that count" in capsys.readouterr().out) == told
 
 
+def test_held_out_faces_do_not_judge_released_weights(trained, tmp_path, capsys):
+    faces = synthetic_faces(training=20, public=0, private=3)
+    write_csv(faces, tmp_path / "faces.csv")
+    for weights, told in (("resnet18.pth", True), ("run/best.pth", False)):
+        argv = ("--model_path", trained / weights, "--data", tmp_path / "faces.csv")
+        run(test, *argv, "--no_landmarks", "--gpu_ids", "-1", "--out", tmp_path / weights)
+        assert ("which these weights may have learnt" in capsys.readouterr().out) == told
+
+
 def test_the_card_s_command_gives_the_same_training(trained):
     card = (trained / "resnet18.md").read_text()
     argv = shlex.split(re.search(r"python train.py (.*)", card)[1])
@@ -110,4 +121,41 @@ def test_mistakes(trained, tmp_path):
     (tmp_path / "begun/config.json").write_text((trained / "run/config.json").read_text())
     with pytest.raises(WeightsError, match="no weight file"):
         run(release, tmp_path / "begun", *data, "--out", tmp_path / "w.pth")
+    run_folder = shutil.copytree(trained / "run", tmp_path / "run")
+    few = synthetic_faces(training=7, public=3, private=3)
+    few = few.select((few.usage != "PrivateTest") | (few.labels != 3))
+    write_csv(few, tmp_path / "few.csv")
+    argv = ("--data", tmp_path / "few.csv", "--gpu_ids", "-1", "--out", tmp_path / "w.pth")
+    with pytest.raises(DataError, match="no PrivateTest faces of happy"):
+        run(release, run_folder, *argv)
+    with pytest.raises(OptionError, match="--batch_size 0"):
+        run(release, run_folder, *data, "--out", tmp_path / "w.pth", "--batch_size", 0)
+    config = json.loads((run_folder / "config.json").read_text())
+    config["options"]["total_epoch"] = 2
+    (run_folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RunError, match=r"epoch 1 of 2; let it end: bash train.sh --resume"):
+        run(release, run_folder, *data, "--out", tmp_path / "w.pth")
     assert not (tmp_path / "w.pth").exists()
+
+
+@pytest.mark.parametrize("started", ["", "other.pth"])
+def test_a_card_tells_from_where_the_training_started(started):
+    score = {"n": 3, "accuracy": 0.5, "accuracy_without_duplicates": None, "duplicates": 0}
+    score |= {"balanced_accuracy": 0.5, "ece": 0.1, "landmark_error": None}
+    scores = {"PublicTest": score, "PrivateTest": score}
+    by_class = [
+        {"name": name, "n": 1, "recall": 0.5, "predicted": 1, "precision": None} for name in "ab"
+    ]
+    card = release.write_card(
+        {"plain": scores, "views": scores, "corruptions": [], "by_class": by_class},
+        network="net",
+        faces=synthetic_faces(training=1, public=1, private=1),
+        epoch=1,
+        command="--recipe full",
+        options=replace(Options(), model_path=started, landmarks=not started),
+        channels=3 if started else 1,
+        note="",
+    )
+    assert ("From scratch" in card) == ("no other network's weights" in card) == (not started)
+    assert ("landmarks that dlib finds" in card) == ("68 landmarks" in card) == (not started)
+    assert ("one colour face" in card) == bool(started)
