@@ -85,16 +85,16 @@ def main() -> None:
     pairs = [compared for one, other in combinations(runs, 2) for compared in compare(one, other)]
     if options.data:
         faces = load_faces(find_source(options.data))
-        for pair in pairs:
-            drawn = pictured(pair, faces)
-            pair["picture"] = base64.b64encode(drawn).decode()
+        judge = ferplus.with_votes(faces, options.ferplus) if options.ferplus else None
+        drawn = [pictured(pair, faces, judge) for pair in pairs]
+        for pair, picture in zip(pairs, drawn):
+            pair["picture"] = base64.b64encode(picture).decode()
         if options.picture:
-            if not drawn:
-                raise DataError("the last two runs read the same faces right: nothing to picture")
+            if not any(drawn):
+                raise DataError("all runs read the same faces right: nothing to picture")
             with atomic_write(options.picture) as partial:
-                partial.write_bytes(drawn)
-        if options.ferplus:
-            judge = ferplus.with_votes(faces, options.ferplus)
+                partial.write_bytes([picture for picture in drawn if picture][-1])
+        if judge:
             for run in runs:
                 run["ferplus"] = judged(run, faces, judge)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
@@ -210,12 +210,13 @@ def compare(one: dict[str, Any], other: dict[str, Any]) -> list[dict[str, Any]]:
     return result
 
 
-def pictured(pair: dict[str, Any], faces: Faces) -> bytes:
+def pictured(pair: dict[str, Any], faces: Faces, judge: Faces | None = None) -> bytes:
     """Draw faces that only one of two runs read right, as many of each as chance would show.
 
     Args:
         pair: what `compare` tells of the two.
         faces: that they were evaluated on.
+        judge: the same with FER+'s labels, which those may be that they were evaluated by.
 
     Returns:
         A PNG; empty where there are no such faces.
@@ -224,12 +225,17 @@ def pictured(pair: dict[str, Any], faces: Faces) -> bytes:
         DataError: the runs were evaluated on other faces.
     """
     rows = pair["rows"]
-    names = np.array([*faces.class_names, ""])
     index = rows["index"].to_numpy()
-    if index.max() >= len(faces) or (names[faces.labels[index]] != rows["label"]).any():
+
+    def fits(labelled: Faces) -> bool:
+        names = np.array([*labelled.class_names, ""])
+        return index.max() < len(faces) and (names[labelled.labels[index]] == rows["label"]).all()
+
+    if not any(fits(each) for each in (faces, judge) if each is not None):
         raise DataError(
-            f"{faces.source} has not the faces that {pair['one']} and {pair['other']} were "
-            "evaluated on; give the --data that train.py or test.py had"
+            f"{faces.source} has not the faces and labels by which {pair['one']} and "
+            f"{pair['other']} were evaluated; give the --data, and for FER+ labels the --ferplus, "
+            "that train.py or test.py had"
         )
     readings = {pair["one"]: rows["predicted_a"], pair["other"]: rows["predicted_b"]}
     differ = np.flatnonzero(np.logical_xor(*(read == rows["label"] for read in readings.values())))

@@ -19,7 +19,7 @@ from data.faces import EMOTIONS
 from data.ferplus import with_votes
 from data.sample import synthetic_faces
 from utils.errors import DataError, OptionError, RunError
-from utils.figures import BLUE, RED, two_readings
+from utils.figures import BLUE, RED, relabeled_faces, two_readings
 from utils.metrics import expected_calibration_error, reliability
 
 
@@ -91,8 +91,30 @@ def test_faces_that_two_runs_read_otherwise(runs, tmp_path):
     pictures = re.findall(r'on the same faces"\s+src="data:image/png;base64,([^"]+)"', page)
     assert base64.b64decode(pictures[-1]) == (tmp_path / "faces.png").read_bytes()
     other = write_csv(synthetic_faces(training=6, public=3, private=3), tmp_path / "other.csv")
-    with pytest.raises(DataError, match="has not the faces that one and <two>"):
+    with pytest.raises(DataError, match="has not the faces and labels by which one and <two>"):
         run(report, runs / "one", runs / "<two>", "--data", other, *out)
+
+
+def test_faces_are_pictured_by_the_labels_that_judged_them(tmp_path):
+    faces = synthetic_faces(training=1, public=1, private=1)
+    votes = np.zeros((len(faces), 10), int)
+    votes[:, 7] = 10  # contempt, all of them
+    judge = with_votes(faces, write_votes(tmp_path / "v.csv", faces, votes))
+    rows = pd.DataFrame({"index": [0, 1], "label": "contempt"})
+    rows["predicted_a"], rows["predicted_b"] = ["contempt", "sad"], "sad"
+    pair = {"one": "a", "other": "b", "usage": "Training", "rows": rows}
+    assert report.pictured(pair, faces, judge).startswith(b"\x89PNG")
+    with pytest.raises(DataError, match="for FER\\+ labels the --ferplus"):
+        report.pictured(pair, faces)
+
+
+def test_relabels_of_one_epoch_fill_three_rows():
+    relabels = [(i % 5, 0, 1, 7) for i in range(40)]
+    figure = relabeled_faces(relabels, np.zeros((5, 8, 8), np.uint8), ("a", "b"), "t")
+    titles = [part.get_suptitle() for part in figure.subfigs]
+    assert titles == ["t: relabeled in epoch 7", *["relabeled in epoch 7"] * 2]
+    few = relabeled_faces(relabels[:3], np.zeros((5, 8, 8), np.uint8), ("a", "b"), "t")
+    assert len(few.subfigs) == 1
 
 
 def test_the_picture_of_two_readings():

@@ -151,11 +151,12 @@ def landmark_faces(
     return figure
 
 
-def galleries(rows: Mapping[str, tuple[np.ndarray, Sequence[str]]]) -> Figure:
-    """Draw one row of captioned faces (images, captions) below the other, each under its title."""
-    columns = max(len(images) for images, _ in rows.values())
+def galleries(rows: Sequence[tuple[str, np.ndarray, Sequence[str]]]) -> Figure:
+    """Draw one row of captioned faces (title, images, captions) below the other."""
+    columns = max(len(images) for _, images, _ in rows)
     figure = Figure(figsize=(1.1 * columns, 2.1 * len(rows)), layout="constrained")
-    for part, (title, (images, captions)) in zip(figure.subfigures(len(rows), 1), rows.items()):
+    parts = figure.subfigures(len(rows), 1, squeeze=False).flat
+    for part, (title, images, captions) in zip(parts, rows):
         part.suptitle(title, fontsize=10)
         for i, axes in enumerate(part.subplots(1, columns, squeeze=False).flat):
             axes.axis("off")
@@ -181,15 +182,15 @@ def relabeled_faces(
     columns = 12
     count = min(3 * columns, len(relabels))
     some = [relabels[i] for i in np.linspace(0, len(relabels) - 1, count).astype(int)]
-    parts = {}
+    rows = []
     for i in range(0, count, columns):
         part = some[i : i + columns]
         captions = [f"{class_names[a]}\n> {class_names[b]}" for _, a, b, _ in part]
         epochs = sorted({epoch for *_, epoch in part})
         when = f"epoch {epochs[0]}" + (f" to {epochs[-1]}" if len(epochs) > 1 else "")
-        parts[f"{title}: relabeled in {when}"] = images[[row for row, *_ in part]], captions
-        title = ""
-    return galleries({name.removeprefix(": "): part for name, part in parts.items()})
+        named = f"relabeled in {when}" if i else f"{title}: relabeled in {when}"
+        rows.append((named, images[[row for row, *_ in part]], captions))
+    return galleries(rows)
 
 
 def two_readings(

@@ -100,10 +100,10 @@ class Evaluation:
             The scores.
         """
         scores = self.scores()
-        run.write_json("metrics.json", scores | (more or {}))
         self._write_predictions(run)
         last = self.usage == self.usage[-1]
         self._write_figures(run, np.flatnonzero(last), f"{title}, {self.usage[-1]}")
+        run.write_json("metrics.json", scores | (more or {}))  # last: where it is, all is
         return scores
 
     def _write_predictions(self, run: RunFolder) -> None:
@@ -154,19 +154,12 @@ class Evaluation:
         count = min(FACES_RANKED, len(of) // 2)
         if count and np.ptp(self.importance[of]) > 0:
             rows = {"most": order[::-1][:count], "least": order[:count]}
-            figure = figures.galleries(
-                {
-                    f"{title}: the {which} important faces": (
-                        self.images[some],
-                        [
-                            f"{text}\n{a:.2f}"
-                            for text, a in zip(self._captions(some), self.importance[some])
-                        ],
-                    )
-                    for which, some in rows.items()
-                }
-            )
-            run.write_figure("importance.png", figure)
+            parts = []
+            for which, some in rows.items():
+                named = zip(self._captions(some), self.importance[some])
+                captions = [f"{text}\n{importance:.2f}" for text, importance in named]
+                parts.append((f"{title}: the {which} important faces", self.images[some], captions))
+            run.write_figure("importance.png", figures.galleries(parts))
 
     def _captions(self, which: Iterable[int]) -> list[str]:
         """Name the prediction of each face, and its label where that is another one."""
