@@ -36,7 +36,7 @@ from utils.options import parse
 from utils.pipeline import InOrder, ahead
 from utils.records import Records
 from utils.run import RunFolder
-from utils.tracks import STEP, Tracker
+from utils.tracks import FORGET, STEP, Tracker
 from utils.video import Video, VideoWriter
 
 EDGES = ("left", "top", "right", "bottom")
@@ -169,7 +169,9 @@ class Job:
             self.trouble(str(error))
             return
         detail = self.options.detail or VIDEO_DETAIL
-        tracker, found_any = Tracker(self.options.smooth), False
+        # A face may be missed once, however seldom a frame is looked at.
+        forget = max(FORGET, 2.5 * self.options.every / video.rate)
+        tracker, found_any = Tracker(self.options.smooth, forget), False
         writer = VideoWriter(self._free(f"{name}_faces.mp4"), video.rate / self.options.every)
 
         def look(item: tuple[int, np.ndarray]) -> tuple[int, np.ndarray, Cuts]:

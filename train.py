@@ -121,8 +121,8 @@ def run_on(
     if group.is_main:
         run = earlier or RunFolder.create(options.out, options.trunk)
     with run as folder:
-        if folder:
-            config = {"options": asdict(options), "torch": torch.__version__}
+        config = {"options": asdict(options), "torch": torch.__version__}
+        if folder and not checkpoint:
             folder.write_json("config.json", config)
         if options.landmarks:
             with group.first_here():
@@ -141,6 +141,8 @@ def run_on(
         )
         if checkpoint:
             state.restore(checkpoint, faces.digest)
+            if folder:  # these are the run's faces: note where they stand now
+                folder.write_json("config.json", config)
             if not group.is_main:  # whose sums are those of all
                 state.sums = {name: torch.zeros_like(value) for name, value in state.sums.items()}
         print(f"network  {describe(network)}")

@@ -147,7 +147,9 @@ def pool_at_parts(features: Tensor, landmarks: Tensor) -> Tensor:
     Args:
         features: a map [N, C, w, w] of the whole face.
         landmarks: [N, 68, 2] in half widths; between the map's cells it is interpolated, and
-            beyond its border it is 0.
+            beyond its border it is 0. The cells are taken to lie evenly; a ResNet's, of strided
+            convolutions, look 1.5 pixels further to the left and top of the face, which the
+            weights learn with.
     """
     # In full precision: bfloat16 would round a landmark to a tenth of a pixel.
     grid = landmarks[:, :, None].float()

@@ -16,8 +16,8 @@ SHARE = 0.03  # of the time may go into saving, which takes as long as an epoch 
 class Saver:
     """Keeps the weights of the best epoch, and writes both files as often as it pays.
 
-    A run that is killed repeats what it did since, at most some 30 times as long as
-    saving takes.
+    A run that is killed repeats what it did since: an epoch, or where epochs are short some
+    30 times as long as saving takes.
 
     Args:
         folder: of the run.

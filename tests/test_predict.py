@@ -112,7 +112,7 @@ def test_faces_of_photographs(astronaut, hopper, both):
     assert len(find_faces(photographs.camera(), min_score=0).boxes) > 0
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (3, 400), (48, 48, 3), (79, 2000)])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (3, 400), (48, 48, 3), (79, 2000)])
 def test_pictures_of_odd_sizes_have_no_face(shape):
     assert len(find_faces(np.full(shape, 90, np.uint8)).boxes) == 0
 
@@ -495,6 +495,13 @@ def test_each_face_keeps_its_number():
     assert tracker.follow(boxes[:0], reads[:0], 0.2) == []
     assert tracker.follow(boxes[:1], reads[:1], 0.3)[0].number == 0  # back soon enough
     assert tracker.follow(boxes[1:], reads[1:], 5.0)[0].number == 2  # too late
+
+
+def test_a_face_keeps_its_number_however_seldom_it_is_looked_at():
+    box, read = np.array([[0, 0, 10, 10.0]]), np.array([[1.0, 0.0]])
+    for forget, numbers in ((1.0, [0, 1, 2]), (3.0, [0, 0, 0])):
+        tracker = Tracker(0.3, forget)
+        assert [tracker.follow(box, read, t)[0].number for t in (0.0, 1.2, 2.4)] == numbers
 
 
 def test_a_long_video_takes_no_more_memory():

@@ -22,7 +22,8 @@ from data.faces import EMOTIONS
 from data.sample import synthetic_faces
 from data.source import find_source, load_faces
 from models import saving
-from models.checkpoint import load_checkpoint
+from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from models.network import Architecture, FERNet
 from utils.errors import ProjectError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -169,6 +170,11 @@ def test_an_ensemble_is_the_mean_of_its_networks(trained, faces_csv, tmp_path):
     torch.save(wide, tmp_path / "wide.pth")
     with pytest.raises(ProjectError, match="make no ensemble: their image_width differ, 64 and 48"):
         run(test, "--model_path", weights[0], tmp_path / "wide.pth", *argv)
+    colour = FERNet(Architecture(width=0.1, channels=3))
+    colour = Checkpoint(colour.architecture, colour.state_dict(), EMOTIONS, 48)
+    save_checkpoint(tmp_path / "colour.pth", colour)
+    with pytest.raises(ProjectError, match="their channels differ, 3 and 1"):
+        run(test, "--model_path", weights[0], tmp_path / "colour.pth", *argv)
     for wrong, words in (
         (("--model_path",), "names no weights"),
         (("--model_path", weights[0], weights[0]), "the same weights twice"),
@@ -272,6 +278,7 @@ def test_a_finished_run_resumed_says_the_same_again(whole):
 
 
 def test_a_run_is_not_resumed_on_other_faces(whole, tmp_path):
+    config = (whole / "config.json").read_text()
     other = write_csv(synthetic_faces(training=7, public=3, private=3, seed=1), tmp_path / "o.csv")
     with pytest.raises(ProjectError, match="faces are not those"):
         run(train, "--resume", whole, "--data", other)
@@ -279,6 +286,7 @@ def test_a_run_is_not_resumed_on_other_faces(whole, tmp_path):
         run(train, "--resume", whole, "--start_lr", 0.3)
     with pytest.raises(ProjectError, match="holds no run"):
         run(train, "--resume", tmp_path)
+    assert (whole / "config.json").read_text() == config  # which still names the right ones
 
 
 def test_seeds(whole, faces_csv, tmp_path):

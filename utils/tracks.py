@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-FORGET = 1.0  # seconds without a face, after which it is another one
+FORGET = 1.0  # seconds
 MOST = 100  # tracks whose past is kept; of more, the shortest is forgotten
 STEP = 0.2  # seconds of one mean in a plot
 OVERLAP = 0.3  # of two boxes, from which on they are of one face
@@ -38,10 +38,11 @@ class Tracker:
 
     Args:
         smooth: seconds over which probabilities are averaged (exponentially); 0 is not at all.
+        forget: seconds without a face, after which it is another one.
     """
 
-    def __init__(self, smooth: float) -> None:
-        self._smooth = smooth
+    def __init__(self, smooth: float, forget: float = FORGET) -> None:
+        self._smooth, self._forget = smooth, forget
         self._live: list[Track] = []
         self._next = 0
         self.tracks: list[Track] = []
@@ -54,7 +55,7 @@ class Tracker:
             probabilities: [F, C].
             time: in seconds.
         """
-        self._live = [track for track in self._live if time - track.time <= FORGET]
+        self._live = [track for track in self._live if time - track.time <= self._forget]
         free = list(self._live)
         found: list[Track | None] = [None] * len(boxes)
         pairs = sorted(
@@ -73,7 +74,7 @@ class Tracker:
                 self._live.append(track)
                 self.tracks.append(track)
                 if len(self.tracks) > MOST:
-                    gone = [track for track in self.tracks if time - track.time > FORGET]
+                    gone = [track for track in self.tracks if time - track.time > self._forget]
                     self.tracks.remove(min(gone or self.tracks, key=lambda track: len(track.past)))
             keep = math.exp(-(time - track.time) / self._smooth) if self._smooth else 0.0
             track.probabilities = keep * track.probabilities + (1 - keep) * read
