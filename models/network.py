@@ -64,7 +64,7 @@ class Output(NamedTuple):
 
     @property
     def weighted_logits(self) -> Tensor:
-        """[N, C]: importance * logits (SCN, equation 3), whose softmax is the prediction."""
+        """[N, C]: importance * logits (SCN's logit weighting), whose softmax is the prediction."""
         return self.importance * self.logits
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 def weighted_cross_entropy(
     logits: Tensor, importance: Tensor, labels: Tensor, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Self-attention importance weighting (equation 3): -mean log softmax(a * W x)[y].
+    """Importance weighting (SCN's WCE-Loss): -mean log softmax(a * W x)[y].
 
     A small importance flattens the softmax, so the face pulls less on the weights.
 
@@ -31,7 +31,7 @@ def weighted_cross_entropy(
 
 
 def rank_regularization(importance: Tensor, beta: float, margin_1: float) -> Tensor:
-    """Rank regularization (equation 4): max(0, margin_1 - (mean high a - mean low a)).
+    """Rank regularization (SCN's RR-Loss): max(0, margin_1 - (mean high a - mean low a)).
 
     It keeps the importances from all becoming 1. The high group is the `beta` share
     of the batch with the largest importances, the low group is the rest.
@@ -59,7 +59,7 @@ def relabel(
     importance: Tensor | None = None,
     beta: float = 0.0,
 ) -> Tensor:
-    """Relabeling (equation 5): take the predicted label where it wins by more than margin_2.
+    """Relabeling (SCN's last module): take the predicted label where it wins by more than margin_2.
 
     A face moves when its largest probability exceeds that of its label by more than
     `margin_2`. With `importance` and `beta` only the low group may move, as in
