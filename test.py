@@ -106,7 +106,7 @@ def main() -> None:
         evaluation = evaluate(networks, faces, options.usages, options.batch_size, options.tta)
         marks = f", {len(networks)} networks" * (len(networks) > 1) + ", 10 views" * options.tta
         labels = " with FER+ labels" * bool(options.ferplus)
-        title = f"{checkpoint.architecture.trunk}, {source.name}{labels}{marks}"
+        title = f"{checkpoint.architecture.name}, {source.name}{labels}{marks}"
         scores = evaluation.write(run, title)
         print(f"\n{faces.source}{marks}:\n{summary(scores)}", flush=True)
         if options.corruptions:

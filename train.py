@@ -149,7 +149,8 @@ def run_on(
         if folder:
             print(f"run      {folder.path}, recipe {options.recipe}: epochs ", end="")
             print(f"{state.epoch + 1} to {options.total_epoch} of {len(rows):,} faces", flush=True)
-        title = f"{options.trunk}, {source.name}{' with FER+ labels' * bool(options.ferplus)}"
+        labels = " with FER+ labels" * bool(options.ferplus)
+        title = f"{network.architecture.name}, {source.name}{labels}"
         train(state, store, faces, options, group=group, run=folder, title=title)
         if folder:
             noise = {}

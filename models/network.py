@@ -45,6 +45,11 @@ class Architecture:
     pool: str = "all"
     landmark_pool: bool = False
 
+    @property
+    def name(self) -> str:
+        """Such as "resnet18", or of half the width "resnet18 x 0.5"."""
+        return self.trunk + ("" if self.width == 1 else f" x {self.width:g}")
+
 
 class Output(NamedTuple):
     """What the network says of N faces.
@@ -161,12 +166,11 @@ def describe(network: FERNet) -> str:
     """Return the network in a line: trunk, parameters, heads."""
     a = network.architecture
     parameters = sum(p.numel() for p in network.parameters())
-    width = "" if a.width == 1 else f" x {a.width:g}"
     heads = [f"{a.classes} expressions"]
     heads += ["importance"] * a.importance
     pooled = " (and features pooled there)" * a.landmark_pool
     heads += [f"{a.landmark_num} landmarks{pooled}"] if a.landmark_num else []
-    return f"{a.trunk}{width}, {parameters / 1e6:.2f} M parameters; heads: {', '.join(heads)}"
+    return f"{a.name}, {parameters / 1e6:.2f} M parameters; heads: {', '.join(heads)}"
 
 
 def _check(a: Architecture) -> None:

@@ -52,7 +52,7 @@ def learning_curves(history: Sequence[Mapping[str, float]], title: str) -> Figur
 
 
 def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str) -> Figure:
-    """Draw counts [C, C] as shares of each true class, the counts below."""
+    """Draw counts [C, C] as shares of each true class, a row, the counts below."""
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     size = 1.6 + 0.75 * len(class_names)
     figure = Figure(figsize=(size, size * 0.92), layout="constrained")
@@ -70,7 +70,7 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str)
         )
     axes.set_xticks(range(len(class_names)), class_names, rotation=35, ha="right")
     axes.set_yticks(range(len(class_names)), class_names)
-    axes.set(xlabel="predicted", ylabel="true", title=title)
+    axes.set(xlabel="predicted", ylabel="label (a row is 100 %)", title=title)
     return figure
 
 
@@ -144,7 +144,8 @@ def landmark_faces(
         _face(axes, images[i], captions[i])
         for (name, points), color in zip(landmarks.items(), (BLUE, RED)):
             if points is not None:
-                axes.scatter(*points[i].T, s=6, color=color, linewidths=0, label=name)
+                style = {"s": 8, "color": color, "linewidths": 0.3, "edgecolors": "white"}
+                axes.scatter(*points[i].T, label=name, **style)
     handles, names = all_axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=2, markerscale=3, frameon=False)
     figure.suptitle(title)
