@@ -21,13 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from data.faces import UNKNOWN, Faces
-from data.source import find_source
+from data.source import find_source, load_faces
 from data.store import images_to_device
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.network import FERNet, describe
 from models.runtime import META, NAMES, OnnxRuntime, TorchRuntime
 from test import faces_for
-from utils.errors import OptionError, run_main
+from utils.errors import DataError, OptionError, run_main
 from utils.files import atomic_write
 from utils.frame import to_pixels
 from utils.options import parse
@@ -68,7 +68,10 @@ def main() -> None:
     print(f"network  {describe(network)}")
     source = find_source(options.data)
     print(f"data     {source.line}")
-    faces = faces_for(checkpoint, source)
+    try:
+        faces = faces_for(checkpoint, source)
+    except DataError:  # of other classes, which can check the export too
+        faces = load_faces(source, checkpoint.image_width, checkpoint.channels)
     model = export(checkpoint)
     write(model, out)
     torch_runtime = TorchRuntime(options.model_path, "-1")

@@ -65,7 +65,8 @@ class ReportOptions:
     picture: str = ""
     """Write the last picture of such faces into a PNG of its own too."""
     ferplus: str = ""
-    """FER+'s fer2013new.csv: tell how often its majority agrees with what relabeling did."""
+    """FER+'s fer2013new.csv: tell how often its majority agrees with what relabeling did. With
+    --data it is needed for runs that were evaluated by its labels, too."""
 
 
 def main() -> None:

@@ -76,8 +76,8 @@ def main() -> None:
     if options.batch_size < 1:
         raise OptionError(f"--batch_size {options.batch_size} must be at least 1")
     checkpoints = [load_checkpoint(path) for path in options.model_path]
-    checkpoint = agreeing(checkpoints, options.model_path)
     networks = [each.network().to(device) for each in checkpoints]
+    checkpoint = agreeing(checkpoints, options.model_path)
     print(f"device   {describe_device(device)}")
     for path, each, network in zip(options.model_path, checkpoints, networks):
         print(f"weights  {path} (epoch {each.epoch})\nnetwork  {describe(network)}")
@@ -87,7 +87,8 @@ def main() -> None:
         print("note     these weights learnt photographs, and drawn faces are another matter: the")
         print("         scores below show that all runs; the model card has those that count")
     faces = faces_for(checkpoint, source)
-    if HELD_OUT_NOTE in faces.source and any(each.card for each in checkpoints):
+    judged = "PublicTest" in options.usages and any(each.card for each in checkpoints)
+    if judged and HELD_OUT_NOTE in faces.source:
         print(
             "note     its PublicTest are Training faces, which these weights may have learnt: that"
         )

@@ -60,7 +60,7 @@ class InferenceOptions:
 def main() -> None:
     options = tyro.cli(InferenceOptions, description=__doc__, use_underscores=True)
     checkpoint = load_checkpoint(options.model_path)
-    channels = checkpoint.architecture.channels
+    channels = checkpoint.channels
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         paths = {"PyTorch": Path(options.model_path)}
         model = export.export(checkpoint)

@@ -112,7 +112,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         known["card"] = content.get("card", "")  # which files had not from the start
         known["architecture"] = Architecture(**known["architecture"])
         known["class_names"] = tuple(known["class_names"])
-    except (KeyError, TypeError) as error:
+        if known["options"].get("channels", 3) not in (1, 3):
+            raise TypeError("channels")
+    except (KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{path} is incomplete ({error}); copy it again") from error
     return Checkpoint(**known)
 

@@ -101,7 +101,7 @@ def test_a_plan_from_its_first_cell_to_private_test(faces_csv, tmp_path, capsys,
 
 
 def written(folder, labels, predicted):
-    """Leave what a run leaves of PrivateTest faces, and return its cell."""
+    """Leave what a run leaves of PrivateTest faces."""
     folder.mkdir(parents=True)
     rows = {"usage": "PrivateTest", "label": labels, "predicted": predicted}
     pd.DataFrame(rows).to_csv(folder / "predictions.csv", index=False)

@@ -153,11 +153,12 @@ def test_classes_are_those_of_the_weights(tmp_path, capsys):
 
 
 def test_labels_of_other_classes_tell_no_accuracy(faces_csv, tmp_path, capsys):
-    architecture = Architecture(width=0.1, classes=8, landmark_num=0)
-    save(network_with_a_past(architecture), tmp_path / "w.pth", ferplus.CLASSES)
-    argv = ("--model_path", tmp_path / "w.pth", "--data", faces_csv, "--int8")
-    run(*argv, "--out", tmp_path / "m.onnx")
-    assert "accuracy unknown, for these faces have no labels" in capsys.readouterr().out
+    for names in (ferplus.CLASSES, ("smile", "frown")):
+        architecture = Architecture(width=0.1, classes=len(names), landmark_num=0)
+        save(network_with_a_past(architecture), tmp_path / "w.pth", names)
+        argv = ("--model_path", tmp_path / "w.pth", "--data", faces_csv, "--int8")
+        run(*argv, "--out", tmp_path / "m.onnx")
+        assert "accuracy unknown, for these faces have no labels" in capsys.readouterr().out
 
 
 def test_the_original_method_s_weights(faces_csv, tmp_path):

@@ -62,6 +62,7 @@ def test_recipes_are_sound_and_can_be_overridden(recipe):
         {"sizes": (48,) * 201},
         {"cycles": 0},
         {"cycles": 101, "sizes": (32, 48)},
+        {"cycles": 40},  # of as many epochs as the warm-up has
     ],
 )
 def test_options_out_of_range_are_named(wrong):

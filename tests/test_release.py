@@ -159,3 +159,5 @@ def test_a_card_tells_from_where_the_training_started(started):
     assert ("From scratch" in card) == ("no other network's weights" in card) == (not started)
     assert ("landmarks that dlib finds" in card) == ("68 landmarks" in card) == (not started)
     assert ("one colour face" in card) == bool(started)
+    start = " --model_path THOSE_WEIGHTS" if started else ""
+    assert f"\n    python train.py --recipe full{start}\n" in card

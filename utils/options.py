@@ -272,6 +272,11 @@ def check(options: Options) -> Options:
             f"--cycles {options.cycles} and --sizes ask for {stages} stages of "
             f"{options.total_epoch} epochs"
         )
+    if options.cycles > 1 and options.warmup_epoch * options.cycles >= options.total_epoch:
+        raise OptionError(
+            f"--cycles {options.cycles} of {options.total_epoch} epochs leave no room for "
+            f"--warmup_epoch {options.warmup_epoch:g}"
+        )
     if options.ferplus and options.class_names:
         raise OptionError("--ferplus has classes of its own; leave out --class_names")
     if options.ferplus_target == "distribution":
