@@ -77,7 +77,7 @@ def test_sizes_share_the_epochs():
 
 
 def test_every_cycle_goes_through_the_sizes():
-    options = check(Options(sizes=(32, 48), total_epoch=9, cycles=2))
+    options = check(Options(sizes=(32, 48), total_epoch=9, cycles=2, warmup_epoch=1))
     widths = [options.width_in(epoch) for epoch in range(1, 10)]
     assert widths == [32, 32, 32, 48, 48, 32, 32, 48, 48]
 
