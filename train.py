@@ -38,6 +38,7 @@ from models.optimizer import learning_rate, make_optimizer, set_learning_rate
 from models.saving import Saver
 from models.start import build_network
 from models.state import State
+from models.teachers import Teachers, load_teachers
 from test import evaluate
 from utils import metrics
 from utils.devices import (
@@ -109,14 +110,15 @@ def run_on(
         faces = faces.with_noise(options.label_noise, options.seed)
     counts = ", ".join(f"{n:,} {usage}" for usage, n in faces.counts().items())
     print(f"         {faces.source}: {len(faces):,} faces, {counts}")
+    channels = 3 if faces.images.ndim == 4 else 1
     checkpoint = None
     if earlier and (earlier / "last.pth").exists():
         checkpoint = load_checkpoint(earlier / "last.pth")
         network = FERNet(checkpoint.architecture)
     else:
-        channels = 3 if faces.images.ndim == 4 else 1
         levels = faces.grey_levels("Training")
         network = build_network(options, faces.class_names, channels, levels)
+    teachers = load_teachers(options, faces.class_names, channels, device)
     run = nullcontext()  # of a process that writes nothing
     if group.is_main:
         run = earlier or RunFolder.create(options.out, options.trunk)
@@ -151,7 +153,7 @@ def run_on(
             print(f"{state.epoch + 1} to {options.total_epoch} of {len(rows):,} faces", flush=True)
         labels = " with FER+ labels" * bool(options.ferplus)
         title = f"{network.architecture.name}, {source.name}{labels}"
-        train(state, store, faces, options, group=group, run=folder, title=title)
+        train(state, store, faces, options, teachers=teachers, group=group, run=folder, title=title)
         if folder:
             noise = {}
             if options.label_noise:
@@ -169,6 +171,7 @@ def train(
     faces: Faces,
     options: Options,
     *,
+    teachers: Teachers | None = None,
     group: Group,
     run: RunFolder | None,
     title: str,
@@ -188,7 +191,14 @@ def train(
         while state.epoch < options.total_epoch:
             start = time.perf_counter()
             means = train_one_epoch(
-                state, model, store, options, group=group, forecast=forecast, signals=signals
+                state,
+                model,
+                store,
+                options,
+                teachers=teachers,
+                group=group,
+                forecast=forecast,
+                signals=signals,
             )
             if means is None:
                 break
@@ -233,6 +243,7 @@ def train_one_epoch(
     store: Store,
     options: Options,
     *,
+    teachers: Teachers | None = None,
     group: Group,
     forecast: Forecast,
     signals: list[int],
@@ -276,11 +287,14 @@ def train_one_epoch(
         seed = seed_of(options.seed, epoch, i)
         torch.manual_seed(seed + group.rank)  # dropout
         generator.manual_seed(seed)  # augmentation
-        images, landmarks = next(stream)
+        faces, landmarks = next(stream)
         landmarks = landmarks if options.landmarks else None
-        images, landmarks = augment(
-            images, landmarks, how, generator, share=share, among=len(batch)
-        )
+        images, landmarks = augment(faces, landmarks, how, generator, share=share, among=len(batch))
+        opinion = None
+        if teachers:
+            generator.manual_seed(seed)  # they see the same movement
+            seen, _ = augment(faces, None, how.undamaged, generator, share=share, among=len(batch))
+            opinion = teachers.opinion(seen, first=share.start)
         labels = state.labels[batch[share]]
 
         with autocast(device, bf16):
@@ -289,7 +303,13 @@ def train_one_epoch(
         known_num = store.known[batch].sum().clamp(min=1) / group.size
         targets = labels if store.targets is None else store.targets[batch[share]]
         losses = compute_losses(
-            output, targets, landmarks, options, weight=weight, known_num=known_num
+            output,
+            targets,
+            landmarks,
+            options,
+            opinion=opinion,
+            weight=weight,
+            known_num=known_num,
         )
         state.optimizer.zero_grad()
         losses["loss"].backward()

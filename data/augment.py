@@ -7,7 +7,7 @@ predicts them: the frame of `affine_grid`, which moves the pixels.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -67,6 +67,11 @@ class Augmentation:
     degraded: float = 0.0
     jpeg: float = 0.0
     size: int = 0
+
+    @property
+    def undamaged(self) -> Augmentation:
+        """The same movement and light, and nothing hidden, degraded or compressed."""
+        return replace(self, erasing=0.0, degraded=0.0, jpeg=0.0)
 
 
 def augment(

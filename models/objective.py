@@ -16,6 +16,7 @@ def compute_losses(
     landmarks: Tensor | None,
     options: Options,
     *,
+    opinion: Tensor | None = None,
     weight: float = 1.0,
     known_num: Tensor | None = None,
 ) -> dict[str, Tensor]:
@@ -24,6 +25,7 @@ def compute_losses(
     Args:
         output: of this process's share of a batch, as are the targets and landmarks.
         targets: labels [N], or shares of the classes [N, C].
+        opinion: of teachers, shares of the classes [N, C]; or None.
         weight: of the share, 1 on average over the processes; the mean of their losses is
             then the loss of the batch.
         known_num: the batch's faces with landmarks, per process; by default those in the share.
@@ -32,6 +34,10 @@ def compute_losses(
         output.logits, output.importance, targets, options.label_smoothing
     )
     losses = {"loss": expression, "loss_expression": expression}
+    if opinion is not None:  # smooth as it is
+        taught = weight * weighted_cross_entropy(output.logits, output.importance, opinion)
+        losses["loss_teacher"] = taught
+        losses["loss"] = expression.lerp(taught, options.teacher_weight)
     if options.rank:
         rank = weight * rank_regularization(output.importance, options.beta, options.margin_1)
         losses["loss_rank"] = rank

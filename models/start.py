@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from models.checkpoint import load_checkpoint, transfer
+from models.checkpoint import Checkpoint, load_checkpoint, transfer
 from models.network import Architecture, FERNet
 from utils.errors import WeightsError
 from utils.options import Options
@@ -36,12 +36,7 @@ def build_network(
         landmark_pool=options.landmark_pool,
     )
     if options.model_path:
-        checkpoint = load_checkpoint(options.model_path)
-        if checkpoint.class_names != class_names:
-            raise WeightsError(
-                f"{options.model_path} knows the classes {', '.join(checkpoint.class_names)}, and "
-                f"the faces have {', '.join(class_names)}; the two must agree"
-            )
+        checkpoint = load_weights(options.model_path, class_names)
         network, fresh = transfer(checkpoint, architecture, options.model_path)
         also = f"; new: {', '.join(fresh)}" if fresh else ""
         print(f"weights  {options.model_path} (epoch {checkpoint.epoch}){also}")
@@ -51,3 +46,20 @@ def build_network(
     network.pixel_mean.fill_(mean)
     network.pixel_std.fill_(max(std, 1.0))
     return network
+
+
+def load_weights(path: str, class_names: tuple[str, ...], channels: int = 1) -> Checkpoint:
+    """Read weights that are to be used on a set of faces.
+
+    Raises:
+        WeightsError: they cannot be read, or are for other classes or fewer channels than those.
+    """
+    checkpoint = load_checkpoint(path)
+    if checkpoint.class_names != class_names:
+        raise WeightsError(
+            f"{path} knows the classes {', '.join(checkpoint.class_names)}, and "
+            f"the faces have {', '.join(class_names)}; the two must agree"
+        )
+    if checkpoint.architecture.channels < channels:
+        raise WeightsError(f"{path} takes grey faces and these are in colour; read them as grey")
+    return checkpoint

@@ -30,6 +30,11 @@ class Options:
     """The run folder; by default a new one under model_save/."""
     model_path: str = ""
     """Weights to start from: a best.pth of this project, or the original method's resnet18.pth."""
+    teacher: tuple[str, ...] = ()
+    """Weights of trained networks, of any kind, from whose opinions of each face this one learns
+    (distillation)."""
+    teacher_weight: float = 0.7
+    """How much the teachers' opinion counts beside the label, 0 to 1."""
     gpu_ids: str = ""
     """The GPUs to train on, such as 0 or 0,1; -1 is the CPU. By default the first GPU, if any."""
     store: Literal["auto", "device", "host", "disk"] = "auto"
@@ -215,6 +220,7 @@ _IN_RANGE: dict[str, tuple[Callable[[Any], bool], str]] = {
     "erasing": (lambda v: 0 <= v <= 1, "0 to 1"),
     "degraded": (lambda v: 0 <= v <= 1, "0 to 1"),
     "jpeg": (lambda v: 0 <= v <= 1, "0 to 1"),
+    "teacher_weight": (lambda v: 0 <= v <= 1, "0 to 1"),
     "erased_area": (lambda v: 0.02 <= v <= 1, "0.02 to 1"),
 } | {
     name: (lambda v: v >= 0, "0 or more")

@@ -1,0 +1,65 @@
+"""Distillation: trained networks whose opinion of a face another network learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from models.network import Output
+from models.start import load_weights
+from utils.devices import autocast, compiled, takes_bf16
+from utils.options import Options
+
+
+class Teachers:
+    """An ensemble that teaches (Hinton, Vinyals and Dean, 2015, arXiv:1503.02531).
+
+    They see what the student sees (Beyer et al., 2022, arXiv:2106.05237), but for the
+    damage: where its view is noisy or compressed, theirs is not. Each face is judged by one of
+    them, by turns, so that several cost no more than one; over the steps, which shuffle the
+    faces, the student's loss is on average that of the mean of their opinions.
+
+    Args:
+        models: of the same classes, in evaluation mode.
+        bf16: compute in bfloat16.
+    """
+
+    def __init__(self, models: Sequence[Callable[[Tensor], Output]], bf16: bool = False) -> None:
+        self._models, self._bf16 = models, bf16
+
+    @torch.no_grad()
+    def opinion(self, images: Tensor, first: int = 0) -> Tensor:
+        """Return the probabilities of the classes, [N, C].
+
+        Args:
+            images: float [N, C, W, W], 0 to 255.
+            first: the place of the first one in its batch, which settles who judges it.
+        """
+        n = len(self._models)
+        starts = [(turn - first) % n for turn in range(n)]
+        with autocast(images.device, self._bf16):
+            outputs = [model(images[start::n]) for model, start in zip(self._models, starts)]
+        opinions = [output.weighted_logits.softmax(1) for output in outputs]
+        joined = opinions[0].new_empty(len(images), opinions[0].shape[1])
+        for start, opinion in zip(starts, opinions):
+            joined[start::n] = opinion
+        return joined
+
+
+def load_teachers(
+    options: Options, class_names: tuple[str, ...], channels: int, device: torch.device
+) -> Teachers | None:
+    """Read the networks that `options.teacher` names; None where it names none.
+
+    Raises:
+        WeightsError: weights cannot be read, or are for other classes or for grey faces only.
+    """
+    models = []
+    for path in options.teacher:
+        checkpoint = load_weights(path, class_names, channels)
+        print(f"teacher  {path} (epoch {checkpoint.epoch})")
+        network = checkpoint.network().to(device)
+        models.append(compiled(network) if options.compile else network)
+    return Teachers(models, takes_bf16(options.amp, device)) if models else None
