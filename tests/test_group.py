@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from kills import write_csv
+from test_teachers import write_teacher
 from torch import distributed as dist
 from torch import nn
 
@@ -73,7 +74,9 @@ def table(path):
 def test_two_processes_train_as_one(faces_csv, tmp_path):
     script = tmp_path / "double.py"
     script.write_text(DOUBLE)
-    argv = ("--data", faces_csv, *SETTING, "--total_epoch", 4)
+    # Five teachers: where the second share begins, at 24, it is not the first one's turn.
+    teachers = [write_teacher(tmp_path / f"{seed}.pth", seed) for seed in range(5)]
+    argv = ("--data", faces_csv, *SETTING, "--total_epoch", 4, "--teacher", *teachers)
     finish(start(*argv, "--out", tmp_path / "one", several=False, script=script))
     output = finish(start(*argv, "--out", tmp_path / "two", script=script))
     assert "2 processes" in output

@@ -138,8 +138,9 @@ def test_mistakes(trained, tmp_path):
     assert not (tmp_path / "w.pth").exists()
 
 
+@pytest.mark.parametrize("teacher", [(), ("a.pth", "b.pth")])
 @pytest.mark.parametrize("started", ["", "other.pth"])
-def test_a_card_tells_from_where_the_training_started(started):
+def test_a_card_tells_from_where_the_training_started(started, teacher):
     score = {"n": 3, "accuracy": 0.5, "accuracy_without_duplicates": None, "duplicates": 0}
     score |= {"balanced_accuracy": 0.5, "ece": 0.1, "landmark_error": None}
     scores = {"PublicTest": score, "PrivateTest": score}
@@ -152,12 +153,15 @@ def test_a_card_tells_from_where_the_training_started(started):
         faces=synthetic_faces(training=1, public=1, private=1),
         epoch=1,
         command="--recipe full",
-        options=replace(Options(), model_path=started, landmarks=not started),
+        options=replace(Options(), model_path=started, teacher=teacher, landmarks=not started),
         channels=3 if started else 1,
         note="",
     )
-    assert ("From scratch" in card) == ("no other network's weights" in card) == (not started)
+    assert ("From scratch" in card) == (not started)
+    assert ("no other network's weights" in card.replace("\n", " ")) == (not (started or teacher))
+    assert ("and from the opinions of 2 trained networks, on the 7 Tr" in card) == bool(teacher)
     assert ("landmarks that dlib finds" in card) == ("68 landmarks" in card) == (not started)
     assert ("one colour face" in card) == bool(started)
     start = " --model_path THOSE_WEIGHTS" if started else ""
+    start += " --teacher THOSE_NETWORKS" if teacher else ""
     assert f"\n    python train.py --recipe full{start}\n" in card

@@ -27,7 +27,7 @@ def checkout(tmp_path):
     """Return a copy of the drivers with train.py replaced by one that tells its arguments."""
     root = tmp_path / "check out"  # a path with a space in it
     root.mkdir()
-    for name in ("setup.sh", "train.sh", "requirements.txt"):
+    for name in ("setup.sh", "train.sh", "release.sh", "requirements.txt"):
         shutil.copy(ROOT / name, root)
     (root / "train.py").write_text("import sys; print('trained', sys.argv[1:])\n")
     return root
@@ -57,9 +57,9 @@ def write_executable(path, text):
     path.chmod(0o755)
 
 
-def train(checkout, *argv, path, **env):
+def train(checkout, *argv, path, script="train.sh", **env):
     return subprocess.run(
-        [BASH, str(checkout / "train.sh"), *argv],
+        [BASH, str(checkout / script), *argv],
         capture_output=True,
         text=True,
         env={"PATH": str(path), **{k: str(v) for k, v in env.items()}},
@@ -140,3 +140,53 @@ def test_a_real_environment_is_made(checkout):
     result = train(checkout, "--x", path=path)
     assert "trained ['--x']" in result.stdout, result.stderr
     assert (checkout / ".venv/bin/python").exists()
+
+
+# release.sh, which shares it
+
+RELEASED = """
+import os, sys
+argv = sys.argv[1:]
+out = argv[argv.index("--out" if "--out" in argv else "--resume") + 1]
+os.makedirs(out, exist_ok=True)
+open(f"{out}/config.json", "w").close()
+print("trained", *argv)
+if os.path.basename(out) == os.environ.get("STOP"):
+    sys.exit(143)
+open(f"{out}/metrics.json", "w").close()
+"""
+
+
+def test_a_release_is_three_runs_each_from_the_last(checkout, tools, environment, tmp_path):
+    (checkout / "train.py").write_text(RELEASED)
+    runs = tmp_path / "the runs"
+
+    def released(**env):
+        argv = (str(runs), "--data", "faces.csv")
+        env |= {"VIRTUAL_ENV": environment}
+        result = train(checkout, *argv, path=tools, script="release.sh", **env)
+        return result, [line for line in result.stdout.splitlines() if "trained" in line]
+
+    stopped, lines = released(STOP="second")
+    assert stopped.returncode == 143
+    start = "trained --recipe release --no_final_test --out"
+    assert lines == [
+        f"{start} {runs}/first --data faces.csv",
+        f"{start} {runs}/second --model_path {runs}/first/best.pth --jpeg 0.3 --data faces.csv",
+    ]
+    finished, lines = released()
+    assert finished.returncode == 0, finished.stderr
+    assert f"done     {runs}/first" in finished.stdout
+    assert lines[0] == f"trained --resume {runs}/second"
+    assert lines[1].startswith(f"{start} {runs}/third --model_path {runs}/second/best.pth")
+    assert f" --teacher {runs}/first/best.pth {runs}/second/best.pth " in lines[1]
+    assert len(lines) == 2
+    assert f"release.py {runs}/third" in finished.stdout
+    assert released()[1] == []  # all is done
+
+
+@pytest.mark.parametrize("argv", [(), ("--data", "faces.csv")])
+def test_a_release_wants_a_folder(checkout, tools, environment, argv):
+    result = train(checkout, *argv, path=tools, script="release.sh", VIRTUAL_ENV=environment)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "error: name a folder for the runs" in result.stderr

@@ -19,6 +19,7 @@ from models.ema import EMA
 from models.network import Architecture, FERNet
 from models.optimizer import make_optimizer
 from models.state import State
+from models.teachers import Teachers
 from train import model_of, train_one_epoch
 from utils.devices import compiled
 from utils.errors import OptionError
@@ -131,7 +132,7 @@ class Watch(TorchDispatchMode):
 
 
 def epoch(faces, options, kind="device", watch=None, device=CPU):
-    """Train one epoch; return the means and the network."""
+    """Train one epoch, with teachers; return the means and the network."""
     torch.manual_seed(0)
     network = FERNet(Architecture(width=0.25, dropout=options.dropout))
     network = network.to(device, memory_format=torch.channels_last)
@@ -148,8 +149,17 @@ def epoch(faces, options, kind="device", watch=None, device=CPU):
             return original(images)
 
     forecast = Forecast(device, options, len(store.labels), 1)
+    small = Architecture(width=0.1)
+    teachers = Teachers([FERNet(small).eval().to(device) for _ in range(2)])
     means = train_one_epoch(
-        state, model, store, options, group=Group(), forecast=forecast, signals=[]
+        state,
+        model,
+        store,
+        options,
+        teachers=teachers,
+        group=Group(),
+        forecast=forecast,
+        signals=[],
     )
     return means, network
 
