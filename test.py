@@ -89,10 +89,8 @@ def main() -> None:
     faces = faces_for(checkpoint, source)
     judged = "PublicTest" in options.usages and any(each.card for each in checkpoints)
     if judged and HELD_OUT_NOTE in faces.source:
-        print(
-            "note     its PublicTest are Training faces, which these weights may have learnt: that"
-        )
-        print("         score is no test of them, and no figure of the model card's kind")
+        print("note     its PublicTest are Training faces, which these weights may have learnt:")
+        print("         that score is no test of them, and no figure of the model card's kind")
     if options.ferplus:
         faces = ferplus.with_votes(faces, options.ferplus)
     if faces.class_names != checkpoint.class_names:

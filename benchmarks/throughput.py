@@ -42,9 +42,7 @@ from utils.devices import autocast, describe_device, pick_device, takes_bf16
 from utils.errors import run_main
 from utils.forecast import Forecast
 from utils.group import Group
-from utils.options import Options
-
-SIZES = (32, 40, 48)
+from utils.options import Options, check
 
 
 @dataclass(frozen=True)
@@ -57,6 +55,9 @@ class BenchmarkOptions:
     """The side of the faces in pixels."""
     batch_size: int = 128
     """Faces per step."""
+    sizes: tuple[int, ...] = (32, 40, 48)
+    """As of train.py: widths, of an equal share of the epochs each; not measured where the last
+    one is not the image_width."""
     steps: int = 3
     """Steps per measurement; 100 and more on a GPU."""
     rounds: int = 3
@@ -80,16 +81,20 @@ def main() -> None:
             "this trainer": trainer(options, device, ()),
             "plain way": plain_way(options, device, Path(folder)),
         }
-        if options.image_width == SIZES[-1]:
-            for size in SIZES[:-1]:
-                ways[f"this trainer, {size} px"] = trainer(options, device, (size, SIZES[-1]))
+        smaller = set(options.sizes) - {options.image_width}
+        if options.sizes[-1:] == (options.image_width,):
+            for size in smaller:
+                ways[f"this trainer, {size} px"] = trainer(
+                    options, device, (size, options.image_width)
+                )
         seconds = measure(ways, options.rounds, device)
     faces = options.batch_size * options.steps
     rates = {name: [faces / s for s in times] for name, times in seconds.items()}
-    if options.image_width == SIZES[-1]:  # equal shares of the epochs at each width
-        parts = [rates.pop(f"this trainer, {size} px") for size in SIZES[:-1]]
-        rates["this trainer, --sizes " + " ".join(map(str, SIZES))] = [
-            statistics.harmonic_mean(each) for each in zip(*parts, rates["this trainer"])
+    if options.sizes[-1:] == (options.image_width,):
+        at = {size: rates.pop(f"this trainer, {size} px") for size in smaller}
+        at[options.image_width] = rates["this trainer"]
+        rates["this trainer, --sizes " + " ".join(map(str, options.sizes))] = [
+            statistics.harmonic_mean(each) for each in zip(*(at[size] for size in options.sizes))
         ]
     print_table(rates)
     print_limits(options, device, statistics.median(rates["this trainer"]))
@@ -103,13 +108,15 @@ def network_of(options: BenchmarkOptions, device: torch.device | None = None) ->
 
 def training_options(options: BenchmarkOptions, sizes: tuple[int, ...]) -> Options:
     """Return train.py's options with every module at work."""
-    return Options(
-        batch_size=options.batch_size,
-        image_width=options.image_width,
-        sizes=sizes,
-        compile=options.compile,
-        relabel_epoch=1,
-        total_epoch=1000,
+    return check(
+        Options(
+            batch_size=options.batch_size,
+            image_width=options.image_width,
+            sizes=sizes,
+            compile=options.compile,
+            relabel_epoch=1,
+            total_epoch=1000,
+        )
     )
 
 
@@ -244,11 +251,11 @@ def measure(
 def print_table(rates: dict[str, list[float]]) -> None:
     """Print the rates, beside the bare loop's and the plain way's."""
     bare, plain = (statistics.median(rates[name]) for name in ("bare loop", "plain way"))
-    print(f"\n{'':34}{'faces/s (range)':>26}{'of bare':>10}{'x plain':>10}")
+    print(f"\n{'':40}{'faces/s (range)':>26}{'of bare':>10}{'x plain':>10}")
     for name, values in rates.items():
         rate = statistics.median(values)
         text = f"{rate:,.1f} ({min(values):,.1f} to {max(values):,.1f})"
-        print(f"{name:34}{text:>26}{100 * rate / bare:>8.0f} %{rate / plain:>10.1f}")
+        print(f"{name:40}{text:>26}{100 * rate / bare:>8.0f} %{rate / plain:>10.1f}")
 
 
 def print_limits(options: BenchmarkOptions, device: torch.device, rate: float) -> None:

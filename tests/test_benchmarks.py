@@ -22,10 +22,10 @@ def run(module, *argv):
 def test_throughput_names_every_way():
     output = run(
         *("throughput", "--width", 0.1, "--batch_size", 7, "--steps", 2, "--rounds", 1),
-        *("--workers", 0, "--gpu_ids", "-1"),
+        *("--workers", 0, "--gpu_ids", "-1", "--sizes", 32, 32, 48),
     )
-    lines = {line[:34].strip(): line.split()[-1] for line in output.splitlines() if line}
-    for way in ("bare loop", "this trainer", "this trainer, --sizes 32 40 48"):
+    lines = {line[:40].strip(): line.split()[-1] for line in output.splitlines() if line}
+    for way in ("bare loop", "this trainer", "this trainer, --sizes 32 32 48"):
         assert float(lines[way]) > 0
     assert float(lines["plain way"]) == 1.0
     assert "peak memory" in output
