@@ -237,8 +237,9 @@ def report(cells: list[Cell], plan: Plan, usage: str, path: Path, inner: str = "
     """Write and print the comparison on a usage, by what lies in each cell's folder `inner`.
 
     Raises:
-        RunError: the usage has no labels.
+        RunError: the usage has no labels, or others in one cell than in the next.
     """
+    labels = None
     right: dict[str, dict[int, np.ndarray]] = {}
     extra: dict[str, list[dict[str, Any]]] = {}
     for cell in cells:
@@ -247,6 +248,12 @@ def report(cells: list[Cell], plan: Plan, usage: str, path: Path, inner: str = "
         table = table[(table["usage"] == usage) & (table["label"] != "")]
         if table.empty:
             raise RunError(f"{folder} has no labelled faces of {usage}, so nothing to compare")
+        labels = table["label"].tolist() if labels is None else labels
+        if labels != table["label"].tolist():
+            raise RunError(
+                f"{folder} was judged by other faces than {cells[0].folder / inner}, and in pairs "
+                "they must be the same: give all cells one --data, and a new --out"
+            )
         hits = (table["label"] == table["predicted"]).to_numpy()
         right.setdefault(cell.variant, {})[cell.seed] = hits
         scores = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))

@@ -123,6 +123,11 @@ def test_each_way_of_looking_has_a_table_of_its_own(tmp_path):
         means[inner] = pd.read_csv(tmp_path / f"{inner}.csv")["mean"].tolist()
     assert means["private"] == pytest.approx([66.6667, 33.3333])
     assert means["private_tta"] == [100, 100]
+    written(tmp_path / "d/private", ["happy", "sad", "happy", ""], ["happy"] * 4)
+    others = [cells[0], experiments.Cell("d", 0, (), tmp_path / "d")]
+    with pytest.raises(RunError, match=r"d/private was judged by other faces than .*a/private"):
+        experiments.report(others, plan, "PrivateTest", tmp_path / "x.csv", "private")
+    assert not (tmp_path / "x.csv").exists()
     written(tmp_path / "c/private", [""], ["sad"])
     cells = [experiments.Cell("c", 0, (), tmp_path / "c")]
     with pytest.raises(RunError, match="no labelled faces of PrivateTest"):
