@@ -40,8 +40,11 @@ class Teachers:
         n = len(self._models)
         starts = [(turn - first) % n for turn in range(n)]
         with autocast(images.device, self._bf16):
-            outputs = [model(images[start::n]) for model, start in zip(self._models, starts)]
-        opinions = [output.weighted_logits.softmax(1) for output in outputs]
+            opinions = [
+                # A CUDA graph's output lasts until the next one: what is needed is taken at once.
+                model(images[start::n]).weighted_logits.softmax(1)
+                for model, start in zip(self._models, starts)
+            ]
         joined = opinions[0].new_empty(len(images), opinions[0].shape[1])
         for start, opinion in zip(starts, opinions):
             joined[start::n] = opinion
