@@ -1,6 +1,6 @@
 """Try the network in the browser: drop in a photograph, or use the camera.
 
-python demo.py                                       the weights model_save/resnet18.pth
+python demo.py                                       the weights model_save/resnet18_photos.pth
 python demo.py --model_path RUN/best.pth --port 8000
 
 The page is for this machine alone, and asks no other one for anything. Ctrl-C ends it.
@@ -31,7 +31,7 @@ from predictor import Face, FacePredictor, marks
 from utils.drawing import annotate_whole
 from utils.errors import DataError, OptionError, run_main
 from utils.options import parse
-from utils.run import RUNS
+from utils.run import FOR_PHOTOS
 
 os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
 # At the start gradio asks its own server, by HTTP, whether it is there: no proxy knows that.
@@ -85,7 +85,7 @@ STYLE = """
 class DemoOptions:
     """Options of demo.py."""
 
-    model_path: str = str(RUNS / "resnet18.pth")
+    model_path: str = str(FOR_PHOTOS)
     """The weights: a best.pth, the original method's resnet18.pth, or an .onnx of export.py."""
     port: int = 7860
     """Where the page is found, on this machine only: http://127.0.0.1:PORT."""

@@ -31,7 +31,7 @@ from utils.errors import DataError, OptionError, run_main
 from utils.files import atomic_write
 from utils.frame import to_pixels
 from utils.options import parse
-from utils.run import RUNS
+from utils.run import FOR_PHOTOS
 
 try:
     import onnx
@@ -47,7 +47,7 @@ TOLERANCE = 1e-3  # of probabilities; and of landmarks, in pixels, ten times tha
 class ExportOptions:
     """Options of export.py."""
 
-    model_path: str = str(RUNS / "resnet18.pth")
+    model_path: str = str(FOR_PHOTOS)
     """The weights: a best.pth or last.pth, or the original method's released ones."""
     out: str = "model.onnx"
     """The file to write."""

@@ -28,14 +28,14 @@ from tqdm import tqdm
 from data.detect import MIN_SCORE
 from data.folders import read_image
 from data.inputs import inputs_of, is_video
-from predictor import DETAIL, RELEASED, Cuts, Face, FacePredictor, marks
+from predictor import DETAIL, Cuts, Face, FacePredictor, marks
 from utils.drawing import annotate, annotate_whole
 from utils.errors import DataError, OptionError, ProjectError, run_main
 from utils.figures import expressions_over_time
 from utils.options import parse
 from utils.pipeline import InOrder, ahead
 from utils.records import Records
-from utils.run import RunFolder
+from utils.run import FOR_PHOTOS, RunFolder
 from utils.tracks import FORGET, STEP, Tracker
 from utils.video import Video, VideoWriter
 
@@ -52,7 +52,7 @@ class PredictOptions:
 
     paths: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Pictures, folders, patterns such as "*.jpg", videos, or a camera's number."""
-    model_path: str = str(RELEASED)
+    model_path: str = str(FOR_PHOTOS)
     """The weights: a best.pth, the original method's resnet18.pth, or an .onnx of export.py."""
     out: str = ""
     """The folder for the results; by default a new one under model_save/."""

@@ -2,7 +2,7 @@
 
 from predictor import FacePredictor
 
-predictor = FacePredictor("model_save/resnet18.pth")
+predictor = FacePredictor("model_save/resnet18_photos.pth")
 for face in predictor(image):
     print(face.expression, face.box)
 """
@@ -20,9 +20,8 @@ import numpy as np
 from data.detect import MIN_SCORE, SMALLEST, cut, find_faces, squares
 from models.runtime import load_runtime
 from utils.errors import DataError, OptionError
-from utils.run import RUNS
+from utils.run import FOR_PHOTOS
 
-RELEASED = RUNS / "resnet18.pth"
 DETAIL = 1000  # pixels: the longer side at which faces are sought in a photograph
 
 
@@ -84,7 +83,7 @@ class FacePredictor:
 
     def __init__(
         self,
-        model_path: str | Path = RELEASED,
+        model_path: str | Path = FOR_PHOTOS,
         *,
         cropped: bool = False,
         detail: int = DETAIL,

@@ -31,7 +31,7 @@ from utils.errors import DataError, OptionError, RunError, WeightsError, run_mai
 from utils.files import atomic_write
 from utils.options import command_line, from_json, parse
 from utils.report import summary
-from utils.run import RUNS, RunFolder
+from utils.run import RELEASED, RunFolder
 
 CARD = Path(__file__).resolve().parent / "utils" / "card.md"
 USAGES = ("PublicTest", "PrivateTest")
@@ -45,7 +45,7 @@ class ReleaseOptions:
     """The folder of a finished run of train.py."""
     data: str = ""
     """The faces, as of train.py."""
-    out: str = str(RUNS / "resnet18.pth")
+    out: str = str(RELEASED)
     """The weight file to write; the card stands beside it, under the same name with .md."""
     note: str = ""
     """A sentence for the card, such as how long the training took, and on what."""

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train model_save/resnet18.pth anew, in three runs under FOLDER: six hours on two cores.
+# Train model_save/resnet18_photos.pth anew, in three runs under FOLDER: six hours on two cores.
 #   bash release.sh FOLDER --data fer2013.csv
 # The arguments after FOLDER go to each run. Started again, it goes on where it was stopped.
 set -euo pipefail
@@ -22,7 +22,7 @@ train() { # train NAME OPTIONS: a run, unless it is done, which its metrics.json
 }
 
 first="$folder/first" second="$folder/second"
-train first "$@"
+train first "$@" # model_save/resnet18.pth
 # Once more, on compressed faces too: the two then differ, and together they are better than each.
 train second --model_path "$first/best.pth" --jpeg 0.3 "$@"
 # What both know, in one network, which is to see in a compressed face what they see in a clean one.

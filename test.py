@@ -31,14 +31,14 @@ from utils.devices import describe_device, pick_device
 from utils.errors import DataError, OptionError, WeightsError, run_main
 from utils.options import parse
 from utils.report import Evaluation, summary
-from utils.run import RUNS, RunFolder
+from utils.run import RELEASED, RunFolder
 
 
 @dataclass(frozen=True)
 class TestOptions:
     """Options of test.py."""
 
-    model_path: tuple[str, ...] = (str(RUNS / "resnet18.pth"),)
+    model_path: tuple[str, ...] = (str(RELEASED),)
     """The weights: a best.pth or last.pth, or the original method's released ones; several are an
     ensemble."""
     data: str = ""

@@ -33,7 +33,7 @@ from predict import Job, PredictOptions
 from predictor import FacePredictor
 from utils.errors import run_main
 from utils.records import Records
-from utils.run import RUNS, RunFolder
+from utils.run import FOR_PHOTOS, RunFolder
 from utils.video import VideoWriter
 
 VIDEOS = ((2, 2, (640, 360)), (3, 4, (960, 540)))  # rows and columns of faces, width and height
@@ -43,7 +43,7 @@ VIDEOS = ((2, 2, (640, 360)), (3, 4, (960, 540)))  # rows and columns of faces, 
 class InferenceOptions:
     """Options of the benchmark."""
 
-    model_path: str = str(RUNS / "resnet18.pth")
+    model_path: str = str(FOR_PHOTOS)
     """The weights."""
     batch_sizes: tuple[int, ...] = (1, 8, 64)
     """Faces per call."""

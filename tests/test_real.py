@@ -23,12 +23,14 @@ def csv(tmp_path_factory):
     return path
 
 
-def test_the_released_weights_give_what_their_card_and_the_readme_say(csv, tmp_path):
+@pytest.mark.parametrize("weights", ["", "resnet18_photos"])
+def test_the_released_weights_give_what_their_card_and_the_readme_say(csv, tmp_path, weights):
     # As bash test.sh does, but for dlib, which would take minutes where nothing is cached.
     run = [sys.executable, ROOT / "test.py", "--data", csv, "--gpu_ids", "-1", "--no_landmarks"]
+    run += ["--model_path", ROOT / f"model_save/{weights}.pth"] if weights else []
     subprocess.run([*run, "--out", tmp_path / "out"], check=True)
     scores = json.loads((tmp_path / "out/metrics.json").read_text())
-    card = (ROOT / "model_save/resnet18.md").read_text()
+    card = (ROOT / f"model_save/{weights or 'resnet18'}.md").read_text()
     readme = (ROOT / "README.md").read_text()
     for usage in ("PublicTest", "PrivateTest"):
         told = re.search(rf"^\| {usage} \| 3589 \| ([\d.]+) \|.*?\| ([\d.]+) \|", card, re.M)

@@ -16,6 +16,8 @@ from utils.errors import RunError
 from utils.files import atomic_write, partial_files
 
 RUNS = Path(__file__).resolve().parent.parent / "model_save"
+RELEASED = RUNS / "resnet18.pth"  # for FER2013 and its kind
+FOR_PHOTOS = RUNS / "resnet18_photos.pth"  # which bear compression, small faces, other cuts
 LOCK = ".lock"
 
 
