@@ -1,4 +1,5 @@
-# Sourced by train.sh, test.sh, release.sh and tests/run.sh: leaves an environment with all that the code needs.
+# Sourced by train.sh, test.sh, release.sh and tests/run.sh: leaves an environment with all that
+# the code needs.
 #
 # The active virtualenv or conda environment is used. Without one (conda's "base" does not
 # count, it belongs to everything) a virtualenv is made in .venv. A requirements file is

@@ -81,20 +81,18 @@ def main() -> None:
             "this trainer": trainer(options, device, ()),
             "plain way": plain_way(options, device, Path(folder)),
         }
-        smaller = set(options.sizes) - {options.image_width}
-        if options.sizes[-1:] == (options.image_width,):
-            for size in smaller:
-                ways[f"this trainer, {size} px"] = trainer(
-                    options, device, (size, options.image_width)
-                )
+        whole = options.image_width
+        sizes = options.sizes if options.sizes[-1:] == (whole,) else ()
+        for size in set(sizes) - {whole}:
+            ways[f"this trainer, {size} px"] = trainer(options, device, (size, whole))
         seconds = measure(ways, options.rounds, device)
     faces = options.batch_size * options.steps
     rates = {name: [faces / s for s in times] for name, times in seconds.items()}
-    if options.sizes[-1:] == (options.image_width,):
-        at = {size: rates.pop(f"this trainer, {size} px") for size in smaller}
-        at[options.image_width] = rates["this trainer"]
-        rates["this trainer, --sizes " + " ".join(map(str, options.sizes))] = [
-            statistics.harmonic_mean(each) for each in zip(*(at[size] for size in options.sizes))
+    if sizes:  # an equal share of the epochs at each
+        at = {size: rates.pop(f"this trainer, {size} px") for size in set(sizes) - {whole}}
+        at[whole] = rates["this trainer"]
+        rates["this trainer, --sizes " + " ".join(map(str, sizes))] = [
+            statistics.harmonic_mean(each) for each in zip(*(at[size] for size in sizes))
         ]
     print_table(rates)
     print_limits(options, device, statistics.median(rates["this trainer"]))
