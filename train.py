@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +28,7 @@ from data.augment import Augmentation, augment
 from data.faces import UNKNOWN, Faces, check_trainable
 from data.ferplus import distributions, with_votes
 from data.landmarks import add_landmarks
+from data.mix import mix, mix_shares
 from data.source import find_source, load_faces
 from data.store import Store, images_to_device
 from models.batch_norm import synchronized
@@ -35,6 +38,7 @@ from models.inference import Predictions, predict
 from models.network import FERNet, Output, describe
 from models.objective import compute_losses, relabel_batch
 from models.optimizer import learning_rate, make_optimizer, set_learning_rate
+from models.sam import uphill
 from models.saving import Saver
 from models.start import build_network
 from models.state import State
@@ -260,7 +264,7 @@ def train_one_epoch(
     """
     device, n = store.labels.device, len(store.labels)
     network = state.network.train()
-    bf16 = takes_bf16(options.amp, device)
+    classes = network.architecture.classes
     epoch = state.epoch + 1
     amounts = {f.name: getattr(options, f.name, None) for f in fields(Augmentation)}
     how = Augmentation(**amounts | {"size": options.width_in(epoch)})
@@ -296,29 +300,32 @@ def train_one_epoch(
             seen, _ = augment(faces, None, how.undamaged, generator, share=share, among=len(batch))
             opinion = teachers.opinion(seen, first=share.start)
         labels = state.labels[batch[share]]
-
-        with autocast(device, bf16):
-            output = model(images)
-        weight = group.size * len(labels) / len(batch)
-        known_num = store.known[batch].sum().clamp(min=1) / group.size
         targets = labels if store.targets is None else store.targets[batch[share]]
-        losses = compute_losses(
-            output,
+        own = None
+        if options.mixes_in(epoch):
+            images, own = mix(
+                images, options.mixup, options.cutmix, generator, share=share, among=len(batch)
+            )
+            targets = mix_shares(targets, own, classes)
+            opinion = None if opinion is None else mix_shares(opinion, own, classes)
+
+        weight = group.size * len(labels) / len(batch)
+        learn = partial(
+            forward_backward,
+            model,
+            images,
             targets,
             landmarks,
             options,
             opinion=opinion,
             weight=weight,
-            known_num=known_num,
+            known_num=store.known[batch].sum().clamp(min=1) / group.size,
         )
         state.optimizer.zero_grad()
-        losses["loss"].backward()
+        output, losses = learn()
         norm = get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
-        state.optimizer.step()
-        state.ema.update(network, step)
-
         if relabels:
-            state.labels[batch[share]] = relabel_batch(output, labels, options)
+            state.labels[batch[share]] = relabel_batch(output, labels, options, own)
         right = output.clean_logits.argmax(1) == labels
         measures = losses | {
             "train_accuracy": weight * right.float().mean(),
@@ -329,6 +336,12 @@ def train_one_epoch(
         for name, value in measures.items():
             part = value.detach() * (len(batch) / group.size)
             state.sums[name] = state.sums.get(name, 0) + part
+        if options.sam:  # now that a CUDA graph's output is read, which the next one writes over
+            with uphill(network, options.sam):
+                state.optimizer.zero_grad()
+                learn()
+        state.optimizer.step()
+        state.ema.update(network, step)
         state.batches = i + 1
         forecast.batch()
         bar.update()
@@ -339,6 +352,22 @@ def train_one_epoch(
         return None
     state.epoch, state.batches = epoch, 0
     return {name: float(total) / n for name, total in state.sums.items()}
+
+
+def forward_backward(
+    model: Callable[[Tensor], Output],
+    images: Tensor,
+    targets: Tensor,
+    landmarks: Tensor | None,
+    options: Options,
+    **shared: Any,
+) -> tuple[Output, dict[str, Tensor]]:
+    """Return the output and losses, as compute_losses has them, and leave their gradient."""
+    with autocast(images.device, takes_bf16(options.amp, images.device)):
+        output = model(images)
+    losses = compute_losses(output, targets, landmarks, options, **shared)
+    losses["loss"].backward()
+    return output, losses
 
 
 def seed_of(*numbers: int) -> int:

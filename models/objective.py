@@ -50,10 +50,20 @@ def compute_losses(
 
 
 @torch.no_grad()
-def relabel_batch(output: Output, labels: Tensor, options: Options) -> Tensor:
-    """Return the batch's labels after relabeling; dropout has no say in it."""
+def relabel_batch(
+    output: Output, labels: Tensor, options: Options, own: Tensor | None = None
+) -> Tensor:
+    """Return the batch's labels after relabeling; dropout has no say in it.
+
+    Args:
+        output: of these faces.
+        labels: int64 [N], as they are.
+        options: margin_2, and who is judged by what.
+        own: [N], 1 for a face that was shown unmixed; one that was mixed keeps its label.
+    """
     logits = output.clean_logits
     if options.relabel_logits == "weighted":
         logits = output.importance * logits
     importance = output.importance if options.relabel_group == "low" else None
-    return relabel(logits, labels, options.margin_2, importance, options.beta)
+    relabeled = relabel(logits, labels, options.margin_2, importance, options.beta)
+    return relabeled if own is None else torch.where(own == 1, relabeled, labels)

@@ -144,7 +144,7 @@ def epoch(faces, options, kind="device", watch=None, device=CPU):
         original = model
 
         def model(images):
-            if state.batches == 1:  # the first step fills caches
+            if state.batches == 1 and not watch.seen:  # the first step fills caches
                 watch.__enter__()
             return original(images)
 
@@ -165,7 +165,16 @@ def epoch(faces, options, kind="device", watch=None, device=CPU):
 
 
 SHORT = Options(
-    batch_size=5, total_epoch=1, relabel_epoch=1, margin_2=0.01, amp="fp32", degraded=0.3, jpeg=0.3
+    batch_size=5,
+    total_epoch=2,  # the last one does not mix
+    relabel_epoch=1,
+    margin_2=0.01,
+    amp="fp32",
+    degraded=0.3,
+    jpeg=0.3,
+    mixup=0.3,
+    cutmix=0.3,
+    sam=0.05,
 )
 
 

@@ -102,7 +102,7 @@ class Options:
     sizes: tuple[int, ...] = ()
     """Train on smaller faces first: their widths in pixels, each for an equal share of the
     epochs (of a cycle), the last one the image_width; 32 40 48 spares three tenths of the
-    arithmetic."""
+    arithmetic. A ResNet can begin at 16, a VGG at 32."""
     batch_size: int = 128
     """Faces per step, of all GPUs together."""
     optimizer: Literal["sgd", "adam"] = "sgd"
@@ -115,6 +115,9 @@ class Options:
     """On convolution and linear weights, not on biases and batch norm."""
     label_smoothing: float = 0.1
     """The share of each label that is spread over all classes."""
+    sam: float = 0.0
+    """Sharpness-aware minimization (SAM): how far uphill the gradient is taken, about 0.05 to 0.2;
+    it doubles the arithmetic."""
     ema: float = 0.999
     """Decay of the averaged weights, which are evaluated and kept; 0 turns it off."""
     amp: Literal["auto", "bf16", "fp32"] = "auto"
@@ -138,11 +141,20 @@ class Options:
     """Share of faces made coarse, as many noisy, as many dark or bright: for use on photographs."""
     jpeg: float = 0.0
     """Share of faces that went through a JPEG file of low quality: likewise."""
+    mixup: float = 0.0
+    """Share of faces laid over another one, up to half and half, and taught both labels; not in
+    the last tenth of the epochs."""
+    cutmix: float = 0.0
+    """Share of faces of which a square, up to half of the face, is another one's: likewise."""
 
     jobs: int = 0
     """Processes that look for landmarks; 0 takes one per core."""
     final_test: bool = True
     """Look at PrivateTest at the end, once. Turn it off while you are still choosing."""
+
+    def mixes_in(self, epoch: int) -> bool:
+        """Tell whether faces are mixed in an epoch, counted from 1."""
+        return self.mixup + self.cutmix > 0 and 10 * epoch <= 9 * self.total_epoch
 
     def width_in(self, epoch: int) -> int:
         """Return the width in pixels of the faces trained on in an epoch, counted from 1."""
@@ -220,13 +232,15 @@ _IN_RANGE: dict[str, tuple[Callable[[Any], bool], str]] = {
     "erasing": (lambda v: 0 <= v <= 1, "0 to 1"),
     "degraded": (lambda v: 0 <= v <= 1, "0 to 1"),
     "jpeg": (lambda v: 0 <= v <= 1, "0 to 1"),
+    "mixup": (lambda v: 0 <= v <= 1, "0 to 1"),
+    "cutmix": (lambda v: 0 <= v <= 1, "0 to 1"),
     "teacher_weight": (lambda v: 0 <= v <= 1, "0 to 1"),
     "erased_area": (lambda v: 0.02 <= v <= 1, "0.02 to 1"),
 } | {
     name: (lambda v: v >= 0, "0 or more")
     for name in (
         *("rank_weight", "margin_1", "landmark_weight", "warmup_epoch", "weight_decay"),
-        *("rotation", "shift", "light", "jobs", "seed"),
+        *("rotation", "shift", "light", "sam", "jobs", "seed"),
     )
 }
 
@@ -266,11 +280,17 @@ def check(options: Options) -> Options:
     ]
     if wrong:
         raise OptionError(f"out of range: {', '.join(wrong)}")
-    sizes = options.sizes
-    if sizes and (sizes[-1] != options.image_width or not all(32 <= s <= 224 for s in sizes)):
+    if options.mixup + options.cutmix > 1:
         raise OptionError(
-            f"--sizes {' '.join(map(str, sizes))}: give widths of 32 to 224 pixels, the last one "
-            f"the --image_width, {options.image_width}, at which the network is evaluated"
+            f"--mixup {options.mixup:g} and --cutmix {options.cutmix:g} are shares of the same "
+            "faces: together at most 1"
+        )
+    sizes = options.sizes
+    least = 16 if options.trunk.startswith("resnet") else 32  # of which a map of a cell is left
+    if sizes and (sizes[-1] != options.image_width or not all(least <= s <= 224 for s in sizes)):
+        raise OptionError(
+            f"--sizes {' '.join(map(str, sizes))}: give widths of {least} to 224 pixels, the last "
+            f"one the --image_width, {options.image_width}, at which the network is evaluated"
         )
     stages = options.cycles * max(len(sizes), 1)
     if stages > options.total_epoch:
