@@ -257,7 +257,7 @@ def train_one_epoch(
     An epoch of a run that was stopped within it goes on after the last batch
     that was done. Nothing in the loop waits for a GPU: the sums stay there. This
     process does its share of each batch as one process would do it; only
-    dropout and the ranking of importances are its own.
+    dropout, the ranking of importances and the partners of mixed faces are its own.
 
     Returns:
         The means, or None where a signal stopped the epoch; the state knows how far it came.

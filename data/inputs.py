@@ -11,6 +11,12 @@ from data.folders import IMAGE_SUFFIXES, natural
 from utils.errors import DataError
 from utils.video import SUFFIXES
 
+# Matroska and WebM, Windows Media, MPEG's program stream and video, Flash, Ogg.
+VIDEO_STARTS = (
+    *(b"\x1a\x45\xdf\xa3", b"\x30\x26\xb2\x75", b"\0\0\1\xba", b"\0\0\1\xb3"),
+    *(b"FLV", b"OggS"),
+)
+
 
 def inputs_of(path: str) -> list[Path | int]:
     """Return the pictures and videos that a path, folder or pattern names, or a camera's number.
@@ -46,5 +52,22 @@ def _files_in(path: Path) -> list[Path]:
 
 
 def is_video(source: Path | int) -> bool:
-    """Tell whether it is a video or a camera, not a picture."""
-    return isinstance(source, int) or source.suffix.lower() in SUFFIXES
+    """Tell whether it is a video or a camera, not a picture.
+
+    Where the name does not say, the file's first bytes do.
+    """
+    if isinstance(source, int):
+        return True
+    suffix = source.suffix.lower()
+    if suffix in SUFFIXES or suffix in IMAGE_SUFFIXES:
+        return suffix in SUFFIXES
+    try:
+        if not source.is_file():  # a pipe would be waited for
+            return False
+        with open(source, "rb") as file:
+            head = file.read(12)
+    except OSError:
+        return False  # whoever reads it tells what is wrong
+    if head[4:8] == b"ftyp":  # so do pictures such as HEIC and AVIF begin
+        return head[8:11] not in (b"hei", b"hev", b"mif", b"msf", b"avi")
+    return head.startswith(VIDEO_STARTS) or (head[:4] == b"RIFF" and head[8:] == b"AVI ")

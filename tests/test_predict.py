@@ -22,6 +22,7 @@ import predict
 from data.detect import cut, find_faces, squares
 from data.faces import EMOTIONS
 from data.folders import read_image
+from data.inputs import is_video
 from data.sample import synthetic_faces
 from models import inference
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -399,6 +400,34 @@ def test_a_video(echo, tmp_path, moving):
     assert run(file, "--out", tmp_path / "every", "--every", 3, "--no_draw") == 0
     assert {int(row["frame"]) % 3 for row in table(tmp_path / "every")} == {0}
     assert not (tmp_path / "every/film_faces.mp4").exists()
+
+
+@pytest.mark.parametrize(("suffix", "code"), [(".mp4", "mp4v"), (".avi", "MJPG")])
+def test_a_video_is_known_without_its_suffix(tmp_path, moving, suffix, code):
+    file = write_video(tmp_path / f"film{suffix}", moving, code).rename(tmp_path / "film")
+    assert is_video(file)
+    assert dict(Video(file).frames())
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "video"),
+    [
+        ("a.heic", b"\0\0\0\x18ftypheic", False),
+        ("a.avif", b"\0\0\0\x1cftypavif", False),
+        ("a.3gp", b"", True),
+        ("a", b"\0\0\0\x18ftyp3gp4", True),
+        ("a", b"\x1a\x45\xdf\xa3\x9f\x42\x86\x81", True),
+        ("a", b"RIFF\0\0\0\0WEBPVP8 ", False),
+        ("a", b"\xff\xd8\xff\xe0", False),
+        ("a.jpg", b"\0\0\0\x18ftypisom", False),
+        ("a", b"", False),
+    ],
+)
+def test_first_bytes_tell_where_the_name_does_not(tmp_path, name, head, video):
+    (tmp_path / name).write_bytes(head)
+    assert is_video(tmp_path / name) == video
+    assert not is_video(tmp_path / "none")
+    assert not is_video(tmp_path)
 
 
 def test_a_video_that_stops_early_keeps_what_it_gave(echo, tmp_path, capsys, moving, astronaut):

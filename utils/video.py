@@ -11,7 +11,10 @@ import numpy as np
 
 from utils.errors import DataError, RunError
 
-SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
+SUFFIXES = (
+    *(".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"),
+    *(".3gp", ".flv", ".ogv", ".mts", ".m2ts"),
+)
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # Video tells what is wrong
 DEFAULT_RATE = 25.0  # frames a second, where a video does not tell
 
