@@ -28,4 +28,4 @@ train second --model_path "$first/best.pth" --jpeg 0.3 "$@"
 # What both know, in one network, which is to see in a compressed face what they see in a clean one.
 train third --model_path "$second/best.pth" --teacher "$first/best.pth" "$second/best.pth" \
   --jpeg 0.5 --sizes 48 --total_epoch 27 --start_lr 0.05 --warmup_epoch 1 "$@"
-echo "to measure and round them: $python $root/release.py $folder/third --data ..."
+echo "to measure and round them: $python $root/release.py $folder/third --data ... --out $folder/weights.pth"

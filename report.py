@@ -123,7 +123,9 @@ def describe(run: RunFolder, name: str) -> dict[str, Any]:
         )
     scores = run.read_json("metrics.json")
     try:
-        predictions = pd.read_csv(run / "predictions.csv", keep_default_na=False)
+        predictions = pd.read_csv(
+            run / "predictions.csv", keep_default_na=False, dtype={"label": str, "predicted": str}
+        )
         usages = [
             usage_of(usage, score, predictions[predictions["usage"] == usage])
             for usage, score in scores.items()

@@ -303,6 +303,7 @@ def train_one_epoch(
         targets = labels if store.targets is None else store.targets[batch[share]]
         own = None
         if options.mixes_in(epoch):
+            generator.manual_seed(seed_of(options.seed, epoch, i, 1))  # others than the damage's
             images, own = mix(
                 images, options.mixup, options.cutmix, generator, share=share, among=len(batch)
             )

@@ -39,11 +39,11 @@ def mix(
     kind, rest, x, y = (draw.view(-1, 1, 1, 1) for draw in drawn[:, share])
     rest = rest / 2
     height, width = images.shape[2:]
-    side = rest.sqrt()
-    columns = (torch.arange(width, device=images.device) + 0.5) / width
-    rows = ((torch.arange(height, device=images.device) + 0.5) / height)[:, None]
-    left, top = x * (1 - side), y * (1 - side)
-    inside = (columns >= left) & (columns < left + side) & (rows >= top) & (rows < top + side)
+    columns = torch.arange(width, device=images.device)
+    rows = torch.arange(height, device=images.device)[:, None]
+    wide, high = (rest.sqrt() * width).floor(), (rest.sqrt() * height).floor()  # whole pixels
+    left, top = (x * (width - wide + 1)).floor(), (y * (height - high + 1)).floor()
+    inside = (columns >= left) & (columns < left + wide) & (rows >= top) & (rows < top + high)
     cut = (kind >= mixup) & (kind < mixup + cutmix)
     other = torch.where(kind < mixup, rest, (inside & cut).to(images.dtype))  # [N, 1, H, W]
     return images.lerp(images.roll(1, 0), other), 1 - other.mean((1, 2, 3))

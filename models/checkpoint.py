@@ -140,6 +140,8 @@ def transfer(
         if getattr(theirs, name) != getattr(wanted, name)
         and not (name == "landmark_num" and 0 in (theirs.landmark_num, wanted.landmark_num))
     ]
+    if theirs.landmark_pool and not wanted.landmark_pool:  # its classifier reads those features
+        differ.append("landmark_pool is True there and False here")
     if theirs.channels < wanted.channels:
         differ.append("it takes grey faces and these are in colour")
     if differ:

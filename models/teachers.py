@@ -10,6 +10,7 @@ from torch import Tensor
 from models.network import Output
 from models.start import load_weights
 from utils.devices import autocast, compiled, takes_bf16
+from utils.errors import WeightsError
 from utils.options import Options
 
 
@@ -57,11 +58,17 @@ def load_teachers(
     """Read the networks that `options.teacher` names; None where it names none.
 
     Raises:
-        WeightsError: weights cannot be read, or are for other classes or for grey faces only.
+        WeightsError: weights cannot be read, are for other classes or for grey faces only, or
+            cannot look at faces as small as --sizes asks for.
     """
     models = []
     for path in options.teacher:
         checkpoint = load_weights(path, class_names, channels)
+        smallest = min(options.sizes or (options.image_width,))
+        if smallest < 32 and not checkpoint.architecture.trunk.startswith("resnet"):
+            raise WeightsError(
+                f"{path}: a VGG cannot teach at {smallest} pixels; begin --sizes at 32 or more"
+            )
         print(f"teacher  {path} (epoch {checkpoint.epoch})")
         network = checkpoint.network().to(device)
         models.append(compiled(network) if options.compile else network)

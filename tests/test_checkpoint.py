@@ -92,6 +92,15 @@ def test_another_network_is_named(change, text):
         transfer(checkpoint(), replace(SMALL, **change), "w.pth")
 
 
+def test_pooled_features_are_not_dropped_in_silence():
+    pooling = checkpoint(replace(SMALL, landmark_pool=True))
+    for wanted in (SMALL, replace(SMALL, landmark_num=0)):
+        with pytest.raises(WeightsError, match="landmark_pool is True there and False here"):
+            transfer(pooling, wanted, "w.pth")
+    _, fresh = transfer(checkpoint(), replace(SMALL, landmark_pool=True), "w.pth")
+    assert fresh == ["part_layer"]
+
+
 def test_heads_come_and_go_in_a_transfer():
     without = checkpoint(replace(SMALL, landmark_num=0, importance=False))
     network, fresh = transfer(without, SMALL, "w.pth")

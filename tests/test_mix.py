@@ -52,7 +52,7 @@ def test_cutmix_puts_a_square_of_another_face(width):
         rows, columns = theirs.any(1).sum().item(), theirs.any(0).sum().item()
         assert rows * columns == theirs.sum()  # one rectangle,
         assert abs(rows - columns) <= 1  # as good as square,
-        assert rows <= width * 0.5**0.5 + 1  # of up to half of the face
+        assert share >= 0.5  # of up to half of the face
         corners |= {(r, c) for r in (4, -5) for c in (4, -5) if theirs[r, c]}
     assert len(corners) == 4  # it reaches everywhere
 

@@ -304,7 +304,7 @@ def test_seeds(whole, faces_csv, tmp_path):
         (("--no_rank",), {"loss_rank"}),
         (("--no_relabel", "--trunk", "vgg11", "--optimizer", "adam", "--start_lr", 0.001), set()),
         (("--relabel_group", "all", "--relabel_logits", "weighted"), set()),
-        (("--sizes", 16, 48, "--landmark_pool"), set()),
+        (("--sizes", 24, 48, "--landmark_pool"), set()),
         (("--no_landmarks", "--image_width", 32), {"loss_landmarks", "public_landmark_error"}),
     ],
 )

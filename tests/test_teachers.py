@@ -166,6 +166,7 @@ def test_unfit_teachers_are_refused_before_there_is_a_run(folder, tmp_path):
         ((tmp_path / "none.pth",), WeightsError, "no weight file .*none.pth"),
         ((folder / "0.pth", tmp_path / "text.pth"), WeightsError, "text.pth is damaged"),
         ((other,), WeightsError, "two.pth knows the classes glad, sad, and the faces have angry"),
+        ((folder / "0.pth", "--sizes", "24", "32"), WeightsError, "cannot teach at 24 pixels"),
         ((folder / "0.pth", "--teacher_weight", "1.5"), OptionError, "--teacher_weight 1.5"),
     ):
         with pytest.raises(error, match=words):

@@ -102,7 +102,7 @@ class Options:
     sizes: tuple[int, ...] = ()
     """Train on smaller faces first: their widths in pixels, each for an equal share of the
     epochs (of a cycle), the last one the image_width; 32 40 48 spares three tenths of the
-    arithmetic. A ResNet can begin at 16, a VGG at 32."""
+    arithmetic. A ResNet can begin at 24, a VGG at 32."""
     batch_size: int = 128
     """Faces per step, of all GPUs together."""
     optimizer: Literal["sgd", "adam"] = "sgd"
@@ -286,7 +286,7 @@ def check(options: Options) -> Options:
             "faces: together at most 1"
         )
     sizes = options.sizes
-    least = 16 if options.trunk.startswith("resnet") else 32  # of which a map of a cell is left
+    least = 24 if options.trunk.startswith("resnet") else 32  # of which a map of a cell is left
     if sizes and (sizes[-1] != options.image_width or not all(least <= s <= 224 for s in sizes)):
         raise OptionError(
             f"--sizes {' '.join(map(str, sizes))}: give widths of {least} to 224 pixels, the last "
@@ -308,6 +308,10 @@ def check(options: Options) -> Options:
     if options.ferplus_target == "distribution":
         if not options.ferplus:
             raise OptionError("--ferplus_target distribution needs the votes: --ferplus PATH")
+        if options.label_noise:
+            raise OptionError(
+                "--label_noise changes labels, and shares of votes are learnt instead"
+            )
         options = replace(options, relabel=False)
     if not options.landmarks:
         options = replace(options, landmark_pool=False)
