@@ -30,6 +30,8 @@ def uphill(network: nn.Module, radius: float) -> Iterator[None]:
     # As a tensor: a number would make the host wait for a GPU.
     scale = radius / get_total_norm(gradients).clamp(min=1e-12)
     torch._foreach_add_(weights, torch._foreach_mul(gradients, scale))
-    with torch.enable_grad():
-        yield
-    torch._foreach_copy_(kept, before)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:  # whatever stops the run, these are its weights
+        torch._foreach_copy_(kept, before)

@@ -11,7 +11,7 @@ from models.network import Output
 from models.start import load_weights
 from utils.devices import autocast, compiled, takes_bf16
 from utils.errors import WeightsError
-from utils.options import Options
+from utils.options import Options, least_width
 
 
 class Teachers:
@@ -65,9 +65,11 @@ def load_teachers(
     for path in options.teacher:
         checkpoint = load_weights(path, class_names, channels)
         smallest = min(options.sizes or (options.image_width,))
-        if smallest < 32 and not checkpoint.architecture.trunk.startswith("resnet"):
+        least = least_width(checkpoint.architecture.trunk)
+        if smallest < least:
             raise WeightsError(
-                f"{path}: a VGG cannot teach at {smallest} pixels; begin --sizes at 32 or more"
+                f"{path}: its {checkpoint.architecture.trunk} cannot teach at {smallest} pixels; "
+                f"begin --sizes at {least} or more"
             )
         print(f"teacher  {path} (epoch {checkpoint.epoch})")
         network = checkpoint.network().to(device)

@@ -61,6 +61,18 @@ def run(*argv, on_loss=None):
         train.main()
 
 
+def stop_and_go_on(*argv, batch):
+    """Train until a SIGTERM in the `batch`-th forward pass, from 0, and on from there."""
+
+    def kill(i, losses, output):
+        if i == batch:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        run(*argv, on_loss=kill)
+    run("--resume", argv[argv.index("--out") + 1])
+
+
 def started(*argv, **options):
     """Run train.py in a process of its own."""
     command = [sys.executable, str(ROOT / "train.py"), *map(str, argv)]

@@ -2,14 +2,12 @@
 
 import csv
 import math
-import os
-import signal
 from dataclasses import replace
 
 import pytest
 import torch
 from kills import assert_same_run, write_csv
-from test_faults import TINY, run
+from test_faults import TINY, run, stop_and_go_on
 
 from data.augment import Augmentation, augment
 from data.faces import EMOTIONS
@@ -20,7 +18,6 @@ from models.objective import compute_losses
 from models.teachers import Teachers, load_teachers
 from utils.errors import OptionError, WeightsError
 from utils.options import Options
-from utils.signals import Interrupted
 
 
 def says(*probabilities, importance=1.0):
@@ -135,13 +132,7 @@ def test_a_network_learns_from_teachers_and_goes_on_to_the_same_bits(folder, cap
             mixed = 0.1 * value["loss_expression"] + 0.9 * value["loss_teacher"]
             assert value["loss"] == pytest.approx(mixed + value["loss_rank"], rel=1e-5)
 
-    def kill(i, losses, output):
-        if i == 5:  # within the second epoch
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with pytest.raises(Interrupted):
-        run(*argv, "--out", folder / "stopped", on_loss=kill)
-    run("--resume", folder / "stopped")
+    stop_and_go_on(*argv, "--out", folder / "stopped", batch=5)  # within the second epoch
     assert_same_run(folder / "whole", folder / "stopped")
 
 

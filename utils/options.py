@@ -286,7 +286,7 @@ def check(options: Options) -> Options:
             "faces: together at most 1"
         )
     sizes = options.sizes
-    least = 24 if options.trunk.startswith("resnet") else 32  # of which a map of a cell is left
+    least = least_width(options.trunk)
     if sizes and (sizes[-1] != options.image_width or not all(least <= s <= 224 for s in sizes)):
         raise OptionError(
             f"--sizes {' '.join(map(str, sizes))}: give widths of {least} to 224 pixels, the last "
@@ -318,6 +318,15 @@ def check(options: Options) -> Options:
     if not options.importance:
         options = replace(options, rank=False, relabel_group="all")
     return options
+
+
+def least_width(trunk: str) -> int:
+    """Return the width in pixels of the smallest faces that a trunk can look at.
+
+    A VGG halves them five times. A ResNet could go on below half of FER2013's 48 pixels, but they
+    would be read with gaps.
+    """
+    return 24 if trunk.startswith("resnet") else 32
 
 
 def resumed(saved: dict[str, Any], argv: Sequence[str], description: str) -> Options:
