@@ -54,7 +54,7 @@ from utils.devices import (
     pick_device,
     takes_bf16,
 )
-from utils.errors import run_main
+from utils.errors import OptionError, run_main
 from utils.faults import Faults, diverged
 from utils.figures import relabeled_faces
 from utils.forecast import Forecast
@@ -112,6 +112,13 @@ def run_on(
     given = faces.labels
     if options.label_noise:
         faces = faces.with_noise(options.label_noise, options.seed)
+    rows = training_rows(faces)
+    fewest = len(rows) // math.ceil(len(rows) / options.batch_size)
+    if fewest < group.size:
+        raise OptionError(
+            f"--batch_size {options.batch_size} makes batches of {fewest} of these {len(rows):,} "
+            f"faces, too few for {group.size} processes: give larger batches or fewer processes"
+        )
     counts = ", ".join(f"{n:,} {usage}" for usage, n in faces.counts().items())
     print(f"         {faces.source}: {len(faces):,} faces, {counts}")
     channels = 3 if faces.images.ndim == 4 else 1
@@ -139,7 +146,6 @@ def run_on(
         if group.size > 1:
             network = synchronized(network, device)
         network = network.to(device, memory_format=torch.channels_last)
-        rows = training_rows(faces)
         targets = distributions(faces.votes) if options.ferplus_target == "distribution" else None
         store = Store(faces, rows, device, options.store, targets)
         state = State(
@@ -155,6 +161,8 @@ def run_on(
         if folder:
             print(f"run      {folder.path}, recipe {options.recipe}: epochs ", end="")
             print(f"{state.epoch + 1} to {options.total_epoch} of {len(rows):,} faces", flush=True)
+        if options.relabel and options.relabel_epoch > options.total_epoch:
+            print(f"relabel  never: --relabel_epoch {options.relabel_epoch} is past the end")
         labels = " with FER+ labels" * bool(options.ferplus)
         title = f"{network.architecture.name}, {source.name}{labels}"
         train(state, store, faces, options, teachers=teachers, group=group, run=folder, title=title)

@@ -160,6 +160,15 @@ def until(process, file):
 needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="no /proc")
 
 
+def test_a_batch_has_a_face_for_each_process(faces_csv, tmp_path):
+    argv = ("--data", faces_csv, *SETTING, "--no_landmarks", "--out", tmp_path / "r")
+    process = start(*argv, "--batch_size", 1)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "--batch_size 1 makes batches of 1 of these 49 faces" in output
+    assert not (tmp_path / "r").exists()
+
+
 @needs_proc
 def test_a_lost_process_ends_the_run_and_one_process_goes_on(faces_csv, tmp_path):
     argv = ("--data", faces_csv, *SETTING, "--no_landmarks", "--out", tmp_path / "r")

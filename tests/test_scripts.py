@@ -322,6 +322,13 @@ def test_every_module_can_be_switched_off(faces_csv, tmp_path, monkeypatch, swit
     assert has_points == ("--no_landmarks" not in switches)
 
 
+@pytest.mark.parametrize(("epoch", "told"), [(1, False), (3, True)])
+def test_relabeling_that_never_begins_is_told(faces_csv, tmp_path, capsys, epoch, told):
+    argv = ("--data", faces_csv, "--out", tmp_path / "r", *TINY, "--no_landmarks")
+    run(train, *argv, "--total_epoch", 2, "--relabel_epoch", epoch)
+    assert ("relabel  never" in capsys.readouterr().out) == told
+
+
 def test_the_network_learns(faces_csv, tmp_path):
     # Without augmentation a small network must come to know 49 faces by heart.
     still = ("--flip", 0, "--rotation", 0, "--scale", 0, "--shift", 0, "--light", 0, "--erasing", 0)
