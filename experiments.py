@@ -52,6 +52,8 @@ class ExperimentOptions:
     """The folder of all cells; by default model_save/ with the plan's name."""
     seeds: tuple[int, ...] = ()
     """Other seeds than the plan's."""
+    variants: tuple[str, ...] = ()
+    """Some of the plan's variants; without the plan's baseline the first one takes its place."""
     common: str | None = None
     """Other common options than the plan's, with an equals sign: --common="--recipe full"."""
     gpu_ids: str = ""
@@ -90,7 +92,7 @@ def main() -> None:
     options = parse(ExperimentOptions, sys.argv[1:], __doc__)
     if options.at_once < 1:
         raise OptionError("--at_once must be at least 1")
-    plan = read_plan(Path(options.plan), options.seeds, options.common)
+    plan = read_plan(Path(options.plan), options.seeds, options.common, options.variants)
     out = Path(options.out) if options.out else RUNS / Path(options.plan).stem
     cells = [
         Cell(variant, seed, tuple(shlex.split(f"{plan.common} {text}")), out / f"{variant}-{seed}")

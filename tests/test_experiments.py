@@ -279,6 +279,17 @@ def test_faults_of_a_plan_are_named(tmp_path, text, words):
         run(tmp_path / "p.toml")
 
 
+def test_some_variants_of_a_plan_alone(tmp_path):
+    variants = {"a": "", "b": "--no_rank", "c": "--no_relabel"}
+    path = write_plan(tmp_path / "p.toml", baseline="b", seeds=[0], variants=variants)
+    plan = experiments.read_plan(path, chosen=("c", "b"))
+    assert (plan.baseline, list(plan.variants)) == ("b", ["b", "c"])
+    plan = experiments.read_plan(path, chosen=("c", "a"))  # without the plan's own baseline
+    assert (plan.baseline, list(plan.variants)) == ("c", ["a", "c"])
+    with pytest.raises(DataError, match="'d' is none of its variants a, b, c"):
+        run(path, "--variants", "a", "d")
+
+
 def test_a_plan_that_is_not_there(tmp_path):
     with pytest.raises(DataError, match="plans/ holds some"):
         run(tmp_path / "none.toml")

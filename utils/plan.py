@@ -33,8 +33,15 @@ class Plan:
     variants: dict[str, str]
 
 
-def read_plan(path: Path, seeds: tuple[int, ...] = (), common: str | None = None) -> Plan:
-    """Read a plan; other seeds and common options than its own may be given.
+def read_plan(
+    path: Path,
+    seeds: tuple[int, ...] = (),
+    common: str | None = None,
+    chosen: tuple[str, ...] = (),
+) -> Plan:
+    """Read a plan; other seeds and common options may be given, and some of its variants chosen.
+
+    Of these the first is the baseline, unless the plan's own is among them.
 
     Raises:
         DataError: it cannot be read, or says something else than a plan should.
@@ -55,6 +62,11 @@ def read_plan(path: Path, seeds: tuple[int, ...] = (), common: str | None = None
     baseline = content.get("baseline")
     if not isinstance(baseline, str) or baseline not in variants:
         raise DataError(f"{path}: the baseline {baseline!r} is none of {', '.join(variants)}")
+    if unknown := [name for name in chosen if name not in variants]:
+        raise DataError(f"{path}: {unknown[0]!r} is none of its variants {', '.join(variants)}")
+    if chosen:
+        variants = {name: text for name, text in variants.items() if name in chosen}
+        baseline = baseline if baseline in chosen else chosen[0]
     listed = content.get("seeds", [])
     seeds = seeds or tuple(listed if isinstance(listed, list) else ())
     if not seeds or len(set(seeds)) < len(seeds) or {type(seed) for seed in seeds} != {int}:
