@@ -1,7 +1,7 @@
 """Try the network in the browser: drop in a photograph, or use the camera.
 
-python demo.py                                       the weights model_save/resnet18_photos.pth
-python demo.py --model_path RUN/best.pth --port 8000
+    python demo.py                                       the weights model_save/resnet18_photos.pth
+    python demo.py --model_path RUN/best.pth --port 8000
 
 The page is for this machine alone, and asks no other one for anything. Ctrl-C ends it.
 """

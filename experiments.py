@@ -1,8 +1,8 @@
 """Run every variant of a plan with every seed, and compare them.
 
-python experiments.py plans/landmarks.toml --data fer2013.csv --out model_save/landmarks
-python experiments.py plans/scn.toml --gpu_ids 0,1,2,3         one run at a time on each GPU
-python experiments.py plans/scn.toml --at_once 2               two at a time share the device
+    python experiments.py plans/landmarks.toml --data fer2013.csv --out model_save/landmarks
+    python experiments.py plans/scn.toml --gpu_ids 0,1,2,3         one run at a time on each GPU
+    python experiments.py plans/scn.toml --at_once 2               two at a time share the device
 
 A cell is a run of train.py in OUT/VARIANT-SEED. Finished ones are skipped and stopped ones gone on
 with, so the same command can be given again at any time. Nothing looks at PrivateTest before

@@ -1,7 +1,7 @@
 """Write trained weights as an ONNX model, which other programs run without PyTorch.
 
-python export.py --model_path RUN/best.pth --out model.onnx
-python export.py --model_path RUN/best.pth --out model.onnx --int8     and model.int8.onnx
+    python export.py --model_path RUN/best.pth --out model.onnx
+    python export.py --model_path RUN/best.pth --out model.onnx --int8     and model.int8.onnx
 
 The input `pixels` is uint8 [N, C, W, W], 0 to 255, for any N; normalisation is inside. The
 outputs are `probabilities` [N, classes], `importance` [N] and `landmarks` [N, 68, 2] in pixels.

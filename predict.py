@@ -1,8 +1,8 @@
 """Find the faces in photographs, folders, videos or a camera, and read their expressions.
 
-python predict.py photo.jpg holiday/ "*.png" film.mp4 --out DIR
-python predict.py 0 --out DIR                     the first camera, until Ctrl-C
-python predict.py faces/ --cropped --out DIR      pictures that show one face each, cut out tightly
+    python predict.py photo.jpg holiday/ "*.png" film.mp4 --out DIR
+    python predict.py 0 --out DIR                     the first camera, until Ctrl-C
+    python predict.py faces/ --cropped --out DIR      pictures of one face each, cut out tightly
 
 Exit status: 0 done; 1 nothing was begun, for an option is wrong or a path not there; 3 some inputs
 could not be read, or show no face, and were named.

@@ -1,6 +1,6 @@
 """Make a run's best weights fit to be given away: small, measured, with a model card.
 
-python release.py RUN --data fer2013.csv                 writes model_save/resnet18.pth
+    python release.py RUN --data fer2013.csv                 writes model_save/resnet18.pth
 
 The weights are rounded to half precision, and what the card tells is measured after that. This is
 where PrivateTest is looked at: let the run and all that led to it have --no_final_test.

@@ -1,9 +1,9 @@
 """Write one page on one run or several: numbers with their intervals, figures, what differs.
 
-python report.py model_save/RUN                              on what the run left
-python report.py model_save/A model_save/B --out page.html   the same faces, compared in pairs
-python report.py model_save/A model_save/B --data D          with faces that the two read otherwise
-python report.py model_save/A --data D --ferplus F           FER+ as the judge of its relabels
+    python report.py model_save/RUN                              on what the run left
+    python report.py model_save/A model_save/B --out page.html   the same faces, compared in pairs
+    python report.py model_save/A model_save/B --data D          with faces that they read otherwise
+    python report.py model_save/A --data D --ferplus F           FER+ as the judge of its relabels
 
 The page needs nothing beside it: it can be mailed. It shows faces of the data set where the runs'
 figures do, so it is bound to that set's terms.

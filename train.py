@@ -130,6 +130,7 @@ def run_on(
         levels = faces.grey_levels("Training")
         network = build_network(options, faces.class_names, channels, levels)
     teachers = load_teachers(options, faces.class_names, channels, device)
+    taught_by = teachers.digests if teachers else ()
     run = nullcontext()  # of a process that writes nothing
     if group.is_main:
         run = earlier or RunFolder.create(options.out, options.trunk)
@@ -152,7 +153,7 @@ def run_on(
             network, EMA(network, options.ema), make_optimizer(network, options), store.labels
         )
         if checkpoint:
-            state.restore(checkpoint, faces.digest)
+            state.restore(checkpoint, faces.digest, taught_by)
             if folder:  # these are the run's faces: note where they stand now
                 folder.write_json("config.json", config)
             if not group.is_main:  # whose sums are those of all
@@ -197,7 +198,8 @@ def train(
     model = model_of(state.network, options, group)
     forecast = Forecast(device, options, len(rows), options.total_epoch - state.epoch)
     if run:
-        saver = Saver(run.path, options, faces.class_names, faces.digest)
+        taught_by = teachers.digests if teachers else ()
+        saver = Saver(run.path, options, faces.class_names, faces.digest, taught_by)
         log = RunLog(run, faces.class_names, options.total_epoch, state.epoch)
     with signals_noted(patient=group.size > 1) as signals:
         while state.epoch < options.total_epoch:

@@ -1,7 +1,7 @@
 """What it costs to bring the faces to the network: reading, the cache, the stores, landmarks.
 
-python -m benchmarks.data                  FER2013's size and ten times that: 3 GB of disk
-python -m benchmarks.data --factors 1      FER2013's size alone
+    python -m benchmarks.data                  FER2013's size and ten times that: 3 GB of disk
+    python -m benchmarks.data --factors 1      FER2013's size alone
 
 Each measurement has a process of its own, so that the peak memory is its own too. The
 CSV holds random pixels; landmarks are sought in the synthetic sample.

@@ -1,6 +1,6 @@
 """How fast a trained network reads faces: PyTorch, ONNX in 32 bits, ONNX in 8 bits, by turns.
 
-python -m benchmarks.inference --model_path RUN/best.pth
+    python -m benchmarks.inference --model_path RUN/best.pth
 
 It exports the weights into a temporary folder. Then it reads videos of drawn faces as predict.py
 does, from decoding them to writing the annotated ones. Detection has a line of its own: finding the

@@ -1,8 +1,8 @@
 """What training costs beside the network's own arithmetic, and beside the plain way to write it.
 
-python -m benchmarks.throughput                      the full network, a few minutes on a CPU
-python -m benchmarks.throughput --compile            on a GPU
-python -m benchmarks.throughput --width 0.5 --batch_size 32
+    python -m benchmarks.throughput                      the full network, a few minutes on a CPU
+    python -m benchmarks.throughput --compile            on a GPU
+    python -m benchmarks.throughput --width 0.5 --batch_size 32
 
 In one run, by turns: a bare loop (forward, backward and step on one fixed batch, in the
 trainer's number format), the trainer itself with all its modules (SCN, landmarks,

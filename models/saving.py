@@ -24,13 +24,19 @@ class Saver:
         options: of the run.
         class_names: in the order of the logits.
         data_digest: the set's, by which a resumed run knows its faces.
+        teachers: the digests of its teachers, likewise.
     """
 
     def __init__(
-        self, folder: Path, options: Options, class_names: tuple[str, ...], data_digest: str
+        self,
+        folder: Path,
+        options: Options,
+        class_names: tuple[str, ...],
+        data_digest: str,
+        teachers: tuple[str, ...] = (),
     ) -> None:
         self._folder, self._options = folder, options
-        self._class_names, self._digest = class_names, data_digest
+        self._class_names, self._inputs = class_names, (data_digest, teachers)
         self._best: Checkpoint | None = None  # where it is not written yet
         self._due = 0.0
         self._written: tuple[int, int] | None = None  # epoch and batch
@@ -60,7 +66,7 @@ class Saver:
         if self._best:
             save_checkpoint(self._folder / "best.pth", self._best)
             self._best = None
-        last = replace(self._checkpoint(state), training=state.for_resume(self._digest))
+        last = replace(self._checkpoint(state), training=state.for_resume(*self._inputs))
         save_checkpoint(self._folder / "last.pth", last)
         self._written = state.epoch, state.batches
         end = time.monotonic()

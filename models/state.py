@@ -68,8 +68,8 @@ class State:
         self.relabels += [(row, a, b, self.epoch) for row, a, b in moves]
         return len(old)
 
-    def for_resume(self, data_digest: str) -> dict[str, Any]:
-        """Return what last.pth holds besides the averaged weights."""
+    def for_resume(self, data_digest: str, teachers: tuple[str, ...] = ()) -> dict[str, Any]:
+        """Return what last.pth holds besides the averaged weights, with its teachers' digests."""
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -80,13 +80,17 @@ class State:
             "sums": self.sums if self.batches else {},
             "labels_before": self.labels_before if self.batches else None,
             "data_digest": data_digest,
+            "teachers": list(teachers),
         }
 
-    def restore(self, checkpoint: Checkpoint, data_digest: str) -> None:
+    def restore(
+        self, checkpoint: Checkpoint, data_digest: str, teachers: tuple[str, ...] = ()
+    ) -> None:
         """Take up the state that a last.pth holds.
 
         Raises:
-            RunError: the file cannot be resumed, or the faces are not those of the run.
+            RunError: the file cannot be resumed, or the faces or the teachers are not those of
+                the run.
         """
         saved = checkpoint.training
         if not saved:
@@ -94,6 +98,11 @@ class State:
         if saved.get("data_digest") != data_digest:
             raise RunError(
                 "the faces are not those that this run began with; name these with --data"
+            )
+        if tuple(saved.get("teachers", teachers)) != teachers:  # older files do not know them
+            raise RunError(
+                "the teachers are not those that this run began with, in their order; name these "
+                "with --teacher"
             )
         device = self.labels.device
         try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -25,10 +27,16 @@ class Teachers:
     Args:
         models: of the same classes, in evaluation mode.
         bf16: compute in bfloat16.
+        digests: of their weight files, by which a resumed run knows them.
     """
 
-    def __init__(self, models: Sequence[Callable[[Tensor], Output]], bf16: bool = False) -> None:
-        self._models, self._bf16 = models, bf16
+    def __init__(
+        self,
+        models: Sequence[Callable[[Tensor], Output]],
+        bf16: bool = False,
+        digests: Sequence[str] = (),
+    ) -> None:
+        self._models, self._bf16, self.digests = models, bf16, tuple(digests)
 
     @torch.no_grad()
     def opinion(self, images: Tensor, first: int = 0) -> Tensor:
@@ -61,7 +69,7 @@ def load_teachers(
         WeightsError: weights cannot be read, are for other classes or for grey faces only, or
             cannot look at faces as small as --sizes asks for.
     """
-    models = []
+    models, digests = [], []
     for path in options.teacher:
         checkpoint = load_weights(path, class_names, channels)
         smallest = min(options.sizes or (options.image_width,))
@@ -74,4 +82,5 @@ def load_teachers(
         print(f"teacher  {path} (epoch {checkpoint.epoch})")
         network = checkpoint.network().to(device)
         models.append(compiled(network) if options.compile else network)
-    return Teachers(models, takes_bf16(options.amp, device)) if models else None
+        digests.append(hashlib.sha256(Path(path).read_bytes()).hexdigest())
+    return Teachers(models, takes_bf16(options.amp, device), digests) if models else None

@@ -61,8 +61,8 @@ def run(*argv, on_loss=None):
         train.main()
 
 
-def stop_and_go_on(*argv, batch):
-    """Train until a SIGTERM in the `batch`-th forward pass, from 0, and on from there."""
+def stop_and_go_on(*argv, batch, then=()):
+    """Train until a SIGTERM in the `batch`-th forward pass, from 0, and on with options `then`."""
 
     def kill(i, losses, output):
         if i == batch:
@@ -70,7 +70,7 @@ def stop_and_go_on(*argv, batch):
 
     with pytest.raises(Interrupted):
         run(*argv, on_loss=kill)
-    run("--resume", argv[argv.index("--out") + 1])
+    run("--resume", argv[argv.index("--out") + 1], *then)
 
 
 def started(*argv, **options):
@@ -123,6 +123,14 @@ def test_exit_codes(capsys):
     assert ends(RunError("no room")) == "error: no room"  # which Python prints, and exits with 1
     with pytest.raises(SystemExit, match="143"):
         run_main(partial(os.kill, os.getpid(), signal.SIGTERM))
+
+
+def test_a_reader_that_ends_first():
+    command = f"{sys.executable} {ROOT / 'train.py'} --help | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout in ("141\n", "0\n")  # 0 where the pipe took all before `true` ended
+    assert "Traceback" not in done.stderr
+    assert "Broken" not in done.stderr
 
 
 def test_runs_that_are_ended_at_random_moments(tmp_path):

@@ -16,7 +16,7 @@ from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.network import Architecture, FERNet, Output
 from models.objective import compute_losses
 from models.teachers import Teachers, load_teachers
-from utils.errors import OptionError, WeightsError
+from utils.errors import OptionError, RunError, WeightsError
 from utils.options import Options
 
 
@@ -134,6 +134,20 @@ def test_a_network_learns_from_teachers_and_goes_on_to_the_same_bits(folder, cap
 
     stop_and_go_on(*argv, "--out", folder / "stopped", batch=5)  # within the second epoch
     assert_same_run(folder / "whole", folder / "stopped")
+
+
+def test_a_resumed_run_knows_its_teachers_wherever_they_are(folder, tmp_path):
+    first, second = (write_teacher(tmp_path / f"{seed}.pth", seed) for seed in range(2))
+    run(*argv_of(folder, first, second), "--out", tmp_path / "whole")
+    argv = (*argv_of(folder, first, second), "--out", tmp_path / "stopped")
+    with pytest.raises(RunError, match="the teachers are not those that this run began with"):
+        stop_and_go_on(*argv, batch=5, then=("--teacher", second, first))
+    moved = [path.rename(tmp_path / f"moved_{path.name}") for path in (first, second)]
+    with pytest.raises(WeightsError, match="no weight file"):
+        run("--resume", tmp_path / "stopped")
+    run("--resume", tmp_path / "stopped", "--teacher", *moved)
+    for name in ("metrics.csv", "predictions.csv"):
+        assert (tmp_path / "stopped" / name).read_text() == (tmp_path / "whole" / name).read_text()
 
 
 def test_a_confident_teacher_is_followed(folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -32,13 +33,19 @@ class RunError(ProjectError):
 def run_main(main: Callable[[], None]) -> None:
     """Call `main`, and end the process with one clear sentence where it cannot go on.
 
-    Exit status: 0 done, 1 a ProjectError, 130 Ctrl-C, 143 SIGTERM (as a shell reports them).
+    Exit status: 0 done, 1 a ProjectError, 130 Ctrl-C, 143 SIGTERM, 141 where what reads
+    the output has ended, as `| head` does (as a shell reports them).
     """
     try:
         with termination_raised():
             main()
+            sys.stdout.flush()
     except ProjectError as error:
         sys.exit(f"error: {error}")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
+        print("stopped: nothing reads the output any more", file=sys.stderr)
+        sys.exit(128 + signal.SIGPIPE)
     except KeyboardInterrupt as interrupt:
         number = interrupt.number if isinstance(interrupt, Interrupted) else signal.SIGINT
         print(f"\n{str(interrupt) or 'interrupted'}", file=sys.stderr)

@@ -338,7 +338,8 @@ def resumed(saved: dict[str, Any], argv: Sequence[str], description: str) -> Opt
     """
     before = from_json(saved)
     now = parse(Options, argv, description, before)
-    if changed := differing(before, now):
+    changed = [name for name in differing(before, now) if name != "--teacher"]
+    if changed:  # a teacher may have moved, and is known by its content
         raise OptionError(
             f"a run that goes on keeps its options, and {', '.join(changed)} would change it; "
             "start a new run from its weights with --model_path RUN/last.pth"
