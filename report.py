@@ -85,7 +85,8 @@ def main() -> None:
     ]
     pairs = [compared for one, other in combinations(runs, 2) for compared in compare(one, other)]
     if options.data:
-        faces = load_faces(find_source(options.data))
+        classes = ferplus.to_name(tuple(runs[0]["usages"][0]["recall"]))
+        faces = load_faces(find_source(options.data), class_names=classes)
         judge = ferplus.with_votes(faces, options.ferplus) if options.ferplus else None
         drawn = [pictured(pair, faces, judge) for pair in pairs]
         for pair, picture in zip(pairs, drawn):

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from data import ferplus
 from data.corruptions import CORRUPTIONS, corrupt
-from data.faces import EMOTIONS, UNKNOWN, Faces
+from data.faces import UNKNOWN, Faces
 from data.landmarks import add_landmarks
 from data.source import HELD_OUT_NOTE, Source, find_source, load_faces
 from data.store import images_to_device
@@ -118,8 +118,7 @@ def main() -> None:
 
 def faces_for(checkpoint: Checkpoint, source: Source) -> Faces:
     """Read faces as the weights have learnt them: as large, grey or not, classes in that order."""
-    known = checkpoint.class_names in (EMOTIONS, ferplus.CLASSES)
-    classes = () if known else checkpoint.class_names
+    classes = ferplus.to_name(checkpoint.class_names)
     return load_faces(source, checkpoint.image_width, checkpoint.channels, classes)
 
 

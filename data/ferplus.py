@@ -23,6 +23,14 @@ OTHERS = ("unknown", "NF")
 URL = "https://github.com/microsoft/FERPlus"
 
 
+def to_name(class_names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the classes to name when faces are read for what knows these: none of FER2013's own.
+
+    They come by themselves, and the eighth with the votes.
+    """
+    return () if class_names in (EMOTIONS, CLASSES) else class_names
+
+
 def with_votes(faces: Faces, path: str | Path) -> Faces:
     """Return the faces with FER+'s votes, and its majority as their labels.
 

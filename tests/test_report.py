@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -106,6 +107,22 @@ def test_faces_are_pictured_by_the_labels_that_judged_them(tmp_path):
     assert report.pictured(pair, faces, judge).startswith(b"\x89PNG")
     with pytest.raises(DataError, match="for FER\\+ labels the --ferplus"):
         report.pictured(pair, faces)
+
+
+def test_runs_of_other_classes_find_their_faces(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("angry", "happy"):  # two of FER2013's, so that they must be named
+        (tmp_path / "faces/train" / name).mkdir(parents=True)
+        for i in range(20):
+            face = rng.integers(0, 256, (48, 48)).astype(np.uint8)
+            cv2.imwrite(str(tmp_path / f"faces/train/{name}/{i}.png"), face)
+    argv = ("--data", tmp_path / "faces", "--class_names", "happy", "angry", "--no_landmarks")
+    argv += ("--gpu_ids", "-1", "--width", 0.1, "--batch_size", 16, "--total_epoch", 1)
+    for seed in range(2):
+        run(train, *argv, "--seed", seed, "--out", tmp_path / str(seed))
+    both = (tmp_path / "0", tmp_path / "1")
+    run(report, *both, "--data", tmp_path / "faces", "--out", tmp_path / "page.html")
+    assert "<td>happy</td>" in (tmp_path / "page.html").read_text()
 
 
 def test_relabels_of_one_epoch_fill_three_rows():
