@@ -68,7 +68,6 @@ STYLE = """
 .faces + .message { margin-top: 12px; }
 .face { padding: 12px 16px; border: 1px solid var(--border-color-primary); border-radius: 8px; }
 .face h3 { margin: 0 0 8px; font-size: 16px; }
-.face h3 small { float: right; font-weight: normal; opacity: 0.7; }
 .share { display: grid; grid-template-columns: 72px 1fr 46px; gap: 8px; line-height: 24px; }
 .share.best { font-weight: 600; }
 .share span { overflow: hidden; text-overflow: ellipsis; }
@@ -166,9 +165,7 @@ def _card(title: str, face: Face, class_names: Sequence[str]) -> str:
         f"<span>{100 * share:.0f} %</span></div>"
         for name, share in zip(class_names, face.probabilities)
     )
-    hint = "SCN's importance: how far the network trusts its reading, 0 to 1"
-    small = f'<small title="{hint}">importance {face.confidence:.2f}</small>'
-    return f'<div class="face"><h3>{title}{small}</h3>{rows}</div>'
+    return f'<div class="face"><h3>{title}</h3>{rows}</div>'
 
 
 def alert(text: str) -> str:

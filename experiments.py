@@ -38,6 +38,8 @@ from utils.plan import Plan, read_plan
 from utils.run import RUNS, RunFolder
 
 ROOT = Path(__file__).resolve().parent
+MEANS = ("landmark_error", "ece", "auroc_confidence", "auroc_importance")
+MEANS += ("relabel_precision", "relabel_recall")
 
 
 @dataclass(frozen=True)
@@ -262,7 +264,7 @@ def report(cells: list[Cell], plan: Plan, usage: str, path: Path, inner: str = "
         training = json.loads((cell.folder / "metrics.json").read_text()).get("Training", {})
         extra.setdefault(cell.variant, []).append(scores[usage] | training)
     comparison = compare(right, plan.baseline)
-    for name in ("landmark_error", "ece", "relabel_precision", "relabel_recall"):
+    for name in MEANS:
         values = {
             variant: [row[name] for row in rows if row.get(name) is not None]
             for variant, rows in extra.items()

@@ -61,7 +61,7 @@ class PredictOptions:
     draw: bool = True
     """Write annotated pictures and videos."""
     min_confidence: float = 0.0
-    """Leave out faces whose importance is below this, 0 to 1."""
+    """Leave out faces whose expression is less probable than this in their picture or frame."""
     every: int = 1
     """Look at every so many frames of a video."""
     smooth: float = 0.3
@@ -96,7 +96,7 @@ def main() -> None:
         threads=options.threads,
         gpu_ids=options.gpu_ids,
     )
-    columns = ("file", "frame", "face", *EDGES, "score", "expression", "confidence")
+    columns = ("file", "frame", "face", *EDGES, "score", "expression", "confidence", "importance")
     columns += predictor.class_names
     with (
         RunFolder.create(options.out, "predict") as run,
@@ -256,7 +256,8 @@ class Job:
         record |= dict(zip(EDGES, _rounded(face.box, 1)))
         record["score"] = None if face.score is None else round(face.score, 3)
         record["expression"] = names[int(shares.argmax())]
-        record["confidence"] = round(face.confidence, 4)
+        record["confidence"] = round(float(shares.max()), 4)
+        record["importance"] = round(face.importance, 4)
         record["probabilities"] = dict(zip(names, _rounded(shares, 4)))
         if face.landmarks is not None:
             record["landmarks"] = _rounded(face.landmarks, 2)

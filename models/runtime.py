@@ -19,7 +19,7 @@ class Readings(NamedTuple):
 
     Attributes:
         probabilities: float32 [N, C].
-        importance: float32 [N], SCN's: how far the network trusts its reading.
+        importance: float32 [N], SCN's: what the logits are multiplied by.
         landmarks: float32 [N, 68, 2] in pixels of the face that was given; or None.
     """
 

@@ -36,7 +36,7 @@ import demo
 ROOT = Path(__file__).resolve().parents[1]
 QUIET = ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", *QUIET]
-CARD = re.compile(r"(Face(?: \d+)?)\s+importance ([01]\.\d\d)\s+(.*)", re.DOTALL)
+CARD = re.compile(r"(Face(?: \d+)?)\s+(.*)", re.DOTALL)
 ROW = re.compile(r"(\w+)\s+(\d+) %")
 
 
@@ -148,7 +148,7 @@ def cards(page, count):
     texts = page.locator(".face").all_inner_texts()
     assert len(texts) == count
     parts = [CARD.fullmatch(text).groups() for text in texts]
-    return [(title, {n: int(p) for n, p in ROW.findall(rows)}) for title, _, rows in parts]
+    return [(title, {n: int(p) for n, p in ROW.findall(rows)}) for title, rows in parts]
 
 
 def percents(face):

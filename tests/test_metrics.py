@@ -43,6 +43,16 @@ def test_calibration_error_by_hand():
     assert error == pytest.approx((4 * 0.15 + 1 * 0.6) / 5)
 
 
+def test_what_tells_right_predictions_from_wrong_ones_by_hand():
+    right = np.array([True, True, False, False])
+    # Of four pairs of a right and a wrong one three have the right one above, one half of that.
+    assert metrics.tells_right(np.array([0.9, 0.5, 0.6, 0.1]), right) == 3 / 4
+    assert metrics.tells_right(np.array([0.9, 0.6, 0.6, 0.1]), right) == 3.5 / 4
+    assert metrics.tells_right(np.array([0.1, 0.2, 0.8, 0.9]), right) == 0
+    assert metrics.tells_right(np.ones(4), right) is None  # without importances
+    assert metrics.tells_right(np.arange(4), np.ones(4, bool)) is None
+
+
 def test_certain_and_right_is_calibrated():
     labels = np.array([0, 1, 2])
     assert metrics.expected_calibration_error(labels, one_hot(labels)) == 0
@@ -81,6 +91,9 @@ def test_usages_are_scored_apart_and_without_duplicates():
     assert scores["PrivateTest"]["accuracy_without_duplicates"] == 0.5  # a right one left out
     assert scores["PrivateTest"]["duplicates"] == 1
     assert scores["PrivateTest"]["landmark_error"] is None
+    assert scores["PrivateTest"]["auroc_importance"] == 0  # the wrong one is the last
+    assert scores["PrivateTest"]["auroc_confidence"] is None  # for all are as confident
+    assert scores["PublicTest"]["auroc_importance"] is None  # for all are right
 
 
 def test_what_cannot_be_told_is_none():

@@ -142,7 +142,7 @@ def echo(monkeypatch):
 def test_results_are_in_the_picture_s_pixels(echo, astronaut):
     (face,) = FacePredictor()(astronaut)
     assert isinstance(face, Face)
-    assert (face.expression, face.confidence) == ("happy", 0.5)
+    assert (face.expression, face.confidence, face.importance) == ("happy", 1, 0.5)
     left, top, right, bottom = squares(face.box[None])[0]
     expected = [[left, top], [right, bottom], [(left + right) / 2, (top + bottom) / 2]]
     # Edges, and pixel centres at whole numbers: half a pixel between them.
@@ -224,7 +224,8 @@ def test_a_folder_of_photographs(weights, folder, tmp_path, both, capsys):
         shares = [float(row[name]) for name in EMOTIONS]
         assert sum(shares) == pytest.approx(1, abs=1e-3)
         assert record["expression"] == EMOTIONS[int(np.argmax(shares))]
-        assert 0 < float(row["confidence"]) < 1
+        assert float(row["confidence"]) == max(shares)
+        assert 0 < float(row["importance"]) < 1
     drawn = {path.name for path in out.glob("*_faces*.png")}
     assert drawn == {
         *("astronaut_faces.png", "astronaut_faces_2.png", "both_faces.png"),

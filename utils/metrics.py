@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from sklearn.metrics import confusion_matrix, f1_score, recall_score
+from sklearn.metrics import confusion_matrix, f1_score, recall_score, roc_auc_score
 
 ECE_BINS = 15
 
@@ -22,8 +22,9 @@ def score(
 
     Returns:
         n; accuracy; balanced_accuracy (the mean recall of the classes that
-        occur); macro_f1 (the mean over these classes); ece; and recall by
-        class, None for a class that does not occur.
+        occur); macro_f1 (the mean over these classes); ece; auroc_confidence, what
+        `tells_right` says of the best probability; and recall by class, None for a
+        class that does not occur.
     """
     predicted = probabilities.argmax(1)
     present = np.unique(labels)
@@ -36,6 +37,7 @@ def score(
         "balanced_accuracy": float(recalls.mean()),
         "macro_f1": float(f1_score(labels, predicted, labels=present, average="macro")),
         "ece": expected_calibration_error(labels, probabilities),
+        "auroc_confidence": tells_right(probabilities.max(1), predicted == labels),
         "recall": recall,
     }
 
@@ -43,6 +45,24 @@ def score(
 def accuracy(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
     """Return the share of faces whose most probable class is their label; None of no face."""
     return float((probabilities.argmax(1) == labels).mean()) if len(labels) else None
+
+
+def tells_right(value: np.ndarray, right: np.ndarray) -> float | None:
+    """How often a right prediction has a greater value than a wrong one: 1 always, 0.5 by chance.
+
+    That is the area under the ROC curve of finding the right ones by it (Hendrycks and Gimpel,
+    "A Baseline for Detecting Misclassified and Out-of-Distribution Examples", 2017).
+
+    Args:
+        value: [N].
+        right: bool [N].
+
+    Returns:
+        The area, 0 to 1; None where all values are the same, or all predictions right or wrong.
+    """
+    if right.all() or not right.any() or np.ptp(value) == 0:
+        return None
+    return float(roc_auc_score(right, value))
 
 
 def expected_calibration_error(

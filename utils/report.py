@@ -58,7 +58,7 @@ class Evaluation:
         """Score each usage on its own.
 
         Returns:
-            For each usage the figures of `metrics.score`, and
+            For each usage the figures of `metrics.score`, auroc_importance, and
             accuracy_without_duplicates, duplicates (how many) and landmark_error
             (pixels), each None where it cannot be told. A usage without labels
             has n = 0 and the number of unlabelled faces.
@@ -74,6 +74,8 @@ class Evaluation:
         result = metrics.score(
             self.labels[labelled], self.probabilities[labelled], self.class_names
         )
+        right = self.predicted[labelled] == self.labels[labelled]
+        result["auroc_importance"] = metrics.tells_right(self.importance[labelled], right)
         extra = dict.fromkeys(("accuracy_without_duplicates", "duplicates", "landmark_error"))
         if self.duplicates is not None:
             unique = labelled & ~self.duplicates
