@@ -143,6 +143,7 @@ def test_mistakes(trained, tmp_path):
 def test_a_card_tells_from_where_the_training_started(started, teacher):
     score = {"n": 3, "accuracy": 0.5, "accuracy_without_duplicates": None, "duplicates": 0}
     score |= {"balanced_accuracy": 0.5, "ece": 0.1, "landmark_error": None}
+    score |= {"auroc_confidence": 0.75, "auroc_importance": None if started else 0.25}
     scores = {"PublicTest": score, "PrivateTest": score}
     by_class = [
         {"name": name, "n": 1, "recall": 0.5, "predicted": 1, "precision": None} for name in "ab"
@@ -162,6 +163,7 @@ def test_a_card_tells_from_where_the_training_started(started, teacher):
     assert ("and from the opinions of 2 trained networks, on the 7 Tr" in card) == bool(teacher)
     assert ("landmarks that dlib finds" in card) == ("68 landmarks" in card) == (not started)
     assert ("one colour face" in card) == bool(started)
+    assert ("in\n  75.00 % of all pairs" in card) == (not started)
     start = " --model_path THOSE_WEIGHTS" if started else ""
     start += " --teacher THOSE_NETWORKS" if teacher else ""
     assert f"\n    python train.py --recipe full{start}\n" in card
