@@ -16,7 +16,9 @@ def weighted_cross_entropy(
 ) -> Tensor:
     """Importance weighting (SCN's WCE-Loss): -mean log softmax(a * W x)[y].
 
-    A small importance flattens the softmax, so the face pulls less on the weights.
+    A small importance flattens the softmax, so the face pulls less on the weights. The gradient
+    raises that of a face whose label is less probable than its target says: with smoothed labels
+    it lowers the importance of the surest faces (README: what SCN's importances tell).
 
     Args:
         logits: [N, C], unweighted.

@@ -41,6 +41,21 @@ def test_small_importance_pulls_less():
     assert weak < strong
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_smoothed_labels_lower_the_importance_of_the_surest_faces(smoothing):
+    # Two classes: smoothed by 0.1 the target is 0.95. The first face's label has 0.98, the second's
+    # 0.9: the derivative by a is (p - q) times the difference of its logits.
+    differences = torch.tensor([math.log(0.98 / 0.02), math.log(0.9 / 0.1)])
+    logits = torch.stack([differences, torch.zeros(2)], 1)
+    importance = torch.ones(2, 1, requires_grad=True)
+    weighted_cross_entropy(logits, importance, torch.tensor([0, 0]), smoothing).backward()
+    target = 1 - smoothing / 2
+    by_hand = (torch.tensor([0.98, 0.9]) - target) * differences / 2
+    torch.testing.assert_close(importance.grad[:, 0], by_hand)
+    assert (importance.grad[0] > 0) == (smoothing > 0)  # descent lowers it
+    assert importance.grad[1] < 0
+
+
 def test_rank_regularization_by_hand():
     # 5 faces, beta 0.6: high = 0.9, 0.8, 0.7 (mean 0.8), low = 0.6, 0.5 (mean 0.55), gap 0.25.
     importance = torch.tensor([[0.5], [0.9], [0.7], [0.6], [0.8]])
