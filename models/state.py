@@ -99,7 +99,8 @@ class State:
             raise RunError(
                 "the faces are not those that this run began with; name these with --data"
             )
-        if tuple(saved.get("teachers", teachers)) != teachers:  # older files do not know them
+        named = list(teachers)
+        if saved.get("teachers", named) != named:  # older files do not know them
             raise RunError(
                 "the teachers are not those that this run began with, in their order; name these "
                 "with --teacher"
