@@ -7,28 +7,25 @@ python train.py --resume model_save/RUN  on from where a run stopped
 
 from __future__ import annotations
 
-import math
 import signal
 import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 
-from data.augment import Augmentation, augment
+from data.batches import Batches, check_batches
 from data.faces import UNKNOWN, Faces, check_trainable
 from data.ferplus import distributions, with_votes
 from data.landmarks import add_landmarks
-from data.mix import mix, mix_shares
+from data.mix import mix_shares
 from data.source import find_source, load_faces
 from data.store import Store, images_to_device
 from models.batch_norm import synchronized
@@ -36,25 +33,23 @@ from models.checkpoint import load_checkpoint
 from models.ema import EMA
 from models.inference import Predictions, predict
 from models.network import FERNet, Output, describe
-from models.objective import compute_losses, relabel_batch
+from models.objective import forward_backward, relabel_batch
 from models.optimizer import learning_rate, make_optimizer, set_learning_rate
 from models.sam import uphill
 from models.saving import Saver
-from models.start import build_network
+from models.start import build_network, model_of
 from models.state import State
 from models.teachers import Teachers, load_teachers
 from test import evaluate
 from utils import metrics
 from utils.devices import (
-    autocast,
     compile_faults_told,
-    compiled,
     describe_device,
     listed_gpus,
     pick_device,
     takes_bf16,
 )
-from utils.errors import OptionError, run_main
+from utils.errors import run_main
 from utils.faults import Faults, diverged
 from utils.figures import relabeled_faces
 from utils.forecast import Forecast
@@ -112,15 +107,11 @@ def run_on(
     given = faces.labels
     if options.label_noise:
         faces = faces.with_noise(options.label_noise, options.seed)
-    rows = training_rows(faces)
-    fewest = len(rows) // math.ceil(len(rows) / options.batch_size)
-    if fewest < group.size:
-        raise OptionError(
-            f"--batch_size {options.batch_size} makes batches of {fewest} of these {len(rows):,} "
-            f"faces, too few for {group.size} processes: give larger batches or fewer processes"
-        )
+    rows = faces.training_rows
+    check_batches(len(rows), options, group)
     counts = ", ".join(f"{n:,} {usage}" for usage, n in faces.counts().items())
     print(f"         {faces.source}: {len(faces):,} faces, {counts}")
+
     channels = 3 if faces.images.ndim == 4 else 1
     checkpoint = None
     if earlier and (earlier / "last.pth").exists():
@@ -130,7 +121,6 @@ def run_on(
         levels = faces.grey_levels("Training")
         network = build_network(options, faces.class_names, channels, levels)
     teachers = load_teachers(options, faces.class_names, channels, device)
-    taught_by = teachers.digests if teachers else ()
     run = nullcontext()  # of a process that writes nothing
     if group.is_main:
         run = earlier or RunFolder.create(options.out, options.trunk)
@@ -150,14 +140,17 @@ def run_on(
         targets = distributions(faces.votes) if options.ferplus_target == "distribution" else None
         store = Store(faces, rows, device, options.store, targets)
         state = State(
-            network, EMA(network, options.ema), make_optimizer(network, options), store.labels
+            network,
+            EMA(network, options.ema),
+            make_optimizer(network, options),
+            store.labels,
+            faces.digest,
+            teachers.digests,
         )
         if checkpoint:
-            state.restore(checkpoint, faces.digest, taught_by)
+            state.restore(checkpoint, group)
             if folder:  # these are the run's faces: note where they stand now
                 folder.write_json("config.json", config)
-            if not group.is_main:  # whose sums are those of all
-                state.sums = {name: torch.zeros_like(value) for name, value in state.sums.items()}
         print(f"network  {describe(network)}")
         if folder:
             print(f"run      {folder.path}, recipe {options.recipe}: epochs ", end="")
@@ -166,16 +159,10 @@ def run_on(
             print(f"relabel  never: --relabel_epoch {options.relabel_epoch} is past the end")
         labels = " with FER+ labels" * bool(options.ferplus)
         title = f"{network.architecture.name}, {source.name}{labels}"
+
         train(state, store, faces, options, teachers=teachers, group=group, run=folder, title=title)
         if folder:
-            noise = {}
-            if options.label_noise:
-                labels = (given[rows], faces.labels[rows], state.labels.cpu().numpy())
-                noise = {"Training": metrics.relabel_scores(*labels)}
-            if state.relabels:
-                figure = relabeled_faces(state.relabels, faces.images, faces.class_names, title)
-                folder.write_figure("relabels.png", figure)
-            conclude(faces, options, folder, device=device, title=title, noise=noise)
+            conclude(state, faces, given, options, device=device, run=folder, title=title)
 
 
 def train(
@@ -184,7 +171,7 @@ def train(
     faces: Faces,
     options: Options,
     *,
-    teachers: Teachers | None = None,
+    teachers: Teachers,
     group: Group,
     run: RunFolder | None,
     title: str,
@@ -194,12 +181,11 @@ def train(
     public = faces.of("PublicTest")
     public = public.select(public.labels != UNKNOWN)
     public_share = images_to_device(public.images[group.share(len(public))], device)
-    rows = training_rows(faces)
+    rows = faces.training_rows
     model = model_of(state.network, options, group)
     forecast = Forecast(device, options, len(rows), options.total_epoch - state.epoch)
     if run:
-        taught_by = teachers.digests if teachers else ()
-        saver = Saver(run.path, options, faces.class_names, faces.digest, taught_by)
+        saver = Saver(run.path, options, faces.class_names)
         log = RunLog(run, faces.class_names, options.total_epoch, state.epoch)
     with signals_noted(patient=group.size > 1) as signals:
         while state.epoch < options.total_epoch:
@@ -240,24 +226,13 @@ def train(
         log.close(state.history, state.relabels, title)
 
 
-def training_rows(faces: Faces) -> np.ndarray:
-    """Return the rows of the faces to train on: int [N]."""
-    return np.flatnonzero((faces.usage == "Training") & (faces.labels != UNKNOWN))
-
-
-def model_of(network: FERNet, options: Options, group: Group) -> Callable[[Tensor], Output]:
-    """Return the network as it is called in a step: compiled if wanted, shared among processes."""
-    model = compiled(network) if options.compile else network
-    return DistributedDataParallel(model) if group.size > 1 else model
-
-
 def train_one_epoch(
     state: State,
     model: Callable[[Tensor], Output],
     store: Store,
     options: Options,
     *,
-    teachers: Teachers | None = None,
+    teachers: Teachers,
     group: Group,
     forecast: Forecast,
     signals: list[int],
@@ -272,71 +247,46 @@ def train_one_epoch(
     Returns:
         The means, or None where a signal stopped the epoch; the state knows how far it came.
     """
-    device, n = store.labels.device, len(store.labels)
     network = state.network.train()
-    classes = network.architecture.classes
     epoch = state.epoch + 1
-    amounts = {f.name: getattr(options, f.name, None) for f in fields(Augmentation)}
-    how = Augmentation(**amounts | {"size": options.width_in(epoch)})
+    batches = Batches(store, options, epoch, group, taught=len(teachers) > 0)
     relabels = options.relabel and epoch >= options.relabel_epoch
-    generator = torch.Generator(device).manual_seed(seed_of(options.seed, epoch))
-    # Batches of one size, give or take a face: a small last one would upset batch norm and ranks.
-    order = torch.randperm(n, generator=generator, device=device)
-    batches = order.tensor_split(math.ceil(n / options.batch_size))
-    shares = [group.share(len(batch)) for batch in batches]
     if not state.batches:
         state.labels_before, state.sums = state.labels.clone(), {}
-    first = state.batches
-    stream = store.stream([batch[share] for batch, share in zip(batches, shares)][first:])
     faults = Faults(epoch)
-    title = f"epoch {epoch}/{options.total_epoch}"
-    bar = tqdm(None, title, len(batches), initial=first, unit="batch", leave=False, disable=None)
-    for i in range(first, len(batches)):
+    how = {"initial": state.batches, "unit": "batch", "leave": False, "disable": None}
+    bar = tqdm(None, f"epoch {epoch}/{options.total_epoch}", len(batches), **how)
+    for i, batch in enumerate(batches.stream(state.batches), state.batches):
         if group.time_to_agree(i) and group.any(bool(signals)):
             break
-        batch, share = batches[i], shares[i]
         step = state.epoch * len(batches) + i
         done = (step + 0.5) / (options.total_epoch * len(batches))
         set_learning_rate(state.optimizer, learning_rate(options, done))
-        seed = seed_of(options.seed, epoch, i)
-        torch.manual_seed(seed + group.rank)  # dropout
-        generator.manual_seed(seed)  # augmentation
-        faces, landmarks = next(stream)
-        landmarks = landmarks if options.landmarks else None
-        images, landmarks = augment(faces, landmarks, how, generator, share=share, among=len(batch))
-        opinion = None
-        if teachers:
-            generator.manual_seed(seed)  # they see the same movement
-            seen, _ = augment(faces, None, how.undamaged, generator, share=share, among=len(batch))
-            opinion = teachers.opinion(seen, first=share.start)
-        labels = state.labels[batch[share]]
-        targets = labels if store.targets is None else store.targets[batch[share]]
-        own = None
-        if options.mixes_in(epoch):
-            generator.manual_seed(seed_of(options.seed, epoch, i, 1))  # others than the damage's
-            images, own = mix(
-                images, options.mixup, options.cutmix, generator, share=share, among=len(batch)
-            )
-            targets = mix_shares(targets, own, classes)
-            opinion = None if opinion is None else mix_shares(opinion, own, classes)
-
-        weight = group.size * len(labels) / len(batch)
+        labels = state.labels[batch.rows]
+        targets = labels if store.targets is None else store.targets[batch.rows]
+        opinion = teachers.opinion(batch.undamaged, batch.first) if teachers else None
+        if batch.own is not None:
+            classes = network.architecture.classes
+            targets = mix_shares(targets, batch.own, classes)
+            opinion = mix_shares(opinion, batch.own, classes) if teachers else None
+        weight = group.size * len(labels) / batch.whole  # of this share
         learn = partial(
             forward_backward,
             model,
-            images,
+            batch.images,
             targets,
-            landmarks,
+            batch.landmarks,
             options,
             opinion=opinion,
             weight=weight,
-            known_num=store.known[batch].sum().clamp(min=1) / group.size,
+            known_num=batch.known_num / group.size,
         )
+        torch.manual_seed(batch.seed + group.rank)  # dropout
         state.optimizer.zero_grad()
         output, losses = learn()
         norm = get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
         if relabels:
-            state.labels[batch[share]] = relabel_batch(output, labels, options, own)
+            state.labels[batch.rows] = relabel_batch(output, labels, options, batch.own)
         right = output.clean_logits.argmax(1) == labels
         measures = losses | {
             "train_accuracy": weight * right.float().mean(),
@@ -344,9 +294,7 @@ def train_one_epoch(
             "gradient_norm": norm,
         }
         faults.note(i, measures)
-        for name, value in measures.items():
-            part = value.detach() * (len(batch) / group.size)
-            state.sums[name] = state.sums.get(name, 0) + part
+        state.add(measures, batch.whole / group.size)
         if options.sam:  # now that a CUDA graph's output is read, which the next one writes over
             with uphill(network, options.sam):
                 state.optimizer.zero_grad()
@@ -362,40 +310,32 @@ def train_one_epoch(
     if state.batches < len(batches):
         return None
     state.epoch, state.batches = epoch, 0
-    return {name: float(total) / n for name, total in state.sums.items()}
-
-
-def forward_backward(
-    model: Callable[[Tensor], Output],
-    images: Tensor,
-    targets: Tensor,
-    landmarks: Tensor | None,
-    options: Options,
-    **shared: Any,
-) -> tuple[Output, dict[str, Tensor]]:
-    """Return the output and losses, as compute_losses has them, and leave their gradient."""
-    with autocast(images.device, takes_bf16(options.amp, images.device)):
-        output = model(images)
-    losses = compute_losses(output, targets, landmarks, options, **shared)
-    losses["loss"].backward()
-    return output, losses
-
-
-def seed_of(*numbers: int) -> int:
-    """Return one seed for a run's seed, an epoch and a batch: each can be repeated by itself."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return {name: float(total) / len(store.labels) for name, total in state.sums.items()}
 
 
 def conclude(
+    state: State,
     faces: Faces,
+    given: np.ndarray,
     options: Options,
-    run: RunFolder,
     *,
     device: torch.device,
+    run: RunFolder,
     title: str,
-    noise: dict[str, dict[str, float]],
 ) -> None:
-    """Evaluate the chosen weights once, on the held-out faces, as test.py does."""
+    """Evaluate the chosen weights once, on the held-out faces, as test.py does.
+
+    Of a run with --label_noise it also tells which wrong labels were found: `given`, int64 [N],
+    are those from before the noise.
+    """
+    noise = {}
+    if options.label_noise:
+        rows = faces.training_rows
+        labels = (given[rows], faces.labels[rows], state.labels.cpu().numpy())
+        noise = {"Training": metrics.relabel_scores(*labels)}
+    if state.relabels:
+        figure = relabeled_faces(state.relabels, faces.images, faces.class_names, title)
+        run.write_figure("relabels.png", figure)
     checkpoint = load_checkpoint(run / "best.pth")
     usages = ("PublicTest", "PrivateTest") if options.final_test else ("PublicTest",)
     evaluation = evaluate([checkpoint.network().to(device)], faces, usages)

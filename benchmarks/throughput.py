@@ -36,8 +36,10 @@ from models.ema import EMA
 from models.network import Architecture, FERNet, describe
 from models.optimizer import make_optimizer
 from models.scn import landmark_loss, rank_regularization, weighted_cross_entropy
+from models.start import model_of
 from models.state import State
-from train import model_of, train_one_epoch
+from models.teachers import Teachers
+from train import train_one_epoch
 from utils.devices import autocast, describe_device, pick_device, takes_bf16
 from utils.errors import run_main
 from utils.forecast import Forecast
@@ -154,7 +156,16 @@ def trainer(
     forecast.batch = lambda: None  # it would speak
 
     def run() -> None:
-        train_one_epoch(state, model, store, settings, group=Group(), forecast=forecast, signals=[])
+        train_one_epoch(
+            state,
+            model,
+            store,
+            settings,
+            teachers=Teachers([]),
+            group=Group(),
+            forecast=forecast,
+            signals=[],
+        )
 
     return run
 

@@ -70,6 +70,11 @@ class Faces:
             return np.zeros(len(self), dtype=bool)
         return ~np.isnan(self.landmarks).any(axis=(1, 2))
 
+    @property
+    def training_rows(self) -> np.ndarray:
+        """int [M]: the rows of the faces to train on, the labelled Training ones."""
+        return np.flatnonzero((self.usage == "Training") & (self.labels != UNKNOWN))
+
     @cached_property
     def digest(self) -> str:
         """A name for this very content: equal pixels, labels and usages give equal digests."""
@@ -110,7 +115,7 @@ class Faces:
     def with_noise(self, share: float, seed: int) -> Faces:
         """Return the faces with a share of the Training labels replaced by other ones at random."""
         rng = np.random.default_rng(seed)
-        rows = np.flatnonzero((self.usage == "Training") & (self.labels != UNKNOWN))
+        rows = self.training_rows
         rows = rng.permutation(rows)[: round(share * len(rows))]
         labels, classes = self.labels.copy(), len(self.class_names)
         labels[rows] = (labels[rows] + rng.integers(1, classes, len(rows))) % classes
@@ -166,8 +171,7 @@ def resize_landmarks(landmarks: np.ndarray, size: tuple[int, int], width: int) -
 
 def check_trainable(faces: Faces) -> None:
     """Raise a DataError unless every class has Training faces, and PublicTest any."""
-    labels = faces.labels[faces.usage == "Training"]
-    labels = labels[labels != UNKNOWN]
+    labels = faces.labels[faces.training_rows]
     if not len(labels):
         raise DataError(f"{faces.source}: no labelled Training faces, so nothing to train on")
     counts = np.bincount(labels, minlength=len(faces.class_names))

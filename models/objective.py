@@ -1,13 +1,33 @@
-"""What a batch teaches under a run's options: the loss that is minimised, and the relabels."""
+"""What a batch teaches under a run's options: the loss, its gradient, and the relabels."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from models.network import Output
 from models.scn import landmark_loss, rank_regularization, relabel, weighted_cross_entropy
+from utils.devices import autocast, takes_bf16
 from utils.options import Options
+
+
+def forward_backward(
+    model: Callable[[Tensor], Output],
+    images: Tensor,
+    targets: Tensor,
+    landmarks: Tensor | None,
+    options: Options,
+    **shared: Any,
+) -> tuple[Output, dict[str, Tensor]]:
+    """Return the output and losses, as compute_losses has them, and leave their gradient."""
+    with autocast(images.device, takes_bf16(options.amp, images.device)):
+        output = model(images)
+    losses = compute_losses(output, targets, landmarks, options, **shared)
+    losses["loss"].backward()
+    return output, losses
 
 
 def compute_losses(

@@ -23,20 +23,10 @@ class Saver:
         folder: of the run.
         options: of the run.
         class_names: in the order of the logits.
-        data_digest: the set's, by which a resumed run knows its faces.
-        teachers: the digests of its teachers, likewise.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        options: Options,
-        class_names: tuple[str, ...],
-        data_digest: str,
-        teachers: tuple[str, ...] = (),
-    ) -> None:
-        self._folder, self._options = folder, options
-        self._class_names, self._inputs = class_names, (data_digest, teachers)
+    def __init__(self, folder: Path, options: Options, class_names: tuple[str, ...]) -> None:
+        self._folder, self._options, self._class_names = folder, options, class_names
         self._best: Checkpoint | None = None  # where it is not written yet
         self._due = 0.0
         self._written: tuple[int, int] | None = None  # epoch and batch
@@ -66,7 +56,7 @@ class Saver:
         if self._best:
             save_checkpoint(self._folder / "best.pth", self._best)
             self._best = None
-        last = replace(self._checkpoint(state), training=state.for_resume(*self._inputs))
+        last = replace(self._checkpoint(state), training=state.for_resume())
         save_checkpoint(self._folder / "last.pth", last)
         self._written = state.epoch, state.batches
         end = time.monotonic()

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from models.checkpoint import Checkpoint, load_checkpoint, transfer
-from models.network import Architecture, FERNet
+from models.network import Architecture, FERNet, Output
+from utils.devices import compiled
 from utils.errors import WeightsError
+from utils.group import Group
 from utils.options import Options
 
 
@@ -46,6 +52,12 @@ def build_network(
     network.pixel_mean.fill_(mean)
     network.pixel_std.fill_(max(std, 1.0))
     return network
+
+
+def model_of(network: FERNet, options: Options, group: Group) -> Callable[[Tensor], Output]:
+    """Return the network as it is called in a step: compiled if wanted, shared among processes."""
+    model = compiled(network) if options.compile else network
+    return DistributedDataParallel(model) if group.size > 1 else model
 
 
 def load_weights(path: str, class_names: tuple[str, ...], channels: int = 1) -> Checkpoint:

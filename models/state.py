@@ -18,7 +18,7 @@ from utils.group import Group
 
 @dataclass
 class State:
-    """All that changes while a run goes on.
+    """All that changes while a run goes on, and by what it is known.
 
     There is no random state among it: each batch seeds its own from the run's seed,
     its epoch and its number, so that it can be repeated without those before it.
@@ -28,6 +28,8 @@ class State:
         ema: its average, which is evaluated and kept.
         optimizer: of the network.
         labels: int64 [N] of the Training faces as they stand after relabeling.
+        data_digest: of the set of faces, by which a resumed run knows them.
+        taught_by: the digests of its teachers' weights, likewise.
         epoch: how many are finished.
         history: the rows of metrics.csv.
         relabels: the rows of relabels.csv: row, from, to, epoch.
@@ -40,12 +42,19 @@ class State:
     ema: EMA
     optimizer: torch.optim.Optimizer
     labels: Tensor
+    data_digest: str = ""
+    taught_by: tuple[str, ...] = ()
     epoch: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     relabels: list[tuple[int, int, int, int]] = field(default_factory=list)
     batches: int = 0
     sums: dict[str, Tensor] = field(default_factory=dict)
     labels_before: Tensor | None = None
+
+    def add(self, measures: dict[str, Tensor], faces: float) -> None:
+        """Add a batch's measures to the sums, each times so many faces; no GPU is waited for."""
+        for name, value in measures.items():
+            self.sums[name] = self.sums.get(name, 0) + value.detach() * faces
 
     def meet(self, group: Group) -> None:
         """Take up what the other processes summed and relabeled, each among its own faces."""
@@ -68,8 +77,8 @@ class State:
         self.relabels += [(row, a, b, self.epoch) for row, a, b in moves]
         return len(old)
 
-    def for_resume(self, data_digest: str, teachers: tuple[str, ...] = ()) -> dict[str, Any]:
-        """Return what last.pth holds besides the averaged weights, with its teachers' digests."""
+    def for_resume(self) -> dict[str, Any]:
+        """Return what last.pth holds besides the averaged weights."""
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -79,14 +88,12 @@ class State:
             "batches": self.batches,
             "sums": self.sums if self.batches else {},
             "labels_before": self.labels_before if self.batches else None,
-            "data_digest": data_digest,
-            "teachers": list(teachers),
+            "data_digest": self.data_digest,
+            "teachers": list(self.taught_by),
         }
 
-    def restore(
-        self, checkpoint: Checkpoint, data_digest: str, teachers: tuple[str, ...] = ()
-    ) -> None:
-        """Take up the state that a last.pth holds.
+    def restore(self, checkpoint: Checkpoint, group: Group) -> None:
+        """Take up the state that a last.pth holds; its sums are those of all processes.
 
         Raises:
             RunError: the file cannot be resumed, or the faces or the teachers are not those of
@@ -95,11 +102,11 @@ class State:
         saved = checkpoint.training
         if not saved:
             raise RunError("these weights can be used but not resumed; a run's last.pth can")
-        if saved.get("data_digest") != data_digest:
+        if saved.get("data_digest") != self.data_digest:
             raise RunError(
                 "the faces are not those that this run began with; name these with --data"
             )
-        named = list(teachers)
+        named = list(self.taught_by)
         if saved.get("teachers", named) != named:  # older files do not know them
             raise RunError(
                 "the teachers are not those that this run began with, in their order; name these "
@@ -114,7 +121,8 @@ class State:
             self.history = [dict(row) for row in saved["history"]]
             self.relabels = [(int(i), int(a), int(b), int(e)) for i, a, b, e in saved["relabels"]]
             self.batches = int(saved["batches"])
-            self.sums = {name: value.to(device) for name, value in saved["sums"].items()}
+            sums = {name: value.to(device) for name, value in saved["sums"].items()}
+            self.sums = {name: value * group.is_main for name, value in sums.items()}
             if self.batches:
                 before = _same_kind(saved["labels_before"], self.labels)
                 self.labels_before = before.to(device)

@@ -25,7 +25,7 @@ class Teachers:
     faces, the student's loss is on average that of the mean of their opinions.
 
     Args:
-        models: of the same classes, in evaluation mode.
+        models: of the same classes, in evaluation mode; none where nobody teaches.
         bf16: compute in bfloat16.
         digests: of their weight files, by which a resumed run knows them.
     """
@@ -37,6 +37,9 @@ class Teachers:
         digests: Sequence[str] = (),
     ) -> None:
         self._models, self._bf16, self.digests = models, bf16, tuple(digests)
+
+    def __len__(self) -> int:
+        return len(self._models)
 
     @torch.no_grad()
     def opinion(self, images: Tensor, first: int = 0) -> Tensor:
@@ -62,8 +65,8 @@ class Teachers:
 
 def load_teachers(
     options: Options, class_names: tuple[str, ...], channels: int, device: torch.device
-) -> Teachers | None:
-    """Read the networks that `options.teacher` names; None where it names none.
+) -> Teachers:
+    """Read the networks that `options.teacher` names, if any.
 
     Raises:
         WeightsError: weights cannot be read, are for other classes or for grey faces only, or
@@ -83,4 +86,4 @@ def load_teachers(
         network = checkpoint.network().to(device)
         models.append(compiled(network) if options.compile else network)
         digests.append(hashlib.sha256(Path(path).read_bytes()).hexdigest())
-    return Teachers(models, takes_bf16(options.amp, device), digests) if models else None
+    return Teachers(models, takes_bf16(options.amp, device), digests)

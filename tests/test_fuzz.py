@@ -25,6 +25,7 @@ from models.ema import EMA
 from models.network import Architecture, FERNet
 from models.state import State
 from utils.errors import ProjectError, RunError, WeightsError
+from utils.group import Group
 from utils.options import Options, resumed
 from utils.run import RunFolder
 
@@ -319,7 +320,7 @@ def test_a_state_with_other_contents_is_refused(data):
     network = FERNet(SMALL)
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
     state = State(network, EMA(network, 0.9), optimizer, torch.zeros(4, dtype=torch.long))
-    saved = state.for_resume("digest")
+    saved = state.for_resume()
     name = data.draw(st.sampled_from(sorted(saved)))
     if data.draw(st.booleans()):
         del saved[name]
@@ -327,7 +328,7 @@ def test_a_state_with_other_contents_is_refused(data):
         saved[name] = data.draw(VALUES)
     checkpoint = Checkpoint(SMALL, network.state_dict(), EMOTIONS, 48, training=saved)
     with contextlib.suppress(RunError):
-        state.restore(checkpoint, "digest")
+        state.restore(checkpoint, Group())
 
 
 @pytest.mark.parametrize("labels", [5, -(2**70), torch.zeros(3), torch.zeros(5, dtype=torch.long)])
@@ -335,11 +336,10 @@ def test_labels_of_another_shape_are_refused(labels):
     network = FERNet(SMALL)
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
     state = State(network, EMA(network, 0.9), optimizer, torch.zeros(4, dtype=torch.long))
-    saved = state.for_resume("digest") | {"labels": labels}
+    saved = state.for_resume() | {"labels": labels}
+    checkpoint = Checkpoint(SMALL, network.state_dict(), EMOTIONS, 48, training=saved)
     with pytest.raises(RunError, match="does not fit its run"):
-        state.restore(
-            Checkpoint(SMALL, network.state_dict(), EMOTIONS, 48, training=saved), "digest"
-        )
+        state.restore(checkpoint, Group())
 
 
 @given(data=st.data())

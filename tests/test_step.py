@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from data.augment import Augmentation, augment
+from data.batches import Batches
 from data.cache import cached, load_arrays
 from data.faces import Faces
 from data.sample import synthetic_faces
@@ -18,9 +20,10 @@ from data.store import Store, choose
 from models.ema import EMA
 from models.network import Architecture, FERNet
 from models.optimizer import make_optimizer
+from models.start import model_of
 from models.state import State
 from models.teachers import Teachers
-from train import model_of, train_one_epoch
+from train import train_one_epoch
 from utils.devices import compiled
 from utils.errors import OptionError
 from utils.forecast import Forecast
@@ -30,6 +33,19 @@ from utils.options import Options
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
+
+SHORT = Options(
+    batch_size=5,
+    total_epoch=2,  # the last one does not mix
+    relabel_epoch=1,
+    margin_2=0.01,
+    amp="fp32",
+    degraded=0.3,
+    jpeg=0.3,
+    mixup=0.3,
+    cutmix=0.3,
+    sam=0.05,
+)
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +124,50 @@ def test_grey_levels_are_those_of_the_pixels(faces):
     np.testing.assert_allclose(faces.grey_levels("Training"), (training.mean(), training.std()))
 
 
+# What is shown
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_an_epoch_shows_every_face_once(faces, monkeypatch, size):
+    store, options = Store(faces, rows_of(faces), CPU), replace(SHORT, mixup=0.0, cutmix=0.0)
+    monkeypatch.setenv("WORLD_SIZE", str(size))
+    epochs = []
+    for epoch in (1, 2):
+        shown = []
+        for rank in range(size):
+            monkeypatch.setenv("RANK", str(rank))
+            batches = Batches(store, options, epoch, Group())
+            assert len(batches) == 7  # of five faces
+            shown += [row for batch in batches.stream() for row in batch.rows.tolist()]
+        assert sorted(shown) == list(range(35))
+        epochs.append(shown)
+    assert epochs[0] != epochs[1]
+
+
+def test_a_batch_needs_none_of_those_before_it(faces):
+    store = Store(faces, rows_of(faces), CPU)
+    batches = Batches(store, SHORT, 1, Group(), taught=True)
+    whole, rest = list(batches.stream()), list(batches.stream(4))
+    assert len(rest) == 3
+    for a, b in zip(whole[4:], rest, strict=True):
+        for one, other in zip(a, b, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_teachers_see_the_same_movement_undamaged(faces):
+    store = Store(faces, rows_of(faces), CPU)
+    mixed = Batches(store, SHORT, 1, Group(), taught=True)
+    clean = replace(SHORT, mixup=0.0, cutmix=0.0, erasing=0.0, degraded=0.0, jpeg=0.0)
+    damaged = 0
+    for shown, plain in zip(mixed.stream(), Batches(store, clean, 1, Group()).stream()):
+        assert torch.equal(shown.undamaged, plain.images)
+        assert torch.equal(shown.landmarks, plain.landmarks)
+        assert plain.undamaged is None
+        assert plain.own is None
+        damaged += int((shown.images != plain.images).flatten(1).any(1).sum())
+    assert damaged > 20  # of 35
+
+
 # What a step asks of the device
 
 
@@ -162,20 +222,6 @@ def epoch(faces, options, kind="device", watch=None, device=CPU):
         signals=[],
     )
     return means, network
-
-
-SHORT = Options(
-    batch_size=5,
-    total_epoch=2,  # the last one does not mix
-    relabel_epoch=1,
-    margin_2=0.01,
-    amp="fp32",
-    degraded=0.3,
-    jpeg=0.3,
-    mixup=0.3,
-    cutmix=0.3,
-    sam=0.05,
-)
 
 
 def test_no_step_waits_for_the_device(faces):
