@@ -28,9 +28,9 @@ from data.faces import EMOTIONS
 from data.folders import read_image
 from data.sample import synthetic_faces
 from predictor import Face, FacePredictor, marks
+from utils.command_line import parse
 from utils.drawing import annotate_whole
 from utils.errors import DataError, OptionError, run_main
-from utils.options import parse
 from utils.run import FOR_PHOTOS
 
 os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}

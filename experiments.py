@@ -29,11 +29,11 @@ import numpy as np
 import pandas as pd
 import tyro
 
+from utils.command_line import differing, from_json, parse, parse_run
 from utils.comparison import compare
 from utils.devices import listed_gpus
 from utils.errors import OptionError, RunError, run_main
 from utils.files import atomic_write
-from utils.options import differing, from_json, parse, parse_run
 from utils.plan import Plan, read_plan
 from utils.run import RUNS, RunFolder
 

@@ -27,10 +27,10 @@ from models.checkpoint import Checkpoint, load_checkpoint
 from models.network import FERNet, describe
 from models.runtime import META, NAMES, OnnxRuntime, TorchRuntime
 from test import faces_for
+from utils.command_line import parse
 from utils.errors import DataError, OptionError, run_main
 from utils.files import atomic_write
 from utils.frame import to_pixels
-from utils.options import parse
 from utils.run import FOR_PHOTOS
 
 try:

@@ -29,10 +29,10 @@ from data.detect import MIN_SCORE
 from data.folders import read_image
 from data.inputs import inputs_of, is_video
 from predictor import DETAIL, Cuts, Face, FacePredictor, marks
+from utils.command_line import parse
 from utils.drawing import annotate, annotate_whole
 from utils.errors import DataError, OptionError, ProjectError, run_main
 from utils.figures import expressions_over_time
-from utils.options import parse
 from utils.pipeline import InOrder, ahead
 from utils.records import Records
 from utils.run import FOR_PHOTOS, RunFolder

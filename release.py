@@ -26,10 +26,10 @@ from data.source import find_source
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.network import FERNet, describe
 from test import TestOptions, corrupted, evaluate, faces_for
+from utils.command_line import command_line, from_json, parse
 from utils.devices import pick_device
 from utils.errors import DataError, OptionError, RunError, WeightsError, run_main
 from utils.files import atomic_write
-from utils.options import command_line, from_json, parse
 from utils.report import summary
 from utils.run import RELEASED, RunFolder
 

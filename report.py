@@ -29,12 +29,12 @@ from scipy.stats import binomtest
 from data import ferplus
 from data.faces import UNKNOWN, Faces
 from data.source import find_source, load_faces
+from utils.command_line import parse
 from utils.comparison import bootstrap, mcnemar
 from utils.errors import DataError, OptionError, RunError, run_main
 from utils.figures import two_readings
 from utils.files import atomic_write
 from utils.metrics import relabel_scores
-from utils.options import parse
 from utils.run import RunFolder
 
 TEMPLATE = Path(__file__).resolve().parent / "utils" / "report.html"

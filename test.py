@@ -27,9 +27,9 @@ from data.store import images_to_device
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.inference import Predictions, predict
 from models.network import FERNet, describe
+from utils.command_line import parse
 from utils.devices import describe_device, pick_device
 from utils.errors import DataError, OptionError, WeightsError, run_main
-from utils.options import parse
 from utils.report import Evaluation, summary
 from utils.run import RELEASED, RunFolder
 

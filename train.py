@@ -42,6 +42,7 @@ from models.state import State
 from models.teachers import Teachers, load_teachers
 from test import evaluate
 from utils import metrics
+from utils.command_line import parse, parse_run, resumed
 from utils.devices import (
     compile_faults_told,
     describe_device,
@@ -55,7 +56,7 @@ from utils.figures import relabeled_faces
 from utils.forecast import Forecast
 from utils.frame import to_half_widths
 from utils.group import Group, launch
-from utils.options import Options, parse, parse_run, resumed
+from utils.options import Options
 from utils.report import summary
 from utils.run import RunFolder
 from utils.run_log import RunLog

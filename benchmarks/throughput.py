@@ -40,11 +40,12 @@ from models.start import model_of
 from models.state import State
 from models.teachers import Teachers
 from train import train_one_epoch
+from utils.command_line import check
 from utils.devices import autocast, describe_device, pick_device, takes_bf16
 from utils.errors import run_main
 from utils.forecast import Forecast
 from utils.group import Group
-from utils.options import Options, check
+from utils.options import Options
 
 
 @dataclass(frozen=True)

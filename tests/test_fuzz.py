@@ -24,9 +24,10 @@ from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.ema import EMA
 from models.network import Architecture, FERNet
 from models.state import State
+from utils.command_line import resumed
 from utils.errors import ProjectError, RunError, WeightsError
 from utils.group import Group
-from utils.options import Options, resumed
+from utils.options import Options
 from utils.run import RunFolder
 
 WIDTH = 6

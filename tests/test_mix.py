@@ -12,8 +12,9 @@ from data.mix import mix, mix_shares
 from data.sample import synthetic_faces
 from models.network import Output
 from models.objective import compute_losses, relabel_batch
+from utils.command_line import check
 from utils.errors import OptionError
-from utils.options import Options, check
+from utils.options import Options
 
 
 def generator(seed=0):

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from models.optimizer import learning_rate, make_optimizer
+from utils.command_line import check, parse, resumed
 from utils.devices import pick_device
 from utils.errors import OptionError, RunError
 from utils.forecast import duration
-from utils.options import RECIPES, Options, check, parse, resumed, with_recipe
+from utils.options import RECIPES, Options, with_recipe
 from utils.run import RunFolder
 
 

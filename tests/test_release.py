@@ -16,8 +16,9 @@ import test
 import train
 from data.sample import synthetic_faces
 from models.checkpoint import load_checkpoint
+from utils.command_line import command_line, parse_run
 from utils.errors import DataError, OptionError, RunError, WeightsError
-from utils.options import Options, command_line, parse_run
+from utils.options import Options
 
 
 def run(script, *argv):
