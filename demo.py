@@ -138,7 +138,7 @@ class Reader:
         captions = [f"{f.expression} {100 * f.probabilities.max():.0f} %" for f in faces]
         if len(faces) > 1:
             captions = [f"{i}: {caption}" for i, caption in enumerate(captions, 1)]
-        return marked(image, faces, captions), readings(faces, self.class_names)
+        return marked(image, faces, captions), bars(faces, self.class_names)
 
 
 def marked(image: np.ndarray, faces: Sequence[Face], captions: Sequence[str]) -> np.ndarray:
@@ -146,7 +146,7 @@ def marked(image: np.ndarray, faces: Sequence[Face], captions: Sequence[str]) ->
     return annotate_whole(image, *marks(faces), captions, SIDES)
 
 
-def readings(faces: Sequence[Face], class_names: Sequence[str]) -> str:
+def bars(faces: Sequence[Face], class_names: Sequence[str]) -> str:
     """Return the probabilities of each face as bars, in HTML."""
     cards = "".join(
         _card("Face" if len(faces) == 1 else f"Face {i}", face, class_names)

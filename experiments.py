@@ -4,9 +4,9 @@
     python experiments.py plans/scn.toml --gpu_ids 0,1,2,3         one run at a time on each GPU
     python experiments.py plans/scn.toml --at_once 2               two at a time share the device
 
-A cell is a run of train.py in OUT/VARIANT-SEED. Finished ones are skipped and stopped ones gone on
-with, so the same command can be given again at any time. Nothing looks at PrivateTest before
---private: give that once, when all choices on PublicTest are made.
+A cell is a run of train.py in OUT/VARIANT-SEED. Finished ones are skipped and stopped ones resumed,
+so the same command can be given again at any time. Nothing looks at PrivateTest before --private:
+give that once, when all choices on PublicTest are made.
 """
 
 from __future__ import annotations

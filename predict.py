@@ -133,6 +133,7 @@ class Job:
         self.options, self.predictor, self.run, self.records = options, predictor, run, records
         self.faces = self.troubles = 0
         self.drew = False
+        self._taken: set[Path] = set()  # names of pictures
 
     def pictures(self, paths: Sequence[Path]) -> None:
         """Read pictures, several at a time."""
@@ -278,7 +279,6 @@ class Job:
     def _free(self, name: str) -> Path:
         """Return a file name of which there is none yet: two folders may hold a `1.jpg` each."""
         path, i = self.run / name, 2
-        self._taken = getattr(self, "_taken", set())
         while path in self._taken:
             path = self.run / f"{Path(name).stem}_{i}{Path(name).suffix}"
             i += 1

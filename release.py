@@ -17,7 +17,6 @@ from typing import Annotated, Any
 import jinja2
 import torch
 import tyro
-from scipy.stats import binomtest
 from torch import Tensor
 
 from data.faces import Faces
@@ -27,6 +26,7 @@ from models.checkpoint import load_checkpoint, save_checkpoint
 from models.network import FERNet, describe
 from test import TestOptions, corrupted, evaluate, faces_for
 from utils.command_line import command_line, from_json, parse
+from utils.comparison import wilson
 from utils.devices import pick_device
 from utils.errors import DataError, OptionError, RunError, WeightsError, run_main
 from utils.files import atomic_write
@@ -165,8 +165,8 @@ def write_card(facts: Mapping[str, Any], **more: Any) -> str:
 
 def interval(accuracy: float, n: int) -> str:
     """Return the 95 % interval (Wilson) of an accuracy on n faces, in per cent."""
-    bounds = binomtest(round(accuracy * n), n).proportion_ci(method="wilson")
-    return f"{100 * bounds.low:.1f} to {100 * bounds.high:.1f}"
+    low, high = wilson(round(accuracy * n), n)
+    return f"{100 * low:.1f} to {100 * high:.1f}"
 
 
 if __name__ == "__main__":

@@ -24,13 +24,12 @@ import jinja2
 import numpy as np
 import pandas as pd
 import tyro
-from scipy.stats import binomtest
 
 from data import ferplus
 from data.faces import UNKNOWN, Faces
 from data.source import find_source, load_faces
 from utils.command_line import parse
-from utils.comparison import bootstrap, mcnemar
+from utils.comparison import bootstrap, mcnemar, wilson
 from utils.errors import DataError, OptionError, RunError, run_main
 from utils.figures import two_readings
 from utils.files import atomic_write
@@ -80,10 +79,9 @@ def main() -> None:
         raise OptionError("--ferplus judges the labels of --data; name the faces too")
     if options.picture and (not options.data or len(options.runs) < 2):
         raise OptionError("--picture shows faces that two runs read otherwise: two runs and --data")
-    runs = [
-        describe(RunFolder(path), name) for path, name in zip(paths, names_of(paths), strict=True)
-    ]
-    pairs = [compared for one, other in combinations(runs, 2) for compared in compare(one, other)]
+    names = names_of(paths)
+    runs = [describe_run(RunFolder(path), name) for path, name in zip(paths, names, strict=True)]
+    pairs = [pair for one, other in combinations(runs, 2) for pair in compare_runs(one, other)]
     if options.data:
         classes = ferplus.to_name(tuple(runs[0]["usages"][0]["recall"]))
         faces = load_faces(find_source(options.data), class_names=classes)
@@ -112,7 +110,7 @@ def names_of(paths: Sequence[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(path) for path in paths]
 
 
-def describe(run: RunFolder, name: str) -> dict[str, Any]:
+def describe_run(run: RunFolder, name: str) -> dict[str, Any]:
     """Return what the page tells of a run.
 
     Raises:
@@ -171,11 +169,11 @@ def usage_of(name: str, score: dict[str, Any], rows: pd.DataFrame) -> dict[str, 
     right = int((labelled["label"] == labelled["predicted"]).sum())
     if len(labelled) != score["n"]:
         raise ValueError(f"{len(labelled)} labelled faces of {name}, {score['n']} in metrics.json")
-    interval = binomtest(right, score["n"]).proportion_ci(method="wilson")
-    return {"name": name, "low": interval.low, "high": interval.high, **score}
+    low, high = wilson(right, score["n"])
+    return {"name": name, "low": low, "high": high, **score}
 
 
-def compare(one: dict[str, Any], other: dict[str, Any]) -> list[dict[str, Any]]:
+def compare_runs(one: dict[str, Any], other: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the differences of two runs on the labelled faces that both have predicted.
 
     Raises:

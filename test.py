@@ -4,6 +4,8 @@ python test.py                                       the released model_save/res
 python test.py --model_path RUN/best.pth --data D    a run of yours, on any FER2013 layout
 python test.py --model_path A.pth B.pth C.pth        an ensemble: their mean probabilities
 python test.py --corruptions                         also on faces turned, dark, noisy, small
+
+Metrics, predictions and figures go to a new folder under model_save/.
 """
 
 from __future__ import annotations
@@ -90,7 +92,7 @@ def main() -> None:
     judged = "PublicTest" in options.usages and any(each.card for each in checkpoints)
     if judged and HELD_OUT_NOTE in faces.source:
         print("note     its PublicTest are Training faces, which these weights may have learnt:")
-        print("         that score is no test of them, and no figure of the model card's kind")
+        print("         that score is not a test of them, and not comparable with the model card's")
     if options.ferplus:
         faces = ferplus.with_votes(faces, options.ferplus)
     if faces.class_names != checkpoint.class_names:

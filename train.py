@@ -3,6 +3,9 @@
 python train.py                          on what lies under data/, else on a synthetic sample
 python train.py --data fer2013.csv       on FER2013
 python train.py --resume model_save/RUN  on from where a run stopped
+
+What is not named has the value of the --recipe. Weights, metrics and figures go to a new folder
+under model_save/.
 """
 
 from __future__ import annotations
@@ -157,7 +160,7 @@ def run_on(
             print(f"run      {folder.path}, recipe {options.recipe}: epochs ", end="")
             print(f"{state.epoch + 1} to {options.total_epoch} of {len(rows):,} faces", flush=True)
         if options.relabel and options.relabel_epoch > options.total_epoch:
-            print(f"relabel  never: --relabel_epoch {options.relabel_epoch} is past the end")
+            print(f"relabel  never: --relabel_epoch {options.relabel_epoch} is after the last one")
         labels = " with FER+ labels" * bool(options.ferplus)
         title = f"{network.architecture.name}, {source.name}{labels}"
 

@@ -1,1 +1,1 @@
-"""What the training costs, measured: python -m benchmarks.throughput, python -m benchmarks.data."""
+"""What training, reading and inference cost: python -m benchmarks.throughput, .data, .inference."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -177,7 +177,7 @@ def check_trainable(faces: Faces) -> None:
     counts = np.bincount(labels, minlength=len(faces.class_names))
     if missing := [name for name, n in zip(faces.class_names, counts) if n == 0]:
         raise DataError(
-            f"{faces.source}: no Training face of {_listed(missing)}; "
+            f"{faces.source}: no Training face of {listed(missing)}; "
             "add some, or name the classes that there are with --class_names"
         )
 
@@ -188,5 +188,6 @@ def check_trainable(faces: Faces) -> None:
         )
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Iterable[str]) -> str:
+    """Return names for a message: quoted, with commas between."""
     return ", ".join(f"'{name}'" for name in names)

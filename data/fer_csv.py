@@ -143,7 +143,7 @@ def _checked_header(path: Path, line: bytes) -> Header:
     elif line.strip(b'" ')[:1].isdigit():
         fault = "has no header: row 1 is data"
     else:
-        fault = f"is no CSV of faces: row 1 is {_shown(line)}"
+        fault = f"is not a CSV of faces: row 1 is {_shown(line)}"
     raise DataError(f"{path} {fault}; {remedy}")
 
 
@@ -219,7 +219,7 @@ class _Table:
         if len(values) != (pixel_num := self.pixel_num or len(values)):
             yield f"it has {len(values)} pixels, where the rows before have {pixel_num}"
         if not values or isqrt(pixel_num) ** 2 != pixel_num:
-            yield f"it has {pixel_num} pixels, which is no square (48 x 48 is 2304)"
+            yield f"it has {pixel_num} pixels, which is not a square (48 x 48 is 2304)"
         self.pixel_num = pixel_num
         try:
             self._label(fields)

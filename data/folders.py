@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from data.faces import EMOTIONS, USAGES, Faces, canonical_class, resize_image
+from data.faces import EMOTIONS, USAGES, Faces, canonical_class, listed, resize_image
 from utils.errors import DataError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
@@ -96,16 +96,16 @@ class Tree:
         classes = classes or tuple(sorted(present))
         if unknown := sorted(name for name in names if class_of[name] not in classes):
             raise DataError(
-                f"{self.root}: the folders {_listed(unknown)} are none of the classes "
-                f"{_listed(classes)}; remove them, or name them in --class_names too"
+                f"{self.root}: the folders {listed(unknown)} are none of the classes "
+                f"{listed(classes)}; remove them, or name them in --class_names too"
             )
         if all(self._usage(split) != "Training" for split in self.images):
             return classes, class_of  # nothing to train on, so not each class is needed
         for split, folders in self.images.items():
             if missing := set(classes) - {class_of[name] for name in folders}:
                 raise DataError(
-                    f"{split} has no folder with images of the class {_listed(sorted(missing))} "
-                    f"(it has {_listed(folders)}); add what is missing to each of train/, "
+                    f"{split} has no folder with images of the class {listed(sorted(missing))} "
+                    f"(it has {listed(folders)}); add what is missing to each of train/, "
                     "validation/ and test/, or name the classes to take with --class_names"
                 )
         return classes, class_of
@@ -197,7 +197,3 @@ def _opened(path: Path) -> Image.Image:
         if pixels is None:
             raise
         return Image.fromarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names)

@@ -171,7 +171,7 @@ def _find(image: np.ndarray, model: Path) -> np.ndarray:
     # dlib's points are whole pixels, which is coarse on a 48 px face; so they are sought at
     # twice the detector's size. Against dlib's own way (upsample 1, points on the 48 px):
     # distance to the points of the full photograph 0.40 for 0.60 px, between a face and its
-    # mirror image 0.52 for 0.71 px, found in FER2013 71.5 for 68.4 %, at 2.3 for 1.7 ms a face.
+    # mirror image 0.52 for 0.71 px, found in some of FER2013 71.5 for 68.4 %, at 2.3 for 1.7 ms.
     box = rectangle(2 * box.left(), 2 * box.top(), 2 * box.right() + 1, 2 * box.bottom() + 1)
     scale *= 2
     points = predict(_enlarged(grey, scale), box).parts()

@@ -84,8 +84,8 @@ class Lists:
         for number, line in enumerate(lines, start=1):
             if not re.fullmatch("[0-9]{1,9}", line) or int(line) >= class_num:
                 raise DataError(
-                    f"{file}, line {number}: '{line[:60]}' is no label from 0 to {class_num - 1}; "
-                    "mend the line, or name other classes with --class_names"
+                    f"{file}, line {number}: '{line[:60]}' is not a label from 0 to "
+                    f"{class_num - 1}; mend the line, or name other classes with --class_names"
                 )
         if len(lines) != count:
             raise DataError(
@@ -110,7 +110,7 @@ def _lines(file: Path, most: int = 256 << 20) -> list[str]:
     try:
         lines = file.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except UnicodeDecodeError as error:
-        raise DataError(f"{file} is no UTF-8 text ({error}); save it as UTF-8") from error
+        raise DataError(f"{file} is not UTF-8 text ({error}); save it as UTF-8") from error
     if not lines:
         raise DataError(f"{file} is empty; write one entry per line, or remove the file")
     return [line.strip() for line in lines]

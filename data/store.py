@@ -28,7 +28,7 @@ class Store:
         faces: the whole set, as wide as high.
         rows: int [N], those that belong here.
         device: where batches are wanted.
-        targets: float32 [M, C] of the whole set, or None: shares of votes instead of labels.
+        targets: float32 [M, K] of the M faces of the set, or None: shares of votes, not labels.
         kind: "device", "host" or "disk", or "auto" for the first that has room. The disk
             is the cache that the faces were read from, mapped into memory.
 
@@ -36,7 +36,7 @@ class Store:
         kind: the one chosen.
         labels: int64 [N], on the device.
         known: bool [N], on the device: the faces that have landmarks.
-        targets: float32 [N, C], on the device: what to learn instead of the labels; or None.
+        targets: float32 [N, K], on the device: what to learn instead of the labels; or None.
 
     Raises:
         OptionError: the set does not fit where it was asked for.

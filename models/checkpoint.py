@@ -32,7 +32,7 @@ class Checkpoint:
         options: the options of the run, as a dict.
         scores: the metrics of that epoch by name.
         card: of a release, what its users should know, in Markdown.
-        training: what a resumed run needs besides (see train.py); empty in best.pth.
+        training: what a resumed run needs besides (`State.for_resume`); empty in best.pth.
     """
 
     architecture: Architecture

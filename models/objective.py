@@ -22,7 +22,16 @@ def forward_backward(
     options: Options,
     **shared: Any,
 ) -> tuple[Output, dict[str, Tensor]]:
-    """Return the output and losses, as compute_losses has them, and leave their gradient."""
+    """Return the output and losses, as compute_losses has them, and leave their gradient.
+
+    Args:
+        model: what gives the output.
+        images: float [N, C, W, W], 0 to 255.
+        targets: labels [N], or shares of the classes [N, K].
+        landmarks: [N, 68, 2] in half widths, NaN where unknown; or None.
+        options: of the run.
+        shared: opinion, weight and known_num, as of compute_losses.
+    """
     with autocast(images.device, takes_bf16(options.amp, images.device)):
         output = model(images)
     losses = compute_losses(output, targets, landmarks, options, **shared)
@@ -44,8 +53,10 @@ def compute_losses(
 
     Args:
         output: of this process's share of a batch, as are the targets and landmarks.
-        targets: labels [N], or shares of the classes [N, C].
-        opinion: of teachers, shares of the classes [N, C]; or None.
+        targets: labels [N], or shares of the classes [N, K].
+        landmarks: [N, 68, 2] in half widths, NaN where unknown; or None.
+        options: of the run: which losses, and their weights.
+        opinion: of teachers, shares of the classes [N, K]; or None.
         weight: of the share, 1 on average over the processes; the mean of their losses is
             then the loss of the batch.
         known_num: the batch's faces with landmarks, per process; by default those in the share.

@@ -108,7 +108,7 @@ class OnnxRuntime:
         except Exception as error:  # strangers' bytes fail in many ways
             reason = str(error).splitlines()[0][:200]
             raise WeightsError(
-                f"{path} is no model that export.py wrote ({reason}); write it anew"
+                f"{path} is not a model that export.py wrote ({reason}); write it anew"
             ) from error
         self._input = self._session.get_inputs()[0].name
         self._outputs = [output.name for output in self._session.get_outputs()]

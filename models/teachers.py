@@ -43,7 +43,7 @@ class Teachers:
 
     @torch.no_grad()
     def opinion(self, images: Tensor, first: int = 0) -> Tensor:
-        """Return the probabilities of the classes, [N, C].
+        """Return the probabilities of the K classes, [N, K].
 
         Args:
             images: float [N, C, W, W], 0 to 255.

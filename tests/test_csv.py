@@ -186,7 +186,7 @@ def test_the_first_wrong_row_is_named_far_down(tmp_path):
 
 def test_no_square(tmp_path):
     path = write(tmp_path / "fer.csv", FULL, ["3,1 2 3,Training"] * 3)
-    refused(path, "row 2: ", "3 pixels, which is no square (48 x 48 is 2304)")
+    refused(path, "row 2: ", "3 pixels, which is not a square (48 x 48 is 2304)")
 
 
 @pytest.mark.parametrize(
@@ -198,11 +198,11 @@ def test_no_square(tmp_path):
         (b"emotion,pixels,Usage\n \n\n", "has a header but no rows", "bring the whole file"),
         (b"0,1 2 3 4,Training\n", "has no header: row 1 is data", "name the columns"),
         (b"label,image\n0,1 2 3 4\n", "row 1 is 'label,image'", "name the columns"),
-        (b"emotion,pixels,pixels\n", "is no CSV of faces", "name the columns"),
+        (b"emotion,pixels,pixels\n", "is not a CSV of faces", "name the columns"),
         (f"{FULL}\n{ROW}\n".encode("utf-16"), "is UTF-16", "save it as UTF-8"),
         (f"{FULL}\n{ROW}\n".encode("utf-16-le"), "is UTF-16", "save it as UTF-8"),
         (f"{FULL}\r{ROW}\r".encode(), "old Mac", "Unix (LF)"),
-        (b"\x89PNG\r\n\x1a\n\0\0", "is no CSV of faces", "name the columns"),
+        (b"\x89PNG\r\n\x1a\n\0\0", "is not a CSV of faces", "name the columns"),
     ],
 )
 def test_no_csv_of_faces(tmp_path, content, fault, remedy):

@@ -317,12 +317,12 @@ def test_ctrl_c_leaves_nothing_behind_even_beyond_a_proxy(weights, tmp_path):
 def test_only_the_largest_of_many_faces_have_bars():
     shares = np.full(2, 0.5, np.float32)
     face = Face(np.zeros(4, np.float32), 1.0, "<a>", shares, 0.5, None)
-    text = demo.readings([face] * 14, ("<a>", "b"))
+    text = demo.bars([face] * 14, ("<a>", "b"))
     assert text.count('class="face"') == 12
     assert "Face 12" in text
     assert "And 2 more" in text
     assert "<a>" not in text
-    assert "more" not in demo.readings([face] * 12, ("<a>", "b"))
+    assert "more" not in demo.bars([face] * 12, ("<a>", "b"))
 
 
 def test_results_are_of_a_size_to_be_seen_and_sent():

@@ -268,7 +268,7 @@ def test_cells_that_run_at_once_share_the_cores(faces_csv, tmp_path, monkeypatch
         ("baseline = 'a'\nseeds = 3\n[variants]\na = ''", "seeds must be"),
         ("baseline = ['a']\nseeds = [0]\n[variants]\na = ''", r"\['a'\] is none of a"),
         ("baseline = 'a'\nseeds = [0]\n[variants]\na = '\"'", "options of train.py"),
-        ("baseline = 'a'\ncommon = 5\nseeds = [0]\n[variants]\na = ''", "common = 5 is no text"),
+        ("baseline = 'a'\ncommon = 5\nseeds = [0]\n[variants]\na = ''", "common = 5 is not a text"),
         ("baseline = 'a'\nseed = [0]\n[variants]\na = ''", "seed is nothing"),
         ("baseline = '../a'\nseeds = [0]\n[variants]\n'../a' = ''", "no name for a folder"),
     ],

@@ -55,6 +55,7 @@ def trained(faces_csv, tmp_path_factory):
     """Return the folder of one whole run, with landmarks by dlib and relabeling from the start."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     argv = (*TINY, "--relabel_epoch", 1, "--margin_2", 0)
+    argv += ("--rank_weight", 3, "--landmark_weight", 0.5, "--erased_area", 0.3)
     run(train, "--data", faces_csv, "--out", folder, *argv)
     return folder
 
@@ -77,6 +78,17 @@ def test_a_run_leaves_all_that_it_names(trained):
     parts = [float(rows[0][f"loss_{name}"]) for name in ("expression", "rank", "landmarks")]
     by_hand = parts[0] + options["rank_weight"] * parts[1] + options["landmark_weight"] * parts[2]
     assert float(rows[0]["loss"]) == pytest.approx(by_hand, rel=1e-5)
+
+
+@pytest.mark.parametrize("script", [train, test])
+def test_help_has_a_line_for_each_example(script, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "120")
+    with pytest.raises(SystemExit):
+        run(script, "--help")
+    examples = [line for line in script.__doc__.splitlines() if "python " in line]
+    assert len(examples) >= 3
+    lines = {" ".join(line.split()) for line in capsys.readouterr().out.splitlines()}
+    assert {" ".join(line.split()) for line in examples} <= lines
 
 
 def test_scores_and_predictions_agree(trained):

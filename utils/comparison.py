@@ -43,6 +43,12 @@ def compare(right: Mapping[str, Mapping[int, np.ndarray]], baseline: str) -> pd.
     return pd.DataFrame(rows)
 
 
+def wilson(right: int, n: int) -> tuple[float, float]:
+    """Return the 95 % interval (Wilson) of the share `right` of n faces."""
+    bounds = binomtest(right, n).proportion_ci(method="wilson")
+    return bounds.low, bounds.high
+
+
 def bootstrap(ours: np.ndarray, theirs: np.ndarray, seed: int = 0) -> tuple[float, float]:
     """Return the 95 % interval of a paired difference in per cent, over seeds and faces.
 

@@ -58,7 +58,7 @@ def pick_device(gpu_ids: str, place: int = 0) -> torch.device:
 
 
 def describe_device(device: torch.device) -> str:
-    """Return the device in words: "NVIDIA H100 80GB HBM3" or "CPU, 8 threads (...)"."""
+    """Return the device in words: "NVIDIA H100 80GB HBM3" or "CPU (x86_64, AVX512), 8 threads"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     simd = torch.backends.cpu.get_cpu_capability()

@@ -94,7 +94,7 @@ class Options:
     share of the epochs: warm restarts."""
     sizes: tuple[int, ...] = ()
     """Train on smaller faces first: their widths in pixels, each for an equal share of the
-    epochs (of a cycle), the last one the image_width; 32 40 48 spares three tenths of the
+    epochs (of a cycle), the last one the image_width; 32 40 48 saves three tenths of the
     arithmetic. A ResNet can begin at 24, a VGG at 32."""
     batch_size: int = 128
     """Faces per step, of all GPUs together."""

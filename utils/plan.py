@@ -51,14 +51,14 @@ def read_plan(
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); plans/ holds some") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is no TOML: {error}") from error
+        raise DataError(f"{path} is not TOML: {error}") from error
     if unknown := content.keys() - {"baseline", "seeds", "common", "variants"}:
         raise DataError(f"{path}: {', '.join(sorted(unknown))} is nothing that a plan can say")
     variants = content.get("variants")
     if not isinstance(variants, dict) or not all(map(_is_command_line, variants.values())):
         raise DataError(f"{path} needs a table [variants], whose values are options of train.py")
     if wrong := [name for name in variants if not name.replace("_", "").isalnum()]:
-        raise DataError(f"{path}: {wrong[0]!r} is no name for a folder; letters, digits and _ are")
+        raise DataError(f"{path}: {wrong[0]!r} cannot name a folder; take letters, digits and _")
     baseline = content.get("baseline")
     if not isinstance(baseline, str) or baseline not in variants:
         raise DataError(f"{path}: the baseline {baseline!r} is none of {', '.join(variants)}")
@@ -73,7 +73,7 @@ def read_plan(
         raise DataError(f"{path}: seeds must be whole numbers, each one once, such as [0, 1, 2]")
     common = content.get("common", "") if common is None else common
     if not _is_command_line(common):
-        raise DataError(f"{path}: common = {common!r} is no text with options of train.py")
+        raise DataError(f"{path}: common = {common!r} is not a text with options of train.py")
     return Plan(baseline, seeds, common, variants)
 
 
