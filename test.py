@@ -1,9 +1,9 @@
 """Evaluate trained weights: accuracy, calibration, landmark error, predictions and figures.
 
-python test.py                                       the released model_save/resnet18.pth
-python test.py --model_path RUN/best.pth --data D    a run of yours, on any FER2013 layout
-python test.py --model_path A.pth B.pth C.pth        an ensemble: their mean probabilities
-python test.py --corruptions                         also on faces turned, dark, noisy, small
+    python test.py                                       the released model_save/resnet18.pth
+    python test.py --model_path RUN/best.pth --data D    a run of yours, on any FER2013 layout
+    python test.py --model_path A.pth B.pth C.pth        an ensemble: their mean probabilities
+    python test.py --corruptions                         also on faces turned, dark, noisy, small
 
 Metrics, predictions and figures go to a new folder under model_save/.
 """

@@ -1,8 +1,8 @@
 """Train a facial-expression network with SCN and a parallel landmark task.
 
-python train.py                          on what lies under data/, else on a synthetic sample
-python train.py --data fer2013.csv       on FER2013
-python train.py --resume model_save/RUN  on from where a run stopped
+    python train.py                          on what lies under data/, else on a synthetic sample
+    python train.py --data fer2013.csv       on FER2013
+    python train.py --resume model_save/RUN  on from where a run stopped
 
 What is not named has the value of the --recipe. Weights, metrics and figures go to a new folder
 under model_save/.
