@@ -248,7 +248,8 @@ def report(cells: list[Cell], plan: Plan, usage: str, path: Path, inner: str = "
     extra: dict[str, list[dict[str, Any]]] = {}
     for cell in cells:
         folder = cell.folder / inner
-        table = pd.read_csv(folder / "predictions.csv", keep_default_na=False)
+        text = {"label": str, "predicted": str}  # classes may have numbers for names
+        table = pd.read_csv(folder / "predictions.csv", keep_default_na=False, dtype=text)
         table = table[(table["usage"] == usage) & (table["label"] != "")]
         if table.empty:
             raise RunError(f"{folder} has no labelled faces of {usage}, so nothing to compare")

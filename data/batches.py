@@ -13,7 +13,7 @@ from torch import Tensor
 
 from data.augment import Augmentation, augment
 from data.mix import mix
-from data.store import Store
+from data.store import Store, to_device
 from utils.errors import OptionError
 from utils.group import Group
 from utils.options import Options
@@ -64,9 +64,11 @@ class Batches:
         amounts = {f.name: getattr(options, f.name, None) for f in fields(Augmentation)}
         self._how = Augmentation(**amounts | {"size": options.width_in(epoch)})
         n, device = len(store.labels), store.labels.device
-        self._generator = torch.Generator(device).manual_seed(_seed(options.seed, epoch))
+        self._generator = torch.Generator(device)
+        # Drawn by the CPU, so that a run that changes its device within an epoch keeps the order.
+        order = torch.Generator().manual_seed(_seed(options.seed, epoch))
+        order = to_device(torch.randperm(n, generator=order), device)
         # All of one size, give or take a face: a small last one would upset batch norm and ranks.
-        order = torch.randperm(n, generator=self._generator, device=device)
         self._batches = order.tensor_split(math.ceil(n / options.batch_size))
 
     def __len__(self) -> int:

@@ -181,10 +181,10 @@ def check_trainable(faces: Faces) -> None:
             "add some, or name the classes that there are with --class_names"
         )
 
-    if not (faces.usage == "PublicTest").any():
+    if not ((faces.usage == "PublicTest") & (faces.labels != UNKNOWN)).any():
         raise DataError(
-            f"{faces.source}: no PublicTest faces, and too few Training ones to hold some out, so "
-            "no epoch can be chosen; add a validation/ folder or more faces"
+            f"{faces.source}: no labelled PublicTest faces, and too few Training ones to hold some "
+            "out, so no epoch can be chosen; add a validation/ folder or more faces"
         )
 
 

@@ -135,6 +135,9 @@ def _free_memory() -> int:
 
 
 def _moved(array: np.ndarray, device: torch.device) -> Tensor:
-    """Return the array on the device; a GPU copies it from pinned memory, and nobody waits."""
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return to_device(torch.from_numpy(np.ascontiguousarray(array)), device)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return the tensor on the device; a GPU copies it from pinned memory, and nobody waits."""
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

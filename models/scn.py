@@ -85,7 +85,8 @@ def relabel(
     moves = best - given > margin_2
     if importance is not None:
         order = importance.flatten().argsort(descending=True)
-        moves[order[: group_size(len(order), beta)]] = False
+        # Not moves[...] = False: a GPU's host would wait for that number.
+        moves = moves.index_fill(0, order[: group_size(len(order), beta)], False)
     return torch.where(moves, predicted, labels)
 
 

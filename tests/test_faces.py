@@ -5,7 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data.faces import EMOTIONS, Faces, canonical_class, check_trainable, resize_landmarks
+from data.faces import (
+    EMOTIONS,
+    UNKNOWN,
+    Faces,
+    canonical_class,
+    check_trainable,
+    resize_landmarks,
+)
 from utils.errors import DataError
 
 
@@ -74,5 +81,8 @@ def test_what_cannot_be_trained_on():
         check_trainable(faces().select(np.array([0, 1, 2, 3, 7])))
     with pytest.raises(DataError, match="nothing to train on"):
         check_trainable(faces().of("PublicTest"))
-    with pytest.raises(DataError, match="no PublicTest faces"):
+    with pytest.raises(DataError, match="no labelled PublicTest faces"):
         check_trainable(faces().of("Training"))
+    unlabelled = np.where(faces().usage == "PublicTest", UNKNOWN, faces().labels)
+    with pytest.raises(DataError, match="no labelled PublicTest faces"):
+        check_trainable(replace(faces(), labels=unlabelled))

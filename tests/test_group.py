@@ -112,6 +112,14 @@ def test_one_process_needs_no_other():
         assert not dist.is_initialized()
 
 
+def test_several_processes_ask_each_other(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    group = Group()
+    assert all(group.time_to_agree(i) for i in range(40))  # a batch may take a CPU minutes
+    group.device = torch.device("cuda")
+    assert [i for i in range(50) if group.time_to_agree(i)] == [0, 20, 40]
+
+
 def test_batch_norm_of_a_group_is_batch_norm(tmp_path):
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Conv2d(2, 16, 3), nn.BatchNorm2d(16))
@@ -219,7 +227,9 @@ def test_gpus_are_named_and_shared_out(monkeypatch):
             listed_gpus(wrong)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     assert pick_device("") == torch.device("cuda", 0)
+    assert not torch.backends.cudnn.allow_tf32  # nothing is rounded more than float32 says
     assert pick_device("", 2) == torch.device("cuda", 2)
     assert pick_device("2,0", 1) == torch.device("cuda", 0)
     assert pick_device("-1", 5) == torch.device("cpu")

@@ -66,6 +66,8 @@ def test_recipes_are_sound_and_can_be_overridden(recipe):
         {"cutmix": -0.1},
         {"sizes": (48,) * 201},
         {"cycles": 0},
+        {"seed": 2**63},
+        {"seed": -1},
         {"cycles": 101, "sizes": (32, 48)},
         {"cycles": 40},  # of as many epochs as the warm-up has
     ],

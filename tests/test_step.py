@@ -9,23 +9,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from data.augment import Augmentation, augment
+from data.augment import Augmentation, _flip, _jpeg_tables, augment
 from data.batches import Batches
 from data.cache import cached, load_arrays
 from data.faces import Faces
+from data.mix import mix, mix_shares
 from data.sample import synthetic_faces
 from data.store import Store, choose
 from models.ema import EMA
 from models.network import Architecture, FERNet
+from models.objective import compute_losses, relabel_batch
 from models.optimizer import make_optimizer
+from models.sam import uphill
 from models.start import model_of
 from models.state import State
 from models.teachers import Teachers
 from train import train_one_epoch
 from utils.devices import compiled
 from utils.errors import OptionError
+from utils.faults import Faults
 from utils.forecast import Forecast
 from utils.frame import to_half_widths
 from utils.group import Group
@@ -246,6 +253,67 @@ def test_the_watch_sees_what_waits():
         float(x.sum())
         x[x > 1]
     assert watch.waited == ["_local_scalar_dense", "index"]
+
+
+class OneDevice(TorchDispatchMode):
+    """Notes the operators whose tensors lie on two devices: a GPU's host waits for the copy."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.mixed = 0, []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        leaves = tree_leaves((args, kwargs, result))
+        devices = {leaf.device.type for leaf in leaves if isinstance(leaf, torch.Tensor)}
+        name = function.overloadpacket.__name__
+        self.seen += 1
+        if len(devices) > 1 and name != "_to_copy":  # the tables that are copied there once
+            self.mixed.append(name)
+        return result
+
+
+def test_no_operator_of_a_step_mixes_devices():
+    """A GPU is only imagined here: its tensors have shapes, but no contents."""
+    gpu, options = torch.device("cuda", 0), replace(SHORT, landmark_pool=True)
+    how = Augmentation(0.5, 15, 0.2, 0.1, 0.3, 0.5, degraded=0.3, jpeg=0.3, size=40)
+    watch = OneDevice()
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            faces = torch.empty(8, 1, 48, 48, dtype=torch.uint8, device=gpu)
+            landmarks = torch.empty(8, 68, 2, device=gpu)
+            labels = torch.empty(8, dtype=torch.int64, device=gpu)
+            architecture = Architecture(width=0.25, landmark_pool=True)
+            average = EMA(nn.Identity(), 0.9)
+            with torch.device(gpu):  # twice, for what is imagined cannot be copied deeply
+                network, average.network = FERNet(architecture), FERNet(architecture)
+            for p in network.parameters():
+                p.grad = torch.empty_like(p)
+            with watch:
+                images, landmarks = augment(faces, landmarks, how, None)
+                images, own = mix(images, 0.3, 0.3, None)
+                targets = mix_shares(labels, own, 7)
+                output = network(images)
+                losses = compute_losses(output, targets, landmarks, options, opinion=targets)
+                relabeled = relabel_batch(output, labels, options, own)
+                labels[torch.empty_like(labels)] = relabeled
+                with uphill(network, 0.05):
+                    pass
+                average.update(network, 3)
+                Faults(1).note(0, losses)
+    finally:
+        for table in (_flip, _jpeg_tables):
+            table.cache_clear()
+    assert {loss.device for loss in losses.values()} == {gpu}
+    assert watch.seen > 300
+    assert watch.mixed == []
+
+
+def test_the_watch_sees_two_devices():
+    with FakeTensorMode(), OneDevice() as watch:
+        moves = torch.zeros(3, dtype=torch.bool, device="cuda:0")
+        moves[torch.zeros(2, dtype=torch.int64, device="cuda:0")] = True
+    assert watch.mixed == ["index_put_"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")

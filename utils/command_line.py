@@ -49,11 +49,12 @@ _IN_RANGE: dict[str, tuple[Callable[[Any], bool], str]] = {
     "cutmix": (lambda v: 0 <= v <= 1, "0 to 1"),
     "teacher_weight": (lambda v: 0 <= v <= 1, "0 to 1"),
     "erased_area": (lambda v: 0.02 <= v <= 1, "0.02 to 1"),
+    "seed": (lambda v: 0 <= v < 2**63, "0 or more, below 2 to the 63rd"),
 } | {
     name: (lambda v: v >= 0, "0 or more")
     for name in (
         *("rank_weight", "margin_1", "landmark_weight", "warmup_epoch", "weight_decay"),
-        *("rotation", "shift", "light", "sam", "jobs", "seed"),
+        *("rotation", "shift", "light", "sam", "jobs"),
     )
 }
 

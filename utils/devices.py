@@ -54,6 +54,7 @@ def pick_device(gpu_ids: str, place: int = 0) -> torch.device:
             f"process {place + 1} of this machine has no GPU of its own, for there are {len(ids)}; "
             f"start torchrun with --nproc_per_node {len(ids)}, or name more --gpu_ids"
         )
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32, to the last digit reported
     return torch.device("cuda", ids[place])
 
 
@@ -91,7 +92,8 @@ def compiled(module: nn.Module) -> nn.Module:
     On a GPU each pass is one CUDA graph besides: at a batch of 128 small faces,
     starting hundreds of kernels by hand takes longer than they do.
     """
-    torch._dynamo.config.recompile_limit = 32  # two batch lengths for each of --sizes
+    # Two batch lengths for each of --sizes. Since PyTorch 2.7 this is recompile_limit's other name.
+    torch._dynamo.config.cache_size_limit = 32
     return torch.compile(module, mode="reduce-overhead", dynamic=False)
 
 

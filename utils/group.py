@@ -15,7 +15,7 @@ from torch import distributed as dist
 
 from utils.errors import RunError
 
-AGREE_EVERY = 20  # batches: to ask the others costs a wait for the device
+AGREE_EVERY = 20  # batches: to ask the others costs a wait for the GPU
 PATIENCE = timedelta(hours=1)  # while the first process parses, downloads or looks for landmarks
 
 
@@ -86,7 +86,8 @@ class Group:
 
     def time_to_agree(self, batch: int) -> bool:
         """Tell whether to ask the others at this batch; alone, one needs not wait to know."""
-        return self.size == 1 or batch % AGREE_EVERY == 0
+        every = AGREE_EVERY if self.device.type == "cuda" else 1  # of a CPU they may take minutes
+        return self.size == 1 or batch % every == 0
 
     def any(self, flag: bool) -> bool:
         """Tell whether any process says so: the same answer in all. It waits for the device."""
