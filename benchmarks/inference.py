@@ -1,6 +1,7 @@
 """How fast a trained network reads faces: PyTorch, ONNX in 32 bits, ONNX in 8 bits, by turns.
 
     python -m benchmarks.inference --model_path RUN/best.pth
+    python -m benchmarks.inference --width 1                     the whole ResNet-18, untrained
 
 It exports the weights into a temporary folder. Then it reads videos of drawn faces as predict.py
 does, from decoding them to writing the annotated ones. Detection has a line of its own: finding the
@@ -26,8 +27,10 @@ import tyro
 
 import export
 from data.detect import find_faces
+from data.faces import EMOTIONS
 from data.sample import synthetic_faces
-from models.checkpoint import load_checkpoint
+from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from models.network import Architecture, FERNet
 from models.runtime import load_runtime
 from predict import Job, PredictOptions
 from predictor import FacePredictor
@@ -45,6 +48,8 @@ class InferenceOptions:
 
     model_path: str = str(FOR_PHOTOS)
     """The weights."""
+    width: float = 0.0
+    """Instead of them an untrained ResNet-18 with this factor on its channels, which is as fast."""
     batch_sizes: tuple[int, ...] = (1, 8, 64)
     """Faces per call."""
     seconds: float = 2.0
@@ -59,10 +64,12 @@ class InferenceOptions:
 
 def main() -> None:
     options = tyro.cli(InferenceOptions, description=__doc__, use_underscores=True)
-    checkpoint = load_checkpoint(options.model_path)
-    channels = checkpoint.channels
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         paths = {"PyTorch": Path(options.model_path)}
+        if options.width:
+            paths["PyTorch"] = untrained(options.width, Path(folder) / "untrained.pth")
+        checkpoint = load_checkpoint(paths["PyTorch"])
+        channels = checkpoint.channels
         model = export.export(checkpoint)
         for name, each in (
             ("ONNX, 32 bits", model),
@@ -88,6 +95,13 @@ def main() -> None:
             lambda: list(pool.map(lambda frame: find_faces(frame, 640), frames)), options.seconds
         )
     print(f"detection: {rate:.0f} frames/s of 640 x 360 pixels in {cores} threads")
+
+
+def untrained(width: float, path: Path) -> Path:
+    """Write the weights of a new ResNet-18."""
+    network = FERNet(Architecture(width=width)).eval()
+    save_checkpoint(path, Checkpoint(network.architecture, network.state_dict(), EMOTIONS, 48))
+    return path
 
 
 def print_rates(rates: Mapping[tuple[str, int], list[float]], options: InferenceOptions) -> None:
