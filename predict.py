@@ -31,8 +31,9 @@ from data.inputs import inputs_of, is_video
 from predictor import DETAIL, Cuts, Face, FacePredictor, marks
 from utils.command_line import parse
 from utils.drawing import annotate, annotate_whole
-from utils.errors import DataError, OptionError, ProjectError, run_main
+from utils.errors import OptionError, ProjectError, RunError, run_main
 from utils.figures import expressions_over_time
+from utils.files import printable
 from utils.pipeline import InOrder, ahead
 from utils.records import Records
 from utils.run import FOR_PHOTOS, RunFolder
@@ -133,7 +134,7 @@ class Job:
         self.options, self.predictor, self.run, self.records = options, predictor, run, records
         self.faces = self.troubles = 0
         self.drew = False
-        self._taken: set[Path] = set()  # names of pictures
+        self._taken: set[str] = set()  # names of files, for disks that know no capitals
 
     def pictures(self, paths: Sequence[Path]) -> None:
         """Read pictures, several at a time."""
@@ -172,7 +173,8 @@ class Job:
         detail = self.options.detail or VIDEO_DETAIL
         # A face may be missed once, however seldom a frame is looked at.
         forget = max(FORGET, 2.5 * self.options.every / video.rate)
-        tracker, found_any = Tracker(self.options.smooth, forget), False
+        step = max(STEP, self.options.every / video.rate)
+        tracker, found_any = Tracker(self.options.smooth, forget, step), False
         writer = VideoWriter(self._free(f"{name}_faces.mp4"), video.rate / self.options.every)
 
         def look(item: tuple[int, np.ndarray]) -> tuple[int, np.ndarray, Cuts]:
@@ -198,7 +200,8 @@ class Job:
                         self._write(source, number, track.number, face, track.probabilities)
                     if self.options.draw:
                         captions = [self._caption(track.probabilities) for track in tracks]
-                        drawing.submit(_draw_frame, writer, image, kept, captions)
+                        place = number // self.options.every
+                        drawing.submit(_draw_frame, writer, place, image, kept, captions)
                         self.drew = True
         finally:
             self._plot(tracker, name)
@@ -253,7 +256,7 @@ class Job:
     ) -> None:
         self.faces += 1
         names = self.predictor.class_names
-        record = {"file": str(source), "frame": frame, "face": i}
+        record = {"file": printable(str(source)), "frame": frame, "face": i}
         record |= dict(zip(EDGES, _rounded(face.box, 1)))
         record["score"] = None if face.score is None else round(face.score, 3)
         record["expression"] = names[int(shares.argmax())]
@@ -271,7 +274,7 @@ class Job:
             shares = np.full((last - first + 1, len(self.predictor.class_names)), np.nan)
             for step, (count, total) in track.past.items():
                 shares[step - first] = total / count
-            tracks[f"face {track.number}"] = STEP * np.arange(first, last + 2), shares
+            tracks[f"face {track.number}"] = tracker.step * np.arange(first, last + 2), shares
         if tracks:
             figure = expressions_over_time(tracks, self.predictor.class_names, name)
             self.run.write_figure(self._free(f"{name}_expressions.png").name, figure)
@@ -279,10 +282,10 @@ class Job:
     def _free(self, name: str) -> Path:
         """Return a file name of which there is none yet: two folders may hold a `1.jpg` each."""
         path, i = self.run / name, 2
-        while path in self._taken:
+        while str(path).casefold() in self._taken:
             path = self.run / f"{Path(name).stem}_{i}{Path(name).suffix}"
             i += 1
-        self._taken.add(path)
+        self._taken.add(str(path).casefold())
         return path
 
 
@@ -292,14 +295,17 @@ def _shown(paths: Sequence[Path]) -> Iterable[Path]:
 
 def _draw_picture(path: Path, image: np.ndarray, faces: list[Face], captions: list[str]) -> None:
     drawn = annotate_whole(image, *marks(faces), captions, SIDES)
-    if not cv2.imwrite(str(path), cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR)):
-        raise DataError(f"{path} cannot be written: the disk is full, or the name too long")
+    _, content = cv2.imencode(".png", cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise RunError(f"{path} cannot be written ({error.strerror}); free disk space") from error
 
 
 def _draw_frame(
-    writer: VideoWriter, image: np.ndarray, faces: list[Face], captions: list[str]
+    writer: VideoWriter, place: int, image: np.ndarray, faces: list[Face], captions: list[str]
 ) -> None:
-    writer.write(annotate(image, *marks(faces), captions))
+    writer.write(annotate(image, *marks(faces), captions), place)
 
 
 def _rounded(values: np.ndarray, digits: int) -> list:

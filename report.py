@@ -179,8 +179,14 @@ def compare_runs(one: dict[str, Any], other: dict[str, Any]) -> list[dict[str, A
     Raises:
         DataError: they were evaluated on other faces or labels.
     """
-    keys = ["index", "usage", "label"]
+    keys = ["index", "usage"]
     both = one["predictions"].merge(other["predictions"], on=keys, suffixes=("_a", "_b"))
+    if (both["label_a"] != both["label_b"]).any():
+        raise DataError(
+            f"{one['path']} and {other['path']} were evaluated on other faces or labels, so they "
+            "cannot be compared; evaluate both on the same set with test.py"
+        )
+    both = both.rename(columns={"label_a": "label"})
     result = []
     for usage, rows in both[both["label"] != ""].groupby("usage"):
         first = (rows["predicted_a"] == rows["label"]).to_numpy()

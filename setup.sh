@@ -27,11 +27,22 @@ find_python() {
   fail "no Python 3.10 or newer was found; install one, or activate an environment that has it"
 }
 
+python_of() { # python_of ENVIRONMENT: its python, on Windows too
+  local candidate
+  for candidate in bin/python Scripts/python.exe python.exe; do
+    if [ -x "$1/$candidate" ]; then
+      echo "$1/$candidate"
+      return
+    fi
+  done
+  return 1
+}
+
 environment="${VIRTUAL_ENV:-}"
 in_conda && environment="${environment:-$CONDA_PREFIX}"
 if [ -z "$environment" ]; then
   environment="$root/.venv"
-  if [ ! -x "$environment/bin/python" ]; then
+  if ! python_of "$environment" >/dev/null; then
     python="$(find_python)" || exit 1
     echo "making a virtual environment in .venv"
     rm -rf "$environment"
@@ -42,9 +53,9 @@ if [ -z "$environment" ]; then
     }
   fi
 fi
-PATH="$environment/bin:$PATH"
-python="$environment/bin/python"
-[ -x "$python" ] || python="$(command -v python)" || fail "the environment $environment has no python"
+python="$(python_of "$environment")" ||
+  fail "the active environment $environment has no python; mend or leave it, or activate another one"
+PATH="$(dirname "$python"):$PATH"
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
   fail "$("$python" --version) in $environment is too old; Python 3.10 or newer is needed"
 

@@ -35,7 +35,8 @@ def usage_of_split(name: str) -> str | None:
 
 def natural(name: str) -> tuple:
     """Return a sort key that puts `2.png` before `10.png`."""
-    return [int(p) if p.isdigit() else p for p in re.split("([0-9]+)", name)], name
+    parts = re.split("([0-9]+)", name)  # text, number, text and so on
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
 
 
 def visible(folder: Path) -> list[Path]:
@@ -82,7 +83,7 @@ class Tree:
         return Faces(images, labels, usages, classes, source=str(self.root))
 
     def _usage(self, split: Path) -> str:
-        return "Training" if split == self.root else usage_of_split(split.name)
+        return usage_of_split(split.name) or "Training"  # of a flat tree, train/ or not
 
     def _classes(self, wanted: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
         """Return the classes in the order of their labels, and the class of each folder name."""
@@ -193,7 +194,8 @@ def _opened(path: Path) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # it is an error here
             return Image.open(path)
     except UnidentifiedImageError:
-        pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)  # 8 bits, upright
+        content = np.frombuffer(path.read_bytes(), np.uint8)
+        pixels = cv2.imdecode(content, cv2.IMREAD_COLOR)  # 8 bits, upright
         if pixels is None:
             raise
         return Image.fromarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))

@@ -260,17 +260,18 @@ def test_cells_that_run_at_once_share_the_cores(faces_csv, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("baseline = 1 2", "no TOML"),
+        ("baseline = 1 2", "not TOML"),
         ("baseline = 'a'", "needs a table"),
         ("baseline = 'c'\nseeds = [0]\n[variants]\na = ''", "'c' is none of a"),
         ("baseline = 'a'\nseeds = [0, 0]\n[variants]\na = ''", "each one once"),
         ("baseline = 'a'\n[variants]\na = ''", "seeds must be"),
+        ("baseline = 'a'\nseeds = [[0, 1]]\n[variants]\na = ''", "seeds must be"),
         ("baseline = 'a'\nseeds = 3\n[variants]\na = ''", "seeds must be"),
         ("baseline = ['a']\nseeds = [0]\n[variants]\na = ''", r"\['a'\] is none of a"),
         ("baseline = 'a'\nseeds = [0]\n[variants]\na = '\"'", "options of train.py"),
         ("baseline = 'a'\ncommon = 5\nseeds = [0]\n[variants]\na = ''", "common = 5 is not a text"),
         ("baseline = 'a'\nseed = [0]\n[variants]\na = ''", "seed is nothing"),
-        ("baseline = '../a'\nseeds = [0]\n[variants]\n'../a' = ''", "no name for a folder"),
+        ("baseline = '../a'\nseeds = [0]\n[variants]\n'../a' = ''", "cannot name a folder"),
     ],
 )
 def test_faults_of_a_plan_are_named(tmp_path, text, words):

@@ -18,7 +18,7 @@ from PIL import Image
 from data import archives, folders
 from data.archives import is_archive, unpacked
 from data.faces import EMOTIONS
-from data.folders import find_tree, read_image
+from data.folders import find_tree, natural, read_image
 from data.layouts import locate
 from utils.errors import DataError
 
@@ -138,6 +138,15 @@ def test_own_classes_and_a_flat_tree(tmp_path):
     assert faces.counts() == {"Training": 4}
 
 
+@pytest.mark.parametrize(
+    ("split", "usage"), [("test", "PrivateTest"), ("valid", "PublicTest"), ("train", "Training")]
+)
+def test_the_folder_of_one_split(tmp_path, split, usage):
+    make_tree(tmp_path, classes=("dog", "cat"))
+    (tmp_path / "train").rename(tmp_path / split)
+    assert read(tmp_path / split).counts() == {usage: 4}
+
+
 def test_class_names(tmp_path):
     seeds = make_tree(tmp_path, classes=("Sadness", "joy"))
     refused(tmp_path, "'angry', 'disgust', 'fear'", "--class_names", tmp_path / "train")
@@ -177,6 +186,8 @@ def test_order_is_natural(tmp_path):
         save(tmp_path / "train" / "a" / f"im{number}.png", face(number))
     paths = [path.relative_to(tmp_path).as_posix() for path in find_tree(tmp_path).files()]
     assert paths == [f"train/{c}/im{n}.png" for c in "ab" for n in (1, 9, 10, 100)]
+    names = ["²", "a2", "1", "a10", "angry"]  # only plain digits are numbers
+    assert sorted(names, key=natural) == ["1", "a2", "a10", "angry", "²"]
 
 
 # Images

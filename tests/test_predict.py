@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import cv2
@@ -31,7 +32,7 @@ from models.runtime import Readings
 from predictor import Face, FacePredictor
 from utils.drawing import BLUE
 from utils.errors import DataError, OptionError, ProjectError, WeightsError
-from utils.figures import expressions_over_time
+from utils.figures import confusion_matrix, expressions_over_time
 from utils.tracks import MOST, STEP, Tracker, overlap
 from utils.video import Video, VideoWriter
 
@@ -365,6 +366,19 @@ def test_mistakes(weights, tmp_path, capsys, astronaut):
         run(picture, *argv)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are not UTF-8 are Linux's")
+def test_names_that_are_not_utf8(weights, astronaut, hopper, tmp_path, capsys):
+    photo = save(tmp_path / "a.png", astronaut)
+    (tmp_path / "in").mkdir()
+    for name in (b"caf\xe9.png", b"film\xe9.mp4"):
+        shutil.copy(photo, os.fsencode(tmp_path / "in") + b"/" + name)
+    argv = ("--model_path", weights, "--gpu_ids", "-1", "--out", tmp_path / "out")
+    assert run(tmp_path / "in", tmp_path / "a.png", *argv) == 3  # the video alone is at fault
+    assert "opens no name that is not UTF-8" in capsys.readouterr().err
+    assert [Path(row["file"]).name for row in table(tmp_path / "out")] == ["caf\ufffd.png", "a.png"]
+    assert len(list((tmp_path / "out").glob("*.png"))) == 2
+
+
 # Videos
 
 
@@ -499,6 +513,43 @@ def test_a_writer_that_cannot_write_says_so(tmp_path):
         VideoWriter(tmp_path / "no/folder/a.mp4", 10).write(np.zeros((64, 64, 3), np.uint8))
 
 
+class Camera:
+    """Films 30 frames a second, as it says; every read takes a fifth of one."""
+
+    def __init__(self, _):
+        self.left = 12
+
+    def isOpened(self):  # noqa: N802  (OpenCV's name)
+        return True
+
+    def get(self, what):
+        return 30.0 if what == cv2.CAP_PROP_FPS else 0.0
+
+    def grab(self):
+        self.left -= 1
+        return self.left >= 0
+
+    def retrieve(self):
+        return True, np.zeros((64, 64, 3), np.uint8)
+
+    def release(self):
+        pass
+
+
+def test_a_camera_goes_by_the_clock(monkeypatch, tmp_path):
+    clock = iter(np.arange(100) / 5)
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    monkeypatch.setattr("utils.video.time.monotonic", lambda: float(next(clock)))
+    numbers = [number for number, _ in Video(0).frames(every=2)]
+    assert numbers == [6, 12, 18, 24, 30, 36]
+    monkeypatch.undo()
+    with closing(VideoWriter(tmp_path / "a.mp4", 10)) as writer:
+        for place in (0, 1, 1, 6):
+            writer.write(np.full((64, 64, 3), 40 * place, np.uint8), place)
+    levels = [round(frame.mean() / 40) for _, frame in Video(tmp_path / "a.mp4").frames()]
+    assert levels == [0, 1, 1, 6, 6, 6, 6]
+
+
 # Faces over time
 
 
@@ -549,7 +600,26 @@ def test_the_plot_leaves_gaps_where_a_face_is_away():
     figure = expressions_over_time({"face 0": (np.arange(5) * STEP, shares)}, EMOTIONS, "film")
     (axes,) = figure.axes
     assert len(axes.collections) == 7
-    assert all(len(band.get_paths()) == 2 for band in axes.collections)  # before it, and after
+    for band in axes.collections:
+        spans = [path.get_extents() for path in band.get_paths()]
+        assert [(round(s.x0, 9), round(s.x1, 9)) for s in spans] == [(0, 0.4), (0.6, 0.8)]
+
+
+@pytest.mark.parametrize(("rate", "every"), [(25, 1), (25, 5), (25, 8), (30, 30), (10, 2)])
+def test_the_plot_has_no_gap_where_a_face_stays(rate, every):
+    tracker = Tracker(0.3, 10, max(STEP, every / rate))
+    for number in range(0, 10 * rate, every):
+        tracker.follow(np.array([[0, 0, 9.0, 9.0]]), np.eye(7)[:1], number / rate)
+    (track,) = tracker.tracks
+    assert sorted(track.past) == list(range(max(track.past) + 1))
+
+
+def test_a_dollar_is_a_dollar(tmp_path):
+    shares = np.full((2, 2), 0.5)
+    names = ("Ke$ha_$_$", "a$b_c$d")
+    figure = expressions_over_time({"face 0": (np.arange(3.0), shares)}, names, "A$AP_-_Ke$ha")
+    figure.savefig(tmp_path / "a.png")
+    confusion_matrix(np.eye(2, dtype=int), names, "A$AP_-_Ke$ha").savefig(tmp_path / "b.png")
 
 
 # The network

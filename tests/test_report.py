@@ -239,6 +239,11 @@ def test_mistakes(runs, tmp_path):
     moved.to_csv(tmp_path / "other/predictions.csv", index=False)
     with pytest.raises(DataError, match="no labelled face in common"):
         run(report, runs / "one", tmp_path / "other", *out)
+    judged = pd.read_csv(runs / "one/predictions.csv")
+    judged.loc[3, "label"] = "sad" if judged.loc[3, "label"] != "sad" else "fear"
+    judged.to_csv(tmp_path / "other/predictions.csv", index=False)
+    with pytest.raises(DataError, match="other faces or labels"):
+        run(report, runs / "one", tmp_path / "other", *out)
     assert not (tmp_path / "page.html").exists()
 
 

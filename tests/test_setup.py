@@ -92,6 +92,19 @@ def test_an_active_conda_environment_is_used_but_not_its_base(checkout, tools, e
     assert "no Python 3.10" in result.stderr  # it went on to make a .venv, and found none to do so
 
 
+@pytest.mark.parametrize("active", ["VIRTUAL_ENV", "CONDA_PREFIX"])
+def test_an_environment_without_python_takes_no_other_one(checkout, tools, environment, active):
+    (environment / "bin/python").rename(tools / "python")
+    active = {active: environment, "CONDA_DEFAULT_ENV": "fer"}
+    result = train(checkout, path=tools, **active)
+    assert result.returncode == 1
+    assert f"the active environment {environment} has no python" in result.stderr
+    assert not (tools.parent / "pip.log").exists()
+    (environment / "Scripts").mkdir()
+    (tools / "python").rename(environment / "Scripts/python.exe")  # as Windows has it
+    assert "trained" in train(checkout, path=tools, **active).stdout
+
+
 def test_without_python(checkout, tools):
     result = train(checkout, path=tools)
     assert result.returncode == 1

@@ -36,6 +36,8 @@ def run_main(main: Callable[[], None]) -> None:
     Exit status: 0 done, 1 a ProjectError, 130 Ctrl-C, 143 SIGTERM, 141 where what reads
     the output has ended, as `| head` does (as a shell reports them).
     """
+    if hasattr(sys.stdout, "reconfigure"):  # whatever a file's name holds, it can be told
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with termination_raised():
             main()
@@ -45,7 +47,7 @@ def run_main(main: Callable[[], None]) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
         print("stopped: nothing reads the output any more", file=sys.stderr)
-        sys.exit(128 + signal.SIGPIPE)
+        sys.exit(141)  # 128 + SIGPIPE, which Windows has not
     except KeyboardInterrupt as interrupt:
         number = interrupt.number if isinstance(interrupt, Interrupted) else signal.SIGINT
         print(f"\n{str(interrupt) or 'interrupted'}", file=sys.stderr)

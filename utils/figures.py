@@ -47,7 +47,7 @@ def learning_curves(history: Sequence[Mapping[str, float]], title: str) -> Figur
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    figure.suptitle(title)
+    figure.suptitle(_plain(title))
     return figure
 
 
@@ -68,9 +68,10 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str)
             fontsize=8,
             color="white" if share > 0.5 else "black",
         )
-    axes.set_xticks(range(len(class_names)), class_names, rotation=35, ha="right")
-    axes.set_yticks(range(len(class_names)), class_names)
-    axes.set(xlabel="predicted", ylabel="label (a row is 100 %)", title=title)
+    names = [_plain(name) for name in class_names]
+    axes.set_xticks(range(len(names)), names, rotation=35, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="predicted", ylabel="label (a row is 100 %)", title=_plain(title))
     return figure
 
 
@@ -92,7 +93,7 @@ def reliability(bins: Sequence[tuple[float, float, int]], error: float, title: s
     top.legend(frameon=False)
     below.bar(100 * confidence, count, width=100 / 20, color=BLUE)
     below.set(xlabel="confidence, %", ylabel="faces")
-    figure.suptitle(title)
+    figure.suptitle(_plain(title))
     return figure
 
 
@@ -105,7 +106,7 @@ def importance_by_class(importance: Mapping[str, np.ndarray], title: str, bins: 
     for axes, (name, each) in zip(all_axes, importance.items()):
         axes.hist(each, edges, color=EXPRESSIONS.get(name, BLUE))
         axes.axvline(np.mean(each), color="black", lw=1)
-        axes.set_ylabel(name, rotation=0, ha="right", va="center")
+        axes.set_ylabel(_plain(name), rotation=0, ha="right", va="center")
         axes.set_yticks([])
         axes.annotate(
             f"mean {np.mean(each):.2f}, {len(each)} faces",
@@ -114,7 +115,7 @@ def importance_by_class(importance: Mapping[str, np.ndarray], title: str, bins: 
             fontsize=8,
         )
     all_axes[-1].set(xlabel="importance (the line: the class's mean)")
-    figure.suptitle(title)
+    figure.suptitle(_plain(title))
     return figure
 
 
@@ -148,7 +149,7 @@ def landmark_faces(
                 axes.scatter(*points[i].T, label=name, **style)
     handles, names = all_axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=2, markerscale=3, frameon=False)
-    figure.suptitle(title)
+    figure.suptitle(_plain(title))
     return figure
 
 
@@ -158,7 +159,7 @@ def galleries(rows: Sequence[tuple[str, np.ndarray, Sequence[str]]]) -> Figure:
     figure = Figure(figsize=(1.1 * columns, 2.1 * len(rows)), layout="constrained")
     parts = figure.subfigures(len(rows), 1, squeeze=False).flat
     for part, (title, images, captions) in zip(parts, rows):
-        part.suptitle(title, fontsize=10)
+        part.suptitle(_plain(title), fontsize=10)
         for i, axes in enumerate(part.subplots(1, columns, squeeze=False).flat):
             axes.axis("off")
             if i < len(images):
@@ -214,12 +215,12 @@ def two_readings(
             _face(axes, image, "" if i else label)
             axes.axis("on")
             axes.set(xticks=[], yticks=[])
-            axes.set_xlabel(text, fontsize=8, color=color, labelpad=2)
+            axes.set_xlabel(_plain(text), fontsize=8, color=color, labelpad=2)
             for spine in axes.spines.values():
                 spine.set(color=color, linewidth=3)
-        row[0].set_ylabel(name, fontsize=8)
+        row[0].set_ylabel(_plain(name), fontsize=8)
     explained = "above: the label; below: what the run reads, blue if right, red if wrong"
-    figure.suptitle(f"{title}\n{explained}", fontsize=10)
+    figure.suptitle(f"{_plain(title)}\n{explained}", fontsize=10)
     return figure
 
 
@@ -241,15 +242,17 @@ def expressions_over_time(
     for axes, (name, (edges, shares)) in zip(all_axes, tracks.items()):
         tops = 100 * np.cumsum(shares, axis=1)
         tops = np.concatenate((np.zeros((len(tops), 1)), tops), 1)
-        tops = np.concatenate((tops, tops[-1:]))  # the last step has an end too
+        # Each step has its two ends, also where the face was not seen before or after it.
+        ends, tops = np.repeat(edges, 2)[1:-1], np.repeat(tops, 2, axis=0)
         for i, color in enumerate(colors):
-            axes.fill_between(edges, tops[:, i], tops[:, i + 1], step="post", color=color, lw=0)
+            axes.fill_between(ends, tops[:, i], tops[:, i + 1], color=color, lw=0)
         axes.set(ylabel=f"{name}, %", ylim=(0, 100))
         axes.margins(x=0)
     all_axes[-1].set(xlabel="seconds")
-    handles = [Patch(color=color, label=name) for name, color in zip(class_names, colors)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
-    figure.suptitle(title)
+    handles = [Patch(color=color, label=_plain(name)) for name, color in zip(class_names, colors)]
+    columns = min(len(handles), 8)
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
+    figure.suptitle(_plain(title))
     return figure
 
 
@@ -257,9 +260,14 @@ def _face(axes, image: np.ndarray, caption: str) -> None:
     height, width = image.shape[:2]
     axes.imshow(image, cmap="gray", vmin=0, vmax=255)
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
-    axes.set_title(caption, fontsize=7)
+    axes.set_title(_plain(caption), fontsize=7)
     axes.axis("off")
 
 
 def _column(history: Sequence[Mapping[str, float]], name: str) -> np.ndarray:
     return np.array([np.nan if row[name] is None else row[name] for row in history], dtype=float)
+
+
+def _plain(text: str) -> str:
+    """Return a text in which a dollar is a dollar: Matplotlib reads mathematics between two."""
+    return text.replace("$", r"\$")

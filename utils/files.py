@@ -32,7 +32,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         os.close(handle)
         partial = Path(name)
         yield partial
-        with open(partial, "rb") as file:
+        with open(partial, "r+b") as file:  # Windows syncs only what can be written
             os.fsync(file.fileno())
         partial.chmod(0o666 & ~_umask())  # mkstemp makes it private to its owner
         partial.replace(path)
@@ -49,6 +49,11 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 def partial_files(folder: Path) -> list[Path]:
     """Return what `atomic_write` left in a folder where its process was killed."""
     return list(folder.glob(f".*{PARTIAL}"))
+
+
+def printable(name: str) -> str:
+    """Return a file's name as it can be printed: what is not UTF-8 in it becomes question marks."""
+    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def _umask() -> int:

@@ -69,7 +69,7 @@ def read_plan(
         baseline = baseline if baseline in chosen else chosen[0]
     listed = content.get("seeds", [])
     seeds = seeds or tuple(listed if isinstance(listed, list) else ())
-    if not seeds or len(set(seeds)) < len(seeds) or {type(seed) for seed in seeds} != {int}:
+    if {type(seed) for seed in seeds} != {int} or len(set(seeds)) < len(seeds):
         raise DataError(f"{path}: seeds must be whole numbers, each one once, such as [0, 1, 2]")
     common = content.get("common", "") if common is None else common
     if not _is_command_line(common):

@@ -68,8 +68,8 @@ class Records:
         if not self._count:
             self._csv.writerow(flat)
         self._csv.writerow("" if value is None else value for value in flat.values())
-        self._json.write(",\n" * bool(self._count) or "\n")
-        json.dump(record, self._json)
+        # In one piece, which no Ctrl-C can end within.
+        self._json.write((",\n" if self._count else "\n") + json.dumps(record))
         self._count += 1
 
 

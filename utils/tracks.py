@@ -9,7 +9,7 @@ import numpy as np
 
 FORGET = 1.0  # seconds
 MOST = 100  # tracks whose past is kept; of more, the shortest is forgotten
-STEP = 0.2  # seconds of one mean in a plot
+STEP = 0.2  # seconds of one mean in a plot, or more where frames are looked at more seldom
 OVERLAP = 0.3  # of two boxes, from which on they are of one face
 
 
@@ -22,7 +22,7 @@ class Track:
         box: the last one, [4].
         time: of that one, in seconds.
         probabilities: smoothed, [C].
-        past: for each stretch of STEP seconds in which it was seen, how often, and the sum of
+        past: for each stretch of the tracker's step in which it was seen, how often, and the sum of
             its probabilities: what a plot needs, in little memory.
     """
 
@@ -39,10 +39,11 @@ class Tracker:
     Args:
         smooth: seconds over which probabilities are averaged (exponentially); 0 is not at all.
         forget: seconds without a face, after which it is another one.
+        step: seconds of one mean in a track's past.
     """
 
-    def __init__(self, smooth: float, forget: float = FORGET) -> None:
-        self._smooth, self._forget = smooth, forget
+    def __init__(self, smooth: float, forget: float = FORGET, step: float = STEP) -> None:
+        self._smooth, self._forget, self.step = smooth, forget, step
         self._live: list[Track] = []
         self._next = 0
         self.tracks: list[Track] = []
@@ -79,8 +80,9 @@ class Tracker:
             keep = math.exp(-(time - track.time) / self._smooth) if self._smooth else 0.0
             track.probabilities = keep * track.probabilities + (1 - keep) * read
             track.box, track.time = box, time
-            count, total = track.past.get(int(time / STEP), (0, 0.0))
-            track.past[int(time / STEP)] = count + 1, total + track.probabilities
+            step = int(time / self.step + 1e-6)  # of 0.6 / 0.2, which is 2.9999...
+            count, total = track.past.get(step, (0, 0.0))
+            track.past[step] = count + 1, total + track.probabilities
         return found
 
     def longest(self, n: int) -> list[Track]:

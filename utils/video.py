@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import cv2
 import numpy as np
 
 from utils.errors import DataError, RunError
+from utils.files import printable
 
 SUFFIXES = (
     *(".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"),
@@ -35,6 +37,8 @@ class Video:
 
     def __init__(self, source: Path | int) -> None:
         self.source = source
+        if not isinstance(source, int):
+            check_name(source)
         # A name such as img_%02d.png or a pipe's would be taken for something else than a file.
         target = source if isinstance(source, int) else str(source.resolve())
         os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg's own lines neither
@@ -49,14 +53,22 @@ class Video:
         self.frame_num = int(count) if 0 < count < 1e9 and not isinstance(source, int) else 0
 
     def frames(self, every: int = 1) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the number of each `every`-th frame, and the frame: uint8 [H, W, 3] in RGB."""
+        """Yield the number of each `every`-th frame, and the frame: uint8 [H, W, 3] in RGB.
+
+        Numbers go by `rate`. A camera drops frames where it is read more slowly than it films, and
+        films more slowly in the dark: its frames have the numbers that they have by the clock.
+        """
+        start, number = time.monotonic(), -1
         try:
             while self._capture.grab():
                 if self._read_num % every == 0:
                     there, frame = self._capture.retrieve()
                     if not there:
                         break
-                    yield self._read_num, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+                    by_clock = round((time.monotonic() - start) * self.rate)
+                    live = isinstance(self.source, int)
+                    number = max(number + 1, by_clock) if live else self._read_num
+                    yield number, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
                 self._read_num += 1
         finally:
             self._capture.release()
@@ -72,6 +84,16 @@ class Video:
         )
 
 
+def check_name(path: Path) -> None:
+    """Raise a DataError for a name that is not UTF-8: OpenCV would end the process."""
+    try:
+        str(path.resolve()).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{printable(str(path))}: OpenCV opens no name that is not UTF-8; rename it"
+        ) from error
+
+
 class VideoWriter:
     """An annotated video, written as it comes (MP4).
 
@@ -81,22 +103,30 @@ class VideoWriter:
     """
 
     def __init__(self, path: Path, rate: float) -> None:
-        self.path, self._rate = path, rate
+        self.path, self._rate, self._written = path, rate, 0
         self._writer: cv2.VideoWriter | None = None
 
-    def write(self, image: np.ndarray) -> None:
+    def write(self, image: np.ndarray, place: int = 0) -> None:
         """Append a frame: uint8 [H, W, 3] in RGB; all are as large as the first.
+
+        Args:
+            image: the frame.
+            place: its number in the film; where there are fewer yet, it is shown for longer.
 
         Raises:
             RunError: it cannot be written.
         """
         size = image.shape[1::-1]
         if self._writer is None:
+            check_name(self.path)
             code = cv2.VideoWriter_fourcc(*"mp4v")
             self._writer = cv2.VideoWriter(str(self.path), code, self._rate, size)
             if not self._writer.isOpened():
                 raise RunError(f"{self.path} cannot be written; name another --out, or --no_draw")
-        self._writer.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        frame = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+        for _ in range(max(1, place + 1 - self._written)):
+            self._writer.write(frame)
+            self._written += 1
 
     def close(self) -> None:
         """Finish the file."""
