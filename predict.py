@@ -11,6 +11,7 @@ could not be read, or show no face, and were named.
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -281,9 +282,12 @@ class Job:
 
     def _free(self, name: str) -> Path:
         """Return a file name of which there is none yet: two folders may hold a `1.jpg` each."""
-        path, i = self.run / name, 2
+        stem, suffix = Path(name).stem, Path(name).suffix
+        if len(os.fsencode(stem)) > 200:  # disks take 255 bytes
+            stem = os.fsencode(stem)[-200:].decode("utf-8", "ignore")
+        path, i = self.run / f"{stem}{suffix}", 2
         while str(path).casefold() in self._taken:
-            path = self.run / f"{Path(name).stem}_{i}{Path(name).suffix}"
+            path = self.run / f"{stem}_{i}{suffix}"
             i += 1
         self._taken.add(str(path).casefold())
         return path

@@ -90,7 +90,10 @@ def main() -> None:
         print("         scores below show that all runs; the model card has those that count")
     faces = faces_for(checkpoint, source)
     judged = "PublicTest" in options.usages and any(each.card for each in checkpoints)
-    if judged and HELD_OUT_NOTE in faces.source:
+    held_out = HELD_OUT_NOTE in faces.source
+    if held_out and "Training" not in options.usages:
+        print("note     a tenth of the faces is looked at; --usages Training PublicTest takes all")
+    if judged and held_out:
         print("note     its PublicTest are Training faces, which these weights may have learnt:")
         print("         that score is not a test of them, and not comparable with the model card's")
     if options.ferplus:

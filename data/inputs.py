@@ -11,6 +11,8 @@ from data.folders import IMAGE_SUFFIXES, natural
 from utils.errors import DataError
 from utils.video import SUFFIXES
 
+# Cameras and telephones write these, too; what cannot be decoded is then named.
+PICTURES = (*IMAGE_SUFFIXES, ".jfif", ".jpe", ".jp2", ".avif", ".heic", ".heif")
 # Matroska and WebM, Windows Media, MPEG's program stream and video, Flash, Ogg.
 VIDEO_STARTS = (
     *(b"\x1a\x45\xdf\xa3", b"\x30\x26\xb2\x75", b"\0\0\1\xba", b"\0\0\1\xb3"),
@@ -43,7 +45,7 @@ def _files_in(path: Path) -> list[Path]:
     """Return the pictures and videos in a folder, but for hidden ones; or the file itself."""
     if not path.is_dir():
         return [path]
-    known, files = {*IMAGE_SUFFIXES, *SUFFIXES}, []
+    known, files = {*PICTURES, *SUFFIXES}, []
     for folder, folders, names in os.walk(path):
         folders[:] = [name for name in folders if not name.startswith(".")]
         files += [Path(folder, name) for name in names if not name.startswith(".")]

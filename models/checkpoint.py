@@ -177,6 +177,8 @@ def _read(path: Path) -> Any:
                 f"{path} holds pickled code, which could do anything to this machine, "
                 "so it was not read; ask its author for weights saved as plain tensors"
             ) from error
+        if str(path).endswith(".onnx"):
+            raise WeightsError(f"{path} is an ONNX model; name its weights") from error
         raise WeightsError(
             f"{path} is damaged or no weight file; copy or download it again"
         ) from error

@@ -186,7 +186,7 @@ def test_mistakes(exported, faces_csv, tmp_path):
     del model.metadata_props[:]
     onnx.save(model, tmp_path / "stranger.onnx")
     for name in ("cut.onnx", "stranger.onnx"):
-        with pytest.raises(WeightsError, match=r"no model that export\.py wrote"):
+        with pytest.raises(WeightsError, match=r"not a model that export\.py wrote"):
             OnnxRuntime(tmp_path / name)
 
 

@@ -142,8 +142,7 @@ def test_own_classes_and_a_flat_tree(tmp_path):
     ("split", "usage"), [("test", "PrivateTest"), ("valid", "PublicTest"), ("train", "Training")]
 )
 def test_the_folder_of_one_split(tmp_path, split, usage):
-    make_tree(tmp_path, classes=("dog", "cat"))
-    (tmp_path / "train").rename(tmp_path / split)
+    make_tree(tmp_path, (split,), classes=("dog", "cat"))
     assert read(tmp_path / split).counts() == {usage: 4}
 
 
