@@ -104,7 +104,7 @@ def main() -> None:
     done = sum(cell.is_done for cell in cells)
     print(f"{len(cells)} cells in {out}, of which {done} are done", flush=True)
     for cell in cells:
-        check_same(cell)
+        check(cell)
     failed = run_all([cell for cell in cells if not cell.is_done], options)
     finished = [cell for cell in cells if cell.is_done]
     if not any(cell.variant == plan.baseline for cell in finished):
@@ -195,19 +195,29 @@ def train(
 
 
 def last_words(log: Path) -> str:
-    """Return the last line of a log that tells something: an option's fault comes in a box."""
-    lines = [line.strip(" ╭╮╰╯│─") for line in log.read_text(encoding="utf-8").splitlines()]
-    told = [line for line in lines if line and "full helptext" not in line]
-    return told[-1] if told else ""
+    """Return the last line of a log that is not empty."""
+    told = [line for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return told[-1].strip() if told else ""
 
 
-def check_same(cell: Cell) -> None:
-    """Raise a RunError where a cell's folder holds a run of another plan."""
-    if not (cell.folder / "config.json").exists():
-        return
-    before = from_json(RunFolder.reopen(str(cell.folder)).read_json("config.json").get("options"))
-    wanted = parse_run([*cell.argv, "--seed", str(cell.seed)], "", before.recipe)
-    if changed := differing(before, wanted):
+def check(cell: Cell) -> None:
+    """Raise an error where a cell's options are refused, or its folder holds another plan's run.
+
+    Raises:
+        OptionError, RunError: as said.
+    """
+    before = None
+    if (cell.folder / "config.json").exists():
+        saved = RunFolder.reopen(str(cell.folder)).read_json("config.json")
+        before = from_json(saved.get("options"))
+    try:
+        argv = [*cell.argv, "--seed", str(cell.seed)]
+        wanted = parse_run(argv, "", before.recipe if before else "full")
+    except SystemExit:  # it has told what is wrong
+        raise OptionError(f"train.py refuses {shlex.join(cell.argv)} of {cell.variant}") from None
+    except OptionError as error:
+        raise OptionError(f"{cell.variant}: {error}") from error
+    if before and (changed := differing(before, wanted)):
         raise RunError(
             f"{cell.folder} holds a run that differs from the plan in {', '.join(changed)}; "
             "name another --out"

@@ -158,16 +158,15 @@ def test_a_run_that_begins_while_all_are_stopped_is_stopped_too(tmp_path):
 
 
 def test_a_cell_that_fails_is_named_and_the_others_go_on(faces_csv, tmp_path, capsys):
-    variants = {"bad": "--no_landmarks --beta 7", "odd": "--nothing", "good": "--no_landmarks"}
+    variants = {"bad": "--no_landmarks --model_path none.pth", "good": "--no_landmarks"}
     plan = write_plan(
         tmp_path / "p.toml", baseline="good", seeds=[0], common=TINY, variants=variants
     )
     argv = (plan, "--data", faces_csv, "--out", tmp_path / "o")
-    with pytest.raises(RunError, match=r"bad-0, odd-0 did not finish; see .*o/\*\.log"):
+    with pytest.raises(RunError, match=r"bad-0 did not finish; see .*o/\*\.log"):
         run(*argv)
     told = capsys.readouterr().out
-    assert re.search(r"bad-0: ended with status 1: error: .*--beta 7", told)
-    assert re.search(r"odd-0: ended with status 2: .*--nothing", told)
+    assert re.search(r"bad-0: ended with status 1: error: .*none\.pth", told)
     assert (tmp_path / "o/good-0/metrics.json").exists()
     with pytest.raises(RunError, match="PrivateTest waits"):
         run(*argv, "--private")
@@ -278,6 +277,25 @@ def test_faults_of_a_plan_are_named(tmp_path, text, words):
     (tmp_path / "p.toml").write_text(text)
     with pytest.raises(DataError, match=words):
         run(tmp_path / "p.toml")
+
+
+@pytest.mark.parametrize(
+    ("options", "words", "told"),
+    [
+        ("--nothing", "train.py refuses --nothing of odd", "--nothing"),
+        ("--beta x", "train.py refuses --beta x of odd", "--beta"),
+        ("--beta 7", "odd: out of range: --beta 7", ""),
+    ],
+)
+def test_a_cell_s_options_are_checked_before_the_first_one_runs(
+    tmp_path, capsys, options, words, told
+):
+    variants = {"good": "", "odd": options}
+    plan = write_plan(tmp_path / "p.toml", baseline="good", seeds=[0], variants=variants)
+    with pytest.raises(OptionError, match=words):
+        run(plan, "--out", tmp_path / "o")
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
 
 
 def test_some_variants_of_a_plan_alone(tmp_path):
