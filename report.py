@@ -222,7 +222,7 @@ def pictured(pair: dict[str, Any], faces: Faces, judge: Faces | None = None) -> 
     """Draw faces that only one of two runs read right, as many of each as chance would show.
 
     Args:
-        pair: what `compare` tells of the two.
+        pair: what `compare_runs` tells of the two.
         faces: that they were evaluated on.
         judge: the same with FER+'s labels, which those may be that they were evaluated by.
 

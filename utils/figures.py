@@ -52,8 +52,9 @@ def learning_curves(history: Sequence[Mapping[str, float]], title: str) -> Figur
 
 
 def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str) -> Figure:
-    """Draw counts [C, C] as shares of each true class, a row, the counts below."""
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    """Draw counts [C, C] as shares of each true class, a row; "-" where it has no faces."""
+    totals = counts.sum(1, keepdims=True)
+    shares = counts / np.maximum(totals, 1)
     size = 1.6 + 0.75 * len(class_names)
     figure = Figure(figsize=(size, size * 0.92), layout="constrained")
     axes = figure.subplots()
@@ -62,7 +63,7 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str)
         axes.text(
             column,
             row,
-            f"{100 * share:.0f} %\n{counts[row, column]}",
+            f"{100 * share:.0f} %\n{counts[row, column]}" if totals[row] else "-",
             ha="center",
             va="center",
             fontsize=8,
