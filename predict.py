@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,6 +42,8 @@ from utils.tracks import FORGET, STEP, Tracker
 from utils.video import Video, VideoWriter
 
 EDGES = ("left", "top", "right", "bottom")
+COLUMNS = ("file", "annotated", "frame", "time", "face", *EDGES)
+COLUMNS += ("score", "expression", "confidence", "importance")
 VIDEO_DETAIL = 640  # pixels: the longer side at which faces are sought in a video's frame
 SIDES = (320, 1 << 20)  # pixels: smaller pictures are drawn on enlarged
 WAITING_BYTES = 200 << 20  # of pictures that wait for the network
@@ -98,11 +100,10 @@ def main() -> None:
         threads=options.threads,
         gpu_ids=options.gpu_ids,
     )
-    columns = ("file", "frame", "face", *EDGES, "score", "expression", "confidence", "importance")
-    columns += predictor.class_names
+    blank = dict.fromkeys(COLUMNS) | {"probabilities": dict.fromkeys(predictor.class_names)}
     with (
         RunFolder.create(options.out, "predict") as run,
-        Records.opened(run.path, columns) as records,
+        Records.opened(run.path, blank) as records,
     ):
         job = Job(options, predictor, run, records)
         videos = [s for s in sources if is_video(s)]
@@ -155,10 +156,11 @@ class Job:
                 kept = self._confident(found)
                 if not found:
                     self.trouble(f"{path}: no face found; --cropped takes the picture as one face")
+                target = self._free(f"{path.stem}_faces.png") if self.options.draw else None
+                where = _where(path, target)
                 for i, face in enumerate(kept):
-                    self._write(path, None, i, face, face.probabilities)
-                if self.options.draw:
-                    target = self._free(f"{path.stem}_faces.png")
+                    self._write(where | {"face": i}, face, face.probabilities)
+                if target:
                     captions = [self._caption(face.probabilities) for face in kept]
                     drawing.submit(_draw_picture, target, image, kept, captions)
                     self.drew = True
@@ -176,10 +178,12 @@ class Job:
         forget = max(FORGET, 2.5 * self.options.every / video.rate)
         step = max(STEP, self.options.every / video.rate)
         tracker, found_any = Tracker(self.options.smooth, forget, step), False
-        writer = VideoWriter(self._free(f"{name}_faces.mp4"), video.rate / self.options.every)
+        target = self._free(f"{name}_faces.mp4") if self.options.draw else None
+        rate = video.rate / self.options.every
 
-        def look(item: tuple[int, np.ndarray]) -> tuple[int, np.ndarray, Cuts]:
-            return *item, self.predictor.find(item[1], detail)
+        def look(item: tuple[int, float, np.ndarray]) -> tuple[Any, np.ndarray, Cuts]:
+            number, seconds, image = item
+            return (number, seconds), image, self.predictor.find(image, detail)
 
         frames = tqdm(
             video.frames(self.options.every),
@@ -189,19 +193,24 @@ class Job:
             disable=None,
         )
         try:
-            with ThreadPoolExecutor(CORES) as pool, closing(writer), InOrder() as drawing:
+            with (
+                ThreadPoolExecutor(CORES) as pool,
+                closing(VideoWriter(target, rate)) if target else nullcontext() as writer,
+                InOrder() as drawing,
+            ):
                 waiting = 1 if isinstance(source, int) else 16  # a camera's frames cannot wait
-                for number, image, _, found in self._read(ahead(pool, look, frames), waiting):
+                for when, image, _, found in self._read(ahead(pool, look, frames), waiting):
                     found_any |= bool(found)
                     kept = self._confident(found)
                     boxes = np.array([face.box for face in kept]).reshape(-1, 4)
                     reads = [face.probabilities for face in kept]
-                    tracks = tracker.follow(boxes, np.array(reads), number / video.rate)
+                    tracks = tracker.follow(boxes, np.array(reads), when[1])
+                    where = _where(source, target, *when)
                     for face, track in zip(kept, tracks):
-                        self._write(source, number, track.number, face, track.probabilities)
-                    if self.options.draw:
+                        self._write(where | {"face": track.number}, face, track.probabilities)
+                    if writer:
                         captions = [self._caption(track.probabilities) for track in tracks]
-                        place = number // self.options.every
+                        place = round(when[1] * rate)
                         drawing.submit(_draw_frame, writer, place, image, kept, captions)
                         self.drew = True
         finally:
@@ -252,13 +261,10 @@ class Job:
         best = int(probabilities.argmax())
         return f"{self.predictor.class_names[best]} {100 * probabilities[best]:.0f} %"
 
-    def _write(
-        self, source: Path | int, frame: int | None, i: int, face: Face, shares: np.ndarray
-    ) -> None:
+    def _write(self, where: dict[str, Any], face: Face, shares: np.ndarray) -> None:
         self.faces += 1
         names = self.predictor.class_names
-        record = {"file": printable(str(source)), "frame": frame, "face": i}
-        record |= dict(zip(EDGES, _rounded(face.box, 1)))
+        record = where | dict(zip(EDGES, _rounded(face.box, 1)))
         record["score"] = None if face.score is None else round(face.score, 3)
         record["expression"] = names[int(shares.argmax())]
         record["confidence"] = round(float(shares.max()), 4)
@@ -291,6 +297,18 @@ class Job:
             i += 1
         self._taken.add(str(path).casefold())
         return path
+
+
+def _where(
+    source: Path | int, target: Path | None, frame: int | None = None, time: float | None = None
+) -> dict[str, Any]:
+    """Say in a record where a face is: the file, what is drawn of it, the frame and its seconds."""
+    return {
+        "file": printable(str(source)),
+        "annotated": target and printable(target.name),
+        "frame": frame,
+        "time": time if time is None else round(time, 3),
+    }
 
 
 def _shown(paths: Sequence[Path]) -> Iterable[Path]:

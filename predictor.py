@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -107,7 +107,8 @@ class FacePredictor:
                 raise OptionError(f"{name} {value} must be at least {least}")
         if not math.isfinite(min_score):
             raise OptionError(f"min_score {min_score} must be a number")
-        self._runtime = load_runtime(model_path, gpu_ids, threads)
+        self._loaded_from = model_path, str(gpu_ids), threads
+        self._runtime = load_runtime(*self._loaded_from)
         self.class_names = self._runtime.class_names
         self.cropped, self.detail, self.min_score = cropped, detail, min_score
         self.batch_size = batch_size
@@ -126,6 +127,14 @@ class FacePredictor:
         if not isinstance(images, (list, tuple)):
             _check(images)  # which says what it should be
         return self.read([self.find(image) for image in images])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the network: another process, such as joblib's, loads it from its file."""
+        return {name: value for name, value in vars(self).items() if name != "_runtime"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._runtime = load_runtime(*self._loaded_from)
 
     def find(self, image: np.ndarray, detail: int | None = None) -> Cuts:
         """Return the faces of a picture, cut out: the part of a call that threads may share."""

@@ -7,8 +7,11 @@ import os
 import re
 from pathlib import Path
 
+from PIL import Image
+
 from data.folders import IMAGE_SUFFIXES, natural
 from utils.errors import DataError
+from utils.run import LOCK
 from utils.video import SUFFIXES
 
 # Cameras and telephones write these, too; what cannot be decoded is then named.
@@ -42,27 +45,44 @@ def inputs_of(path: str) -> list[Path | int]:
 
 
 def _files_in(path: Path) -> list[Path]:
-    """Return the pictures and videos in a folder, but for hidden ones; or the file itself."""
+    """Return the pictures and videos in a folder, or the file itself.
+
+    Left out are hidden ones, and what an earlier run of predict.py drew in a folder below. A folder
+    that cannot be read stands for its files: whoever reads it tells what is wrong.
+    """
     if not path.is_dir():
         return [path]
-    known, files = {*PICTURES, *SUFFIXES}, []
-    for folder, folders, names in os.walk(path):
+    known, files, closed = {*PICTURES, *SUFFIXES}, [], []
+    for folder, folders, names in os.walk(path, onerror=closed.append):
+        if Path(folder) != path and LOCK in names and any("predictions.json" in n for n in names):
+            print(f"left out {folder}: the results of an earlier run")
+            folders.clear()
+            continue
         folders[:] = [name for name in folders if not name.startswith(".")]
         files += [Path(folder, name) for name in names if not name.startswith(".")]
     files = [file for file in files if file.suffix.lower() in known and file.is_file()]
+    files += [Path(error.filename) for error in closed]
     return sorted(files, key=lambda file: natural(str(file)))
+
+
+def _moves(path: Path) -> bool:
+    try:
+        with Image.open(path) as image:
+            return getattr(image, "n_frames", 1) > 1
+    except Exception:  # Pillow raises a dozen kinds on a damaged file; whoever reads it tells
+        return False
 
 
 def is_video(source: Path | int) -> bool:
     """Tell whether it is a video or a camera, not a picture.
 
-    Where the name does not say, the file's first bytes do.
+    Where the name does not say, the file's first bytes do. A GIF that moves is a video.
     """
     if isinstance(source, int):
         return True
     suffix = source.suffix.lower()
     if suffix in SUFFIXES or suffix in IMAGE_SUFFIXES:
-        return suffix in SUFFIXES
+        return suffix in SUFFIXES or (suffix == ".gif" and _moves(source))
     try:
         if not source.is_file():  # a pipe would be waited for
             return False

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from predictor import Face, FacePredictor
 from utils.drawing import BLUE
 from utils.errors import DataError, OptionError, ProjectError, WeightsError
 from utils.figures import confusion_matrix, expressions_over_time
+from utils.records import Records
 from utils.tracks import MOST, STEP, Tracker, overlap
 from utils.video import Video, VideoWriter
 
@@ -164,6 +166,16 @@ def test_a_list_gives_a_list(echo, astronaut, both):
     assert predictor(empty) == []
 
 
+def test_another_process_gets_a_predictor_too(weights):
+    predictor = FacePredictor(weights, cropped=True, gpu_ids=-1, batch_size=2)
+    image = synthetic_faces(training=1, public=0, private=0).images[0]
+    content = pickle.dumps(predictor)
+    assert len(content) < 1000  # without the network
+    (face,), (same,) = predictor(image), pickle.loads(content)(image)
+    np.testing.assert_array_equal(face.probabilities, same.probabilities)
+    assert pickle.loads(content).batch_size == 2
+
+
 @pytest.mark.parametrize(
     "wrong", [np.zeros((5, 5)), np.zeros((5, 5, 4), np.uint8), np.zeros((0, 5), np.uint8), "a.jpg"]
 )
@@ -218,8 +230,9 @@ def test_a_folder_of_photographs(weights, folder, tmp_path, both, capsys):
     records = json.loads((out / "predictions.json").read_text())
     assert len(records) == len(rows) == 5
     for record, row in zip(records, rows):
-        assert record["frame"] is None
-        assert row["frame"] == ""
+        assert (record["frame"], record["time"]) == (None, None)
+        assert row["frame"] == row["time"] == ""
+        assert row["annotated"].startswith(Path(row["file"]).stem + "_faces")
         assert np.shape(record["landmarks"]) == (68, 2)
         assert [row["x67"], row["y67"]] == [str(v) for v in record["landmarks"][67]]
         shares = [float(row[name]) for name in EMOTIONS]
@@ -228,6 +241,7 @@ def test_a_folder_of_photographs(weights, folder, tmp_path, both, capsys):
         assert float(row["confidence"]) == max(shares)
         assert 0 < float(row["importance"]) < 1
     drawn = {path.name for path in out.glob("*_faces*.png")}
+    assert {row["annotated"] for row in rows} == drawn - {"camera_faces.png"}
     assert drawn == {
         *("astronaut_faces.png", "astronaut_faces_2.png", "both_faces.png"),
         *("camera_faces.png", "hopper_faces.png"),
@@ -282,7 +296,7 @@ def test_cropped_faces(weights, tmp_path):
     assert run(*argv, "--out", tmp_path / "a", "--cropped", "--no_draw") == 0
     rows = table(tmp_path / "a")
     assert [Path(row["file"]).name for row in rows] == [f"{i}.png" for i in range(5)]
-    assert {row["score"] for row in rows} == {""}
+    assert {row["score"] for row in rows} == {row["annotated"] for row in rows} == {""}
     assert {path.name for path in (tmp_path / "a").iterdir()} == {
         *("predictions.csv", "predictions.json", ".lock")
     }
@@ -311,6 +325,43 @@ def test_no_face_leaves_a_table_that_can_be_read(tmp_path, weights, capsys):
     names = pd.read_csv(tmp_path / "o/predictions.csv").columns
     assert list(names)[-7:] == list(EMOTIONS)
     assert json.loads((tmp_path / "o/predictions.json").read_text()) == []
+
+
+def test_a_folder_s_earlier_results_are_left_out_and_a_closed_folder_is_named(
+    weights, tmp_path, astronaut, capsys, monkeypatch
+):
+    (tmp_path / "in/closed").mkdir(parents=True)
+    save(tmp_path / "in/a.png", astronaut)
+    argv = ("--model_path", weights, "--gpu_ids", "-1", "--out")
+    assert run(tmp_path / "in", *argv, tmp_path / "in/first") == 0
+    scandir = os.scandir
+
+    def closed(path):
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    assert run(tmp_path / "in", *argv, tmp_path / "second") == 3
+    told = capsys.readouterr()
+    assert f"left out {tmp_path}/in/first" in told.out
+    assert f"{tmp_path}/in/closed cannot be read" in told.err
+    assert len(table(tmp_path / "second")) == 1
+    assert run(tmp_path / "in/first", *argv, tmp_path / "third") == 0  # it was asked for
+
+
+def test_a_class_may_be_named_as_a_column_is(tmp_path):
+    record = {"left": 3.0, "probabilities": {"left": 0.25, "x0": 0.5, "glad": 0.25}}
+    record["landmarks"] = [[7.0, 8.0]]
+    for name, written in (("some", [record]), ("none", [])):
+        (tmp_path / name).mkdir()
+        with Records.opened(tmp_path / name, record) as records:
+            for each in written:
+                records.write(each)
+        header = "left,probabilities_left,probabilities_x0,glad,x0,y0\n"
+        lines = header + "3.0,0.25,0.5,0.25,7.0,8.0\n" * len(written)
+        assert (tmp_path / name / "predictions.csv").read_text() == lines
+        assert json.loads((tmp_path / name / "predictions.json").read_text()) == written
 
 
 def test_a_pattern_may_match_folders_and_a_picture_is_read_once(weights, tmp_path, astronaut):
@@ -390,6 +441,10 @@ def write_video(path, frames, code="mp4v", rate=10):
     return path
 
 
+def frames_of(video):
+    return {number: frame for number, _, frame in video.frames()}
+
+
 @pytest.fixture(scope="module")
 def moving(both):
     """24 frames in which the astronaut comes in, wanders to the left, and goes."""
@@ -402,11 +457,13 @@ def test_a_video(echo, tmp_path, moving):
     assert run(file, "--out", tmp_path / "o") == 0
     rows = [row for row in table(tmp_path / "o") if row["face"] == "0"]
     assert [int(row["frame"]) for row in rows] == list(range(2, 22))
+    assert [float(row["time"]) for row in rows] == pytest.approx(np.arange(2, 22) / 10)
+    assert {row["annotated"] for row in rows} == {"film_faces.mp4"}
     lefts = [float(row["left"]) for row in rows]
     assert lefts[0] - lefts[-1] == pytest.approx(76, abs=15)
     video = Video(tmp_path / "o/film_faces.mp4")
     assert (video.rate, video.frame_num) == (10, 24)
-    frames = dict(video.frames())
+    frames = frames_of(video)
     assert frames[10].shape == (360, 480, 3)
     left, top = (int(float(rows[8][k])) for k in ("left", "top"))
     blue = frames[10][top - 2 : top + 3, left + 40 : left + 60].astype(int)
@@ -417,11 +474,54 @@ def test_a_video(echo, tmp_path, moving):
     assert not (tmp_path / "every/film_faces.mp4").exists()
 
 
+def test_a_gif_that_moves_is_a_film_and_its_times_are_its_own(echo, tmp_path, moving):
+    frames = [Image.fromarray(frame) for frame in moving[4:10]]
+    pauses = [100, 100, 500, 100, 1000, 100]  # milliseconds
+    file = tmp_path / "film.gif"
+    frames[0].save(file, save_all=True, append_images=frames[1:], duration=pauses)
+    frames[0].save(tmp_path / "still.gif")
+    assert is_video(file)
+    assert not is_video(tmp_path / "still.gif")
+    times = pytest.approx([0, 0.1, 0.2, 0.7, 0.8, 1.8])
+    assert [seconds for _, seconds, _ in Video(file).frames()] == times
+    assert run(file, tmp_path / "still.gif", "--out", tmp_path / "o", "--every", 2) == 0
+    rows = [row for row in table(tmp_path / "o") if row["face"] == "0"]
+    expected = [
+        ("still.gif", "", ""),
+        *(("film.gif", *each) for each in zip("024", ["0.0", "0.2", "0.8"])),
+    ]
+    assert [(Path(row["file"]).name, row["frame"], row["time"]) for row in rows] == expected
+
+
+@pytest.mark.parametrize(
+    ("stamps", "seconds"),
+    [
+        ([0, 0, 0, 0], [0, 0.04, 0.08, 0.12]),  # the file tells none
+        ([float("nan")] * 3, [0, 0.04, 0.08]),
+        ([9000, 9050, 9150], [0, 0.05, 0.15]),  # it need not begin at 0
+        ([0, 50, 9e6, 9e6 + 50, 20, 70], [0, 0.05, 0.09, 0.14, 0.18, 0.23]),  # set anew
+    ],
+)
+def test_times_where_a_film_s_clock_is_none_or_jumps(tmp_path, moving, stamps, seconds):
+    video = Video(write_video(tmp_path / "film.mp4", moving[:1] * len(stamps), rate=25))
+    told, capture = iter(stamps), video._capture
+
+    class Told:
+        def __getattr__(self, name):
+            return getattr(capture, name)
+
+        def get(self, what):
+            return next(told) if what == cv2.CAP_PROP_POS_MSEC else capture.get(what)
+
+    video._capture = Told()
+    assert [when for _, when, _ in video.frames()] == pytest.approx(seconds)
+
+
 @pytest.mark.parametrize(("suffix", "code"), [(".mp4", "mp4v"), (".avi", "MJPG")])
 def test_a_video_is_known_without_its_suffix(tmp_path, moving, suffix, code):
     file = write_video(tmp_path / f"film{suffix}", moving, code).rename(tmp_path / "film")
     assert is_video(file)
-    assert dict(Video(file).frames())
+    assert frames_of(Video(file))
 
 
 @pytest.mark.parametrize(
@@ -458,7 +558,7 @@ def test_a_video_that_stops_early_keeps_what_it_gave(echo, tmp_path, capsys, mov
     files = {Path(row["file"]).name for row in table(tmp_path / "o")}
     assert files == {"film.avi", "a.png"}
     json.loads((tmp_path / "o/predictions.json").read_text())
-    assert dict(Video(tmp_path / "o/film_faces.mp4").frames())
+    assert frames_of(Video(tmp_path / "o/film_faces.mp4"))
 
 
 def test_a_file_that_promises_more_frames_is_told(tmp_path, moving):
@@ -540,13 +640,14 @@ def test_a_camera_goes_by_the_clock(monkeypatch, tmp_path):
     clock = iter(np.arange(100) / 5)
     monkeypatch.setattr(cv2, "VideoCapture", Camera)
     monkeypatch.setattr("utils.video.time.monotonic", lambda: float(next(clock)))
-    numbers = [number for number, _ in Video(0).frames(every=2)]
-    assert numbers == [6, 12, 18, 24, 30, 36]
+    times = [(number, seconds) for number, seconds, _ in Video(0).frames(every=2)]
+    assert [number for number, _ in times] == [6, 12, 18, 24, 30, 36]
+    assert [seconds for _, seconds in times] == pytest.approx(np.arange(1, 7) / 5)
     monkeypatch.undo()
     with closing(VideoWriter(tmp_path / "a.mp4", 10)) as writer:
         for place in (0, 1, 1, 6):
             writer.write(np.full((64, 64, 3), 40 * place, np.uint8), place)
-    levels = [round(frame.mean() / 40) for _, frame in Video(tmp_path / "a.mp4").frames()]
+    levels = [round(frame.mean() / 40) for _, _, frame in Video(tmp_path / "a.mp4").frames()]
     assert levels == [0, 1, 1, 6, 6, 6, 6]
 
 
@@ -620,6 +721,11 @@ def test_a_dollar_is_a_dollar(tmp_path):
     figure = expressions_over_time({"face 0": (np.arange(3.0), shares)}, names, "A$AP_-_Ke$ha")
     figure.savefig(tmp_path / "a.png")
     confusion_matrix(np.eye(2, dtype=int), names, "A$AP_-_Ke$ha").savefig(tmp_path / "b.png")
+
+
+def test_a_class_without_faces_has_no_shares():
+    figure = confusion_matrix(np.array([[3, 1], [0, 0]]), ("a", "b"), "t")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["75 %\n3", "25 %\n1", "-", "-"]
 
 
 # The network

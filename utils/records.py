@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from utils.files import atomic_write
 class Records:
     """Writes one record after the other to predictions.csv and predictions.json.
 
-    In the table a list becomes as many columns: `landmarks` x0, y0, x1 and so on.
+    In the table landmarks become as many columns, x0, y0, x1 and so on, and each probability one of
+    the class's name; a class called `left` has the column `probabilities_left`.
     """
 
     def __init__(self, table: Any, text: Any) -> None:
@@ -26,12 +28,12 @@ class Records:
 
     @classmethod
     @contextmanager
-    def opened(cls, folder: Path, columns: Sequence[str]) -> Iterator[Records]:
+    def opened(cls, folder: Path, blank: Mapping[str, Any]) -> Iterator[Records]:
         """Open both files, which take their names when the block ends, even by an error or Ctrl-C.
 
         Args:
             folder: of both.
-            columns: of a table that gets no record.
+            blank: a record whose names are the columns of a table that gets none.
 
         Raises:
             RunError: the folder cannot be written, or the disk is full.
@@ -53,7 +55,7 @@ class Records:
                     except (Exception, KeyboardInterrupt) as error:
                         pending = error  # what was found until then is kept
                     if not records._count:
-                        records._csv.writerow(columns)
+                        records._csv.writerow(dict(_flat(blank)))
                     text.write("\n]\n")
             except OSError as error:
                 raise RunError(
@@ -76,7 +78,9 @@ class Records:
 def _flat(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, value in record.items():
         if isinstance(value, Mapping):
-            yield from value.items()
+            for key, each in value.items():
+                taken = key in record or re.fullmatch("[xy][0-9]+", key)
+                yield f"{name}_{key}" if taken else key, each
         elif name == "landmarks":
             for i, (x, y) in enumerate(value):
                 yield f"x{i}", x

@@ -19,6 +19,7 @@ SUFFIXES = (
 )
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # Video tells what is wrong
 DEFAULT_RATE = 25.0  # frames a second, where a video does not tell
+LONGEST_PAUSE = 60.0  # seconds between frames; where a file tells more, its clock was set anew
 
 
 class Video:
@@ -52,23 +53,35 @@ class Video:
         self._read_num = 0
         self.frame_num = int(count) if 0 < count < 1e9 and not isinstance(source, int) else 0
 
-    def frames(self, every: int = 1) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the number of each `every`-th frame, and the frame: uint8 [H, W, 3] in RGB.
+    def frames(self, every: int = 1) -> Iterator[tuple[int, float, np.ndarray]]:
+        """Yield each `every`-th frame: its number, its time, and its pixels.
 
-        Numbers go by `rate`. A camera drops frames where it is read more slowly than it films, and
-        films more slowly in the dark: its frames have the numbers that they have by the clock.
+        A telephone's film has no constant rate, so times are the file's own. A camera drops frames
+        where it is read more slowly than it films, and films more slowly in the dark: its times are
+        the clock's, and its numbers what they would be at `rate`.
+
+        Returns:
+            number: of the frame, from 0.
+            seconds: since the first frame of a file, or since a camera was begun to be read.
+            frame: uint8 [H, W, 3] in RGB.
         """
-        start, number = time.monotonic(), -1
+        start, number, seconds, stamp = time.monotonic(), -1, 0.0, 0.0
         try:
             while self._capture.grab():
                 if self._read_num % every == 0:
                     there, frame = self._capture.retrieve()
                     if not there:
                         break
-                    by_clock = round((time.monotonic() - start) * self.rate)
-                    live = isinstance(self.source, int)
-                    number = max(number + 1, by_clock) if live else self._read_num
-                    yield number, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+                    if isinstance(self.source, int):
+                        seconds = time.monotonic() - start
+                        number = max(number + 1, round(seconds * self.rate))
+                    else:
+                        before, stamp = stamp, self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+                        if self._read_num:
+                            told = 0 < stamp - before <= LONGEST_PAUSE
+                            seconds += stamp - before if told else every / self.rate
+                        number = self._read_num
+                    yield number, seconds, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
                 self._read_num += 1
         finally:
             self._capture.release()
