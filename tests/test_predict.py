@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib import cbook
+from matplotlib import cbook, rcParams
+from matplotlib.font_manager import findfont
 from PIL import Image
 from skimage import data as photographs
 
@@ -721,6 +722,13 @@ def test_a_dollar_is_a_dollar(tmp_path):
     figure = expressions_over_time({"face 0": (np.arange(3.0), shares)}, names, "A$AP_-_Ke$ha")
     figure.savefig(tmp_path / "a.png")
     confusion_matrix(np.eye(2, dtype=int), names, "A$AP_-_Ke$ha").savefig(tmp_path / "b.png")
+
+
+def test_figures_ask_for_no_font_that_is_not_there(tmp_path):
+    first, *others = rcParams["font.family"]
+    assert first == "DejaVu Sans"  # Matplotlib's own
+    for name in others:
+        assert findfont(name, fallback_to_default=False)
 
 
 def test_a_class_without_faces_has_no_shares():

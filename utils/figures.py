@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import colormaps, rcParams
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 from matplotlib.patches import Patch
 
 BLUE, RED, GREEN, GREY = "#2166ac", "#d6604d", "#4d9221", "#777777"
@@ -21,6 +23,14 @@ EXPRESSIONS = {
     "neutral": "#b8b8b8",
 }
 LEAST = 1e-4  # losses below it are not drawn
+# A class may have a name in any script: Matplotlib's own font lacks those of East Asia.
+_EAST_ASIAN = (
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Droid Sans Fallback"),
+    *("Microsoft YaHei", "SimHei", "Yu Gothic", "Malgun Gothic", "PingFang SC", "Hiragino Sans GB"),
+)
+_installed = {font.name for font in fontManager.ttflist}
+rcParams["font.family"] = ["DejaVu Sans", *filter(_installed.__contains__, _EAST_ASIAN)]
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # of weights that one lacks
 
 
 def learning_curves(history: Sequence[Mapping[str, float]], title: str) -> Figure:
