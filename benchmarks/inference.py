@@ -144,7 +144,7 @@ def print_videos(paths: Mapping[str, Path], options: InferenceOptions) -> None:
 
 def read_video(predictor: FacePredictor, file: Path) -> int:
     """Read a video as predict.py does; return the number of faces that were found."""
-    with tempfile.TemporaryDirectory() as out, Records.opened(Path(out), ()) as records:
+    with tempfile.TemporaryDirectory() as out, Records.opened(Path(out), {}) as records:
         job = Job(PredictOptions((str(file),)), predictor, RunFolder(Path(out)), records)
         job.video(file)
     return job.faces

@@ -52,7 +52,7 @@ def test_inference_names_every_runtime():
 
 
 def test_data_names_every_step():
-    output = run("data", "--faces", 50, "--factors", 1, 3, "--landmark_faces", 7)
+    output = run("data", "--faces", 50, "--factors", 1, 3, "--landmark_faces", 7, "--rounds", 1)
     rows = [line for line in output.splitlines() if line.startswith(("first", "read", "an epoch"))]
     assert len(rows) == 10
     assert {line.split()[-4] for line in rows} == {"50", "150"}
