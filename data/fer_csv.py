@@ -226,7 +226,7 @@ class _Table:
         except KeyError:
             yield (
                 f"its emotion is {_shown(fields['emotion'])}, not a whole number "
-                f"from 0 to {self.class_num - 1} (other classes are named with --class_names)"
+                f"from 0 to {self.class_num - 1} (train.py --class_names names other classes)"
             )
         try:
             self._usage(fields)

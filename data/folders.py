@@ -98,7 +98,7 @@ class Tree:
         if unknown := sorted(name for name in names if class_of[name] not in classes):
             raise DataError(
                 f"{self.root}: the folders {listed(unknown)} are none of the classes "
-                f"{listed(classes)}; remove them, or name them in --class_names too"
+                f"{listed(classes)}; remove them, or train with a --class_names that has them"
             )
         if all(self._usage(split) != "Training" for split in self.images):
             return classes, class_of  # nothing to train on, so not each class is needed
@@ -107,7 +107,7 @@ class Tree:
                 raise DataError(
                     f"{split} has no folder with images of the class {listed(sorted(missing))} "
                     f"(it has {listed(folders)}); add what is missing to each of train/, "
-                    "validation/ and test/, or name the classes to take with --class_names"
+                    "validation/ and test/, or train with the --class_names to take"
                 )
         return classes, class_of
 

@@ -85,7 +85,7 @@ class Lists:
             if not re.fullmatch("[0-9]{1,9}", line) or int(line) >= class_num:
                 raise DataError(
                     f"{file}, line {number}: '{line[:60]}' is not a label from 0 to "
-                    f"{class_num - 1}; mend the line, or name other classes with --class_names"
+                    f"{class_num - 1}; mend the line, or train with other --class_names"
                 )
         if len(lines) != count:
             raise DataError(
