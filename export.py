@@ -73,19 +73,21 @@ def main() -> None:
     except DataError:  # of other classes, which can check the export too
         faces = load_faces(source, checkpoint.image_width, checkpoint.channels)
     model = export(checkpoint)
-    write(model, out)
-    torch_runtime = TorchRuntime(options.model_path, "-1")
     usage = "PublicTest" if "PublicTest" in faces.counts() else next(iter(faces.counts()))
     public = faces.of(usage)
-    probabilities, landmarks = largest_difference(torch_runtime, OnnxRuntime(out), public)
-    print(f"\n{out}: {out.stat().st_size / 1e6:.1f} MB; on {len(public):,} {usage} faces it ")
-    print(f"differs from PyTorch by at most {probabilities:.2g} in a probability", end="")
-    print("" if landmarks is None else f" and {landmarks:.2g} px in a landmark")
-    if probabilities > TOLERANCE or (landmarks or 0) > 10 * TOLERANCE:
-        raise OptionError(
-            f"{out} does not say what PyTorch does; onnxruntime or torch may be at fault: "
-            "try other versions of them"
-        )
+    with atomic_write(out) as partial:
+        partial.write_bytes(model.SerializeToString())
+        runtimes = TorchRuntime(options.model_path, "-1"), OnnxRuntime(partial)
+        probabilities, landmarks = largest_difference(*runtimes, public)
+        size = partial.stat().st_size / 1e6
+        print(f"\n{out}: {size:.1f} MB; on {len(public):,} {usage} faces it ")
+        print(f"differs from PyTorch by at most {probabilities:.2g} in a probability", end="")
+        print("" if landmarks is None else f" and {landmarks:.2g} px in a landmark")
+        if probabilities > TOLERANCE or (landmarks or 0) > 10 * TOLERANCE:
+            raise OptionError(
+                "the model does not say what PyTorch does, and is not kept; onnxruntime or torch "
+                "may be at fault: try other versions of them"
+            )
     if options.int8:
         small = out.with_suffix(".int8.onnx")
         write(quantized(model, faces, checkpoint.channels), small)

@@ -32,7 +32,7 @@ from data.inputs import inputs_of, is_video
 from predictor import DETAIL, Cuts, Face, FacePredictor, marks
 from utils.command_line import parse
 from utils.drawing import annotate, annotate_whole
-from utils.errors import OptionError, ProjectError, RunError, run_main
+from utils.errors import DataError, OptionError, ProjectError, RunError, run_main
 from utils.figures import expressions_over_time
 from utils.files import printable
 from utils.pipeline import InOrder, ahead
@@ -90,7 +90,7 @@ def main() -> None:
     check(options)
     # A picture that a folder and a pattern both name is read once.
     named = [source for path in options.paths for source in inputs_of(path)]
-    sources = list({s if isinstance(s, int) else s.resolve(): s for s in named}.values())
+    sources = list({s if isinstance(s, int) else os.path.realpath(s): s for s in named}.values())
     predictor = FacePredictor(
         options.model_path,
         cropped=options.cropped,
@@ -177,9 +177,9 @@ class Job:
         # A face may be missed once, however seldom a frame is looked at.
         forget = max(FORGET, 2.5 * self.options.every / video.rate)
         step = max(STEP, self.options.every / video.rate)
-        tracker, found_any = Tracker(self.options.smooth, forget, step), False
+        tracker, found_any, faults = Tracker(self.options.smooth, forget, step), False, []
         target = self._free(f"{name}_faces.mp4") if self.options.draw else None
-        rate = video.rate / self.options.every
+        writer = VideoWriter(target, video.rate / self.options.every) if target else None
 
         def look(item: tuple[int, float, np.ndarray]) -> tuple[Any, np.ndarray, Cuts]:
             number, seconds, image = item
@@ -195,11 +195,16 @@ class Job:
         try:
             with (
                 ThreadPoolExecutor(CORES) as pool,
-                closing(VideoWriter(target, rate)) if target else nullcontext() as writer,
+                closing(writer) if writer else nullcontext(),
                 InOrder() as drawing,
             ):
                 waiting = 1 if isinstance(source, int) else 16  # a camera's frames cannot wait
                 for when, image, _, found in self._read(ahead(pool, look, frames), waiting):
+                    if target:
+                        try:
+                            writer.open(image.shape[1::-1])
+                        except DataError as error:  # its faces are told all the same
+                            faults, target = [str(error)], None
                     found_any |= bool(found)
                     kept = self._confident(found)
                     boxes = np.array([face.box for face in kept]).reshape(-1, 4)
@@ -208,17 +213,18 @@ class Job:
                     where = _where(source, target, *when)
                     for face, track in zip(kept, tracks):
                         self._write(where | {"face": track.number}, face, track.probabilities)
-                    if writer:
+                    if target:
                         captions = [self._caption(track.probabilities) for track in tracks]
-                        place = round(when[1] * rate)
+                        place = round(when[1] * writer.rate)
                         drawing.submit(_draw_frame, writer, place, image, kept, captions)
                         self.drew = True
         finally:
             self._plot(tracker, name)
-        if video.fault:
-            self.trouble(video.fault)
-        elif not found_any:
-            self.trouble(f"{source}: no face found in any frame")
+        faults += [fault for fault in (video.fault, writer and target and writer.fault) if fault]
+        if not found_any and not faults:
+            faults.append(f"{source}: no face found in any frame")
+        if faults:
+            self.trouble("; ".join(faults))
 
     def trouble(self, text: str) -> None:
         """Tell of an input that gave nothing; the rest goes on."""

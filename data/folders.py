@@ -195,6 +195,8 @@ def _opened(path: Path) -> Image.Image:
             return Image.open(path)
     except UnidentifiedImageError:
         content = np.frombuffer(path.read_bytes(), np.uint8)
+        if not content.size:
+            raise ValueError("the file is empty") from None
         pixels = cv2.imdecode(content, cv2.IMREAD_COLOR)  # 8 bits, upright
         if pixels is None:
             raise

@@ -87,9 +87,10 @@ def is_video(source: Path | int) -> bool:
         if not source.is_file():  # a pipe would be waited for
             return False
         with open(source, "rb") as file:
-            head = file.read(12)
+            head = file.read(189)
     except OSError:
         return False  # whoever reads it tells what is wrong
     if head[4:8] == b"ftyp":  # so do pictures such as HEIC and AVIF begin
         return head[8:11] not in (b"hei", b"hev", b"mif", b"msf", b"avi")
-    return head.startswith(VIDEO_STARTS) or (head[:4] == b"RIFF" and head[8:] == b"AVI ")
+    known = head.startswith(VIDEO_STARTS) or (head[:4] == b"RIFF" and head[8:12] == b"AVI ")
+    return known or head[:1] == head[188:] == b"G"  # packets of MPEG's transport stream

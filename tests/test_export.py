@@ -173,6 +173,7 @@ def test_a_model_that_says_something_else_is_an_error(exported, faces_csv, tmp_p
     argv = ("--model_path", exported / "w.pth", "--data", faces_csv)
     with pytest.raises(OptionError, match="does not say what PyTorch does"):
         run(*argv, "--out", tmp_path / "m.onnx")
+    assert not (tmp_path / "m.onnx").exists()
 
 
 def test_mistakes(exported, faces_csv, tmp_path):

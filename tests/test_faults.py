@@ -109,6 +109,28 @@ def test_a_second_signal_does_not_wait():
         os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+def test_a_terminal_that_closes_ends_what_ran_in_it_but_for_nohup():
+    def closing():
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with pytest.raises(SystemExit) as status:
+            run_main(closing)
+        assert status.value.code == 129
+        with signals_noted() as signals:
+            closing()
+        assert signals == [signal.SIGHUP]
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        run_main(closing)
+        with signals_noted() as signals:
+            closing()
+        assert signals == []
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_exit_codes(capsys):
     def ends(error):
         def main():

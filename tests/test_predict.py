@@ -4,11 +4,13 @@ import csv
 import json
 import os
 import pickle
+import resource
 import shutil
 import subprocess
 import sys
 import threading
 from contextlib import closing
+from copy import copy
 from pathlib import Path
 
 import cv2
@@ -32,9 +34,11 @@ from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.network import Architecture, FERNet
 from models.runtime import Readings
 from predictor import Face, FacePredictor
+from utils import records
 from utils.drawing import BLUE
-from utils.errors import DataError, OptionError, ProjectError, WeightsError
+from utils.errors import DataError, OptionError, ProjectError, RunError, WeightsError
 from utils.figures import confusion_matrix, expressions_over_time
+from utils.pipeline import InOrder
 from utils.records import Records
 from utils.tracks import MOST, STEP, Tracker, overlap
 from utils.video import Video, VideoWriter
@@ -175,6 +179,7 @@ def test_another_process_gets_a_predictor_too(weights):
     (face,), (same,) = predictor(image), pickle.loads(content)(image)
     np.testing.assert_array_equal(face.probabilities, same.probabilities)
     assert pickle.loads(content).batch_size == 2
+    assert copy(predictor)._runtime is predictor._runtime  # of this process: as the demo does
 
 
 @pytest.mark.parametrize(
@@ -365,6 +370,60 @@ def test_a_class_may_be_named_as_a_column_is(tmp_path):
         assert json.loads((tmp_path / name / "predictions.json").read_text()) == written
 
 
+def test_a_full_disk_costs_no_record_that_was_written(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    record = {"left": 3.0, "probabilities": {"glad": 0.25}}
+
+    def fill():
+        with Records.opened(tmp_path, record) as writer:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+            try:
+                while True:
+                    writer.write(record)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    with pytest.raises(RunError, match="free disk space"):
+        fill()
+    kept = json.loads((tmp_path / "predictions.json").read_text())
+    assert len(kept) == len(table(tmp_path)) > 100
+    assert kept == [record] * len(kept)
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_ctrl_c_leaves_both_files_whole(tmp_path, monkeypatch, after):
+    record, append, calls = {"left": 3.0}, records._Ended.append, []
+
+    def interrupted(self, content):
+        calls.append(1)
+        if len(calls) == 4 + after:  # the second record, in the table or in the other file
+            append(self, content[:5])
+            raise KeyboardInterrupt
+        append(self, content)
+
+    def write():
+        with Records.opened(tmp_path, record) as writer:
+            for _ in range(3):
+                writer.write(record)
+
+    monkeypatch.setattr(records._Ended, "append", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert json.loads((tmp_path / "predictions.json").read_text()) == [record]
+    assert table(tmp_path) == [{"left": "3.0"}]
+
+
+def test_a_loop_of_links_and_an_empty_file_are_named(weights, tmp_path, capsys):
+    for name in ("loop.jpg", "loop.mp4"):
+        (tmp_path / name).symlink_to(name)
+    (tmp_path / "zero.jpg").touch()
+    argv = ("--model_path", weights, "--gpu_ids", "-1", "--out", tmp_path / "o")
+    assert run(tmp_path / "loop*", tmp_path / "zero.jpg", *argv) == 3
+    told = capsys.readouterr().err
+    assert told.count("warning: ") == 3
+    assert "zero.jpg cannot be read as an image (the file is empty)" in told
+
+
 def test_a_pattern_may_match_folders_and_a_picture_is_read_once(weights, tmp_path, astronaut):
     (tmp_path / "one").mkdir()
     picture = save(tmp_path / "one/a.png", astronaut)
@@ -484,7 +543,9 @@ def test_a_gif_that_moves_is_a_film_and_its_times_are_its_own(echo, tmp_path, mo
     assert is_video(file)
     assert not is_video(tmp_path / "still.gif")
     times = pytest.approx([0, 0.1, 0.2, 0.7, 0.8, 1.8])
-    assert [seconds for _, seconds, _ in Video(file).frames()] == times
+    video = Video(file)
+    assert [seconds for _, seconds, _ in video.frames()] == times
+    assert not video.fault
     assert run(file, tmp_path / "still.gif", "--out", tmp_path / "o", "--every", 2) == 0
     rows = [row for row in table(tmp_path / "o") if row["face"] == "0"]
     expected = [
@@ -494,17 +555,9 @@ def test_a_gif_that_moves_is_a_film_and_its_times_are_its_own(echo, tmp_path, mo
     assert [(Path(row["file"]).name, row["frame"], row["time"]) for row in rows] == expected
 
 
-@pytest.mark.parametrize(
-    ("stamps", "seconds"),
-    [
-        ([0, 0, 0, 0], [0, 0.04, 0.08, 0.12]),  # the file tells none
-        ([float("nan")] * 3, [0, 0.04, 0.08]),
-        ([9000, 9050, 9150], [0, 0.05, 0.15]),  # it need not begin at 0
-        ([0, 50, 9e6, 9e6 + 50, 20, 70], [0, 0.05, 0.09, 0.14, 0.18, 0.23]),  # set anew
-    ],
-)
-def test_times_where_a_film_s_clock_is_none_or_jumps(tmp_path, moving, stamps, seconds):
-    video = Video(write_video(tmp_path / "film.mp4", moving[:1] * len(stamps), rate=25))
+def stamped(path, frame, stamps):
+    """Return a video of 25 frames a second that tells other times, in milliseconds."""
+    video = Video(write_video(path, [frame] * len(stamps), rate=25))
     told, capture = iter(stamps), video._capture
 
     class Told:
@@ -515,7 +568,87 @@ def test_times_where_a_film_s_clock_is_none_or_jumps(tmp_path, moving, stamps, s
             return next(told) if what == cv2.CAP_PROP_POS_MSEC else capture.get(what)
 
     video._capture = Told()
-    assert [when for _, when, _ in video.frames()] == pytest.approx(seconds)
+    return video
+
+
+@pytest.mark.parametrize(
+    ("stamps", "every", "seconds"),
+    [
+        ([0, 0, 0, 0], 1, [0, 0.04, 0.08, 0.12]),  # the file tells none
+        ([float("nan")] * 3, 1, [0, 0.04, 0.08]),
+        ([9000, 9050, 9150], 1, [0, 0.05, 0.15]),  # it need not begin at 0
+        ([0, 50, 9e6, 9e6 + 50, 20, 70], 1, [0, 0.05, 0.09, 0.14, 0.18, 0.23]),  # set anew
+        ([0, 40e3, 80e3, 120e3, 160e3], 2, [0, 80, 160]),
+    ],
+)
+def test_times_where_a_film_s_clock_is_none_or_jumps(tmp_path, moving, stamps, every, seconds):
+    video = stamped(tmp_path / "film.mp4", moving[0], stamps)
+    assert [when for _, when, _ in video.frames(every)] == pytest.approx(seconds)
+
+
+def test_a_film_without_a_constant_rate_is_not_called_damaged(tmp_path, moving):
+    for last, damaged in ((2340, False), (1500, True)):
+        stamps = np.linspace(0, last, 20)
+        video = stamped(tmp_path / f"{last}.mp4", moving[0], stamps)
+        video.frame_num = 60  # as FFmpeg reckons of 2.4 seconds
+        assert len(list(video.frames())) == 20
+        assert bool(video.fault) == damaged
+
+
+def test_a_film_that_cannot_be_drawn_is_read_all_the_same(echo, tmp_path, capsys, moving):
+    file = tmp_path / "thin.gif"
+    frames = [Image.fromarray(frame[:, :1]) for frame in moving[4:7]]
+    frames[0].save(file, save_all=True, append_images=frames[1:], duration=100)
+    other = write_video(tmp_path / "film.mp4", moving[:8])
+    assert run(file, other, "--cropped", "--out", tmp_path / "12:30") == 3
+    told = capsys.readouterr().err
+    assert "thin_faces.mp4 cannot be written (1 x 360 pixels" in told
+    assert told.count("warning: ") == 1
+    drawn = [row["annotated"] for row in table(tmp_path / "12:30")]
+    assert drawn == [""] * 3 + ["film_faces.mp4"] * 8
+
+
+@pytest.mark.parametrize("rate", [1e-4, 200 / 3, 999 / 7, 999.4, 29.97])
+def test_films_of_any_rate_can_be_written(tmp_path, rate):
+    with closing(VideoWriter(tmp_path / "a.mp4", rate)) as writer:
+        for _ in range(3):
+            writer.write(np.zeros((64, 64, 3), np.uint8))
+    assert writer.rate == pytest.approx(max(rate, 0.01), rel=1e-3)
+    assert not writer.fault
+    assert Video(tmp_path / "a.mp4").rate == pytest.approx(writer.rate, rel=1e-2)
+    writer.write(np.zeros((64, 64, 3), np.uint8))  # a frame that was still drawn at Ctrl-C
+    assert len(frames_of(Video(tmp_path / "a.mp4"))) == 3
+    (tmp_path / "a.mp4").write_bytes(b"cut off")
+    assert "free disk space" in writer.fault
+
+
+def test_ctrl_c_leaves_nothing_at_work_behind_the_block():
+    done, begun, free = [], threading.Event(), threading.Event()
+
+    def work(number):
+        begun.set()
+        free.wait(20)
+        done.append(number)
+
+    def draw():
+        with InOrder() as order:
+            for number in range(4):
+                order.submit(work, number)
+            begun.wait(20)
+            shutdown = order._pool.shutdown
+
+            def interrupted(**more):
+                if not more:
+                    raise KeyboardInterrupt
+                shutdown(wait=False, **more)
+                free.set()
+                shutdown(**more)
+
+            order._pool.shutdown = interrupted
+
+    with pytest.raises(KeyboardInterrupt):
+        draw()
+    assert done == [0]
 
 
 @pytest.mark.parametrize(("suffix", "code"), [(".mp4", "mp4v"), (".avi", "MJPG")])
@@ -535,6 +668,8 @@ def test_a_video_is_known_without_its_suffix(tmp_path, moving, suffix, code):
         ("a", b"\x1a\x45\xdf\xa3\x9f\x42\x86\x81", True),
         ("a", b"RIFF\0\0\0\0WEBPVP8 ", False),
         ("a", b"\xff\xd8\xff\xe0", False),
+        ("a.ts", 2 * (b"G" + bytes(187)), True),
+        ("a.ts", b"G" + bytes(300), False),
         ("a.jpg", b"\0\0\0\x18ftypisom", False),
         ("a", b"", False),
     ],
@@ -610,7 +745,7 @@ def test_an_interrupt_keeps_what_was_found(echo, tmp_path, moving):
 
 
 def test_a_writer_that_cannot_write_says_so(tmp_path):
-    with pytest.raises(ProjectError, match="--no_draw"):
+    with pytest.raises(DataError, match="--no_draw"):
         VideoWriter(tmp_path / "no/folder/a.mp4", 10).write(np.zeros((64, 64, 3), np.uint8))
 
 

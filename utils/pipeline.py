@@ -23,7 +23,10 @@ class InOrder:
             self._pending.popleft().result()
 
     def __exit__(self, *exception: object) -> None:
-        self._pool.shutdown()
+        try:
+            self._pool.shutdown()
+        finally:  # Ctrl-C does not wait for what is queued, but no call may outlive the block
+            self._pool.shutdown(cancel_futures=True)
         if exception[0] is None:
             for pending in self._pending:
                 pending.result()

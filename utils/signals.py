@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, by which a person or a scheduler wants a process to end."""
+"""Ctrl-C, SIGTERM and SIGHUP: a person, a scheduler or a closing terminal ends a process."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def termination_raised() -> Iterator[None]:
-    """Let SIGTERM raise Interrupted within the block, so that it is cleaned up as after Ctrl-C."""
+    """Let SIGTERM and SIGHUP raise Interrupted in the block, which cleans up as after Ctrl-C."""
 
     def end(number: int, frame: object) -> None:
         raise Interrupted(number, "terminated")
 
-    with _handled((signal.SIGTERM,), end):
+    with _handled(_ends(), end):
         yield
 
 
 @contextmanager
 def signals_noted(patient: bool = False) -> Iterator[list[int]]:
-    """Yield a list that gets the number of a Ctrl-C or SIGTERM, which does nothing else.
+    """Yield a list that gets the number of such a signal, which does nothing else.
 
     The block looks at the list where it can stop without a loss. A second
     signal does not wait for that: it raises Interrupted, unless the block is
@@ -47,15 +47,22 @@ def signals_noted(patient: bool = False) -> Iterator[list[int]]:
             raise Interrupted(number, "interrupted at once")
         noted.append(number)
 
-    with _handled((signal.SIGINT, signal.SIGTERM), note):
+    with _handled((signal.SIGINT, *_ends()), note):
         yield noted
 
 
 @contextmanager
 def signals_ignored() -> Iterator[None]:
-    """Ignore both: a process started in the block inherits that, and leaves them to its parent."""
-    with _handled((signal.SIGINT, signal.SIGTERM), signal.SIG_IGN):
+    """Ignore them: a process started in the block inherits that, and leaves them to its parent."""
+    with _handled((signal.SIGINT, *_ends()), signal.SIG_IGN):
         yield
+
+
+def _ends() -> tuple[int, ...]:
+    """Return SIGTERM, and the SIGHUP of a terminal that closes, unless nohup has it ignored."""
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    ignored = hangup is None or signal.getsignal(hangup) == signal.SIG_IGN
+    return (signal.SIGTERM,) if ignored else (signal.SIGTERM, hangup)
 
 
 @contextmanager
