@@ -149,6 +149,7 @@ def run_on(
             make_optimizer(network, options),
             store.labels,
             faces.digest,
+            faces.target_digest,
             teachers.digests,
         )
         if checkpoint:
@@ -243,10 +244,10 @@ def train_one_epoch(
 ) -> dict[str, float] | None:
     """Show every Training face once, augmented; return the means of losses and measures.
 
-    An epoch of a run that was stopped within it goes on after the last batch
-    that was done. Nothing in the loop waits for a GPU: the sums stay there. This
-    process does its share of each batch as one process would do it; only
-    dropout, the ranking of importances and the partners of mixed faces are its own.
+    An epoch of a run that was stopped within it goes on after the last batch that was done. No step
+    waits for a GPU: the sums stay there, and are looked at once in 50 batches. (Of several GPUs,
+    SyncBatchNorm waits for each.) This process does its share of each batch as one process would do
+    it; only dropout, the ranking of importances and the partners of mixed faces are its own.
 
     Returns:
         The means, or None where a signal stopped the epoch; the state knows how far it came.

@@ -46,8 +46,11 @@ def _gamma(exponent: float) -> Change:
 
 def _jpeg(quality: int) -> Change:
     def change(image: np.ndarray, _: np.random.Generator) -> np.ndarray:
-        _, code = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, quality))
-        return cv2.imdecode(code, cv2.IMREAD_UNCHANGED)
+        # OpenCV takes colours as blue, green and red.
+        bgr = image[..., ::-1] if image.ndim == 3 else image
+        _, code = cv2.imencode(".jpg", bgr, (cv2.IMWRITE_JPEG_QUALITY, quality))
+        changed = cv2.imdecode(code, cv2.IMREAD_UNCHANGED)
+        return changed[..., ::-1] if image.ndim == 3 else changed
 
     return change
 

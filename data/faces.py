@@ -37,6 +37,14 @@ def canonical_class(spelling: str) -> str | None:
     return _CLASS_OF_SPELLING.get(spelling.strip().lower())
 
 
+def _digest(*arrays: np.ndarray) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for array in arrays:
+        digest.update(str(array.shape).encode())
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
+
+
 @dataclass(frozen=True)
 class Faces:
     """A data set of N faces.
@@ -78,11 +86,13 @@ class Faces:
     @cached_property
     def digest(self) -> str:
         """A name for this very content: equal pixels, labels and usages give equal digests."""
-        digest = hashlib.blake2b(digest_size=16)
-        for array in (self.images, self.labels, self.usage.astype("U12")):
-            digest.update(str(array.shape).encode())
-            digest.update(np.ascontiguousarray(array))
-        return digest.hexdigest()
+        return _digest(self.images, self.labels, self.usage.astype("U12"))
+
+    @cached_property
+    def target_digest(self) -> str:
+        """Likewise of what is learnt besides the labels: the landmarks and the votes."""
+        known = (array for array in (self.landmarks, self.votes) if array is not None)
+        return _digest(*known)
 
     def select(self, which: np.ndarray) -> Faces:
         """Return the faces that an index or a mask [N] picks."""

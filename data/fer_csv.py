@@ -226,7 +226,7 @@ class _Table:
         except KeyError:
             yield (
                 f"its emotion is {_shown(fields['emotion'])}, not a whole number "
-                f"from 0 to {self.class_num - 1} (train.py --class_names names other classes)"
+                f"from 0 to {self.class_num - 1} (training with --class_names takes other classes)"
             )
         try:
             self._usage(fields)

@@ -138,6 +138,12 @@ def find_csv(folder: Path) -> CsvSet | None:
         if path.suffix.lower() in CSV_SUFFIXES and path.is_file() and (header := read_header(path))
     }
     whole = [path for path, header in headers.items() if "usage" in header.names]
+    # Kaggle's fer2013.csv and icml_face_data.csv are the same faces.
+    if len(whole) > 1 and any(path.name.lower() not in CSV_NAMES for path in whole):
+        raise DataError(
+            f"{folder} holds several CSVs of faces ({', '.join(path.name for path in whole)}); "
+            "name one with --data"
+        )
     if whole:
         return CsvSet(whole[0], (whole[0],))
     parts: dict[str, Path] = {}

@@ -14,6 +14,7 @@ import numpy as np
 from data.cache import CACHE_DIR, Arrays, cached
 from data.download import KAGGLE_SET, KAGGLE_URL, download
 from data.faces import EMOTIONS, LANDMARK_NUM, UNKNOWN, Faces
+from data.folders import usage_of_split
 from data.layouts import LAYOUTS, Layout, locate, nothing_found
 from utils.errors import DataError
 
@@ -134,7 +135,7 @@ def load_faces(
             raise nothing_found(source.path)
         arrays = cached(
             "faces",
-            _key(layout, (FORMAT, width, channels, class_names)),
+            _key(layout, (FORMAT, width, channels, class_names, *_told_by_name(layout))),
             lambda: _arrays(layout.read(width, channels, class_names)),
             cache,
             lambda arrays: _fits(arrays, width),
@@ -174,6 +175,12 @@ def _key(layout: Layout, options: tuple) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()[:32]
+
+
+def _told_by_name(layout: Layout) -> tuple[str, ...]:
+    """Return the usage of faces that stand in a folder such as test/, without others beside it."""
+    usage = usage_of_split(layout.root.name) if layout.root.is_dir() else None
+    return (usage,) if usage else ()
 
 
 def _arrays(faces: Faces) -> Arrays:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +30,7 @@ class State:
         optimizer: of the network.
         labels: int64 [N] of the Training faces as they stand after relabeling.
         data_digest: of the set of faces, by which a resumed run knows them.
+        target_digest: of their landmarks and votes, likewise.
         taught_by: the digests of its teachers' weights, likewise.
         epoch: how many are finished.
         history: the rows of metrics.csv.
@@ -43,6 +45,7 @@ class State:
     optimizer: torch.optim.Optimizer
     labels: Tensor
     data_digest: str = ""
+    target_digest: str = ""
     taught_by: tuple[str, ...] = ()
     epoch: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -54,7 +57,7 @@ class State:
     def add(self, measures: dict[str, Tensor], faces: float) -> None:
         """Add a batch's measures to the sums, each times so many faces; no GPU is waited for."""
         for name, value in measures.items():
-            self.sums[name] = self.sums.get(name, 0) + value.detach() * faces
+            self.sums[name] = self.sums.get(name, 0) + value.detach().double() * faces
 
     def meet(self, group: Group) -> None:
         """Take up what the other processes summed and relabeled, each among its own faces."""
@@ -89,6 +92,7 @@ class State:
             "sums": self.sums if self.batches else {},
             "labels_before": self.labels_before if self.batches else None,
             "data_digest": self.data_digest,
+            "target_digest": self.target_digest,
             "teachers": list(self.taught_by),
         }
 
@@ -106,6 +110,11 @@ class State:
             raise RunError(
                 "the faces are not those that this run began with; name these with --data"
             )
+        if saved.get("target_digest", self.target_digest) != self.target_digest:  # likewise
+            told = (
+                "warning: the landmarks or the votes are not quite those that this run began with"
+            )
+            print(told, file=sys.stderr)
         named = list(self.taught_by)
         if saved.get("teachers", named) != named:  # older files do not know them
             raise RunError(

@@ -69,12 +69,17 @@ def load_teachers(
     """Read the networks that `options.teacher` names, if any.
 
     Raises:
-        WeightsError: weights cannot be read, are for other classes or for grey faces only, or
-            cannot look at faces as small as --sizes asks for.
+        WeightsError: weights cannot be read, are for other classes, for faces of another width or
+            for grey ones only, or cannot look at faces as small as --sizes asks for.
     """
     models, digests = [], []
     for path in options.teacher:
         checkpoint = load_weights(path, class_names, channels)
+        if checkpoint.image_width != options.image_width:
+            raise WeightsError(
+                f"{path} looks at faces of {checkpoint.image_width} pixels, and the student at "
+                f"{options.image_width}: the two must agree"
+            )
         smallest = min(options.sizes or (options.image_width,))
         least = least_width(checkpoint.architecture.trunk)
         if smallest < least:

@@ -58,6 +58,14 @@ def test_jpeg_against_pillow(images):
     assert np.abs(corrupt(images, "JPEG quality 30")[0] - expected).mean() < 1
 
 
+def test_jpeg_of_colours_against_pillow(images):
+    red = np.stack((images[0], images[0] // 3, images[0] // 5), axis=2)
+    with io.BytesIO() as file:
+        Image.fromarray(red).save(file, "JPEG", quality=30)
+        expected = np.array(Image.open(file)).astype(float)
+    assert np.abs(corrupt(red[None], "JPEG quality 30")[0] - expected).mean() < 1.5
+
+
 def test_small_faces_lose_what_is_finer_than_two_pixels():
     stripes = np.zeros((1, 48, 48), np.uint8)
     stripes[..., ::2] = 200

@@ -92,6 +92,18 @@ def test_the_loss_of_shares_is_the_mean_of_the_labels_losses():
     torch.testing.assert_close(by_shares, 0.25 * by_label[0] + 0.75 * by_label[1])
 
 
+def test_faces_in_another_order_are_refused(tmp_path):
+    faces = synthetic_faces(training=20, public=1, private=1)
+    column = np.array([4, 5, 6, 1, 3, 2, 0])  # of each of FER2013's classes
+    votes = 10 * np.eye(10, dtype=int)[column[faces.labels]]
+    path = write_votes(tmp_path / "v.csv", faces, votes)
+    assert (with_votes(faces, path).labels == faces.labels).all()
+    order = np.random.default_rng(0).permutation(len(faces))
+    moved = replace(faces.select(order), usage=faces.usage)
+    with pytest.raises(DataError, match="in another order"):
+        with_votes(moved, path)
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [

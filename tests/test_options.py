@@ -70,6 +70,7 @@ def test_recipes_are_sound_and_can_be_overridden(recipe):
         {"seed": -1},
         {"cycles": 101, "sizes": (32, 48)},
         {"cycles": 40},  # of as many epochs as the warm-up has
+        {"cycles": 3},  # which does not divide 200
     ],
 )
 def test_options_out_of_range_are_named(wrong):
@@ -84,9 +85,9 @@ def test_sizes_share_the_epochs():
 
 
 def test_every_cycle_goes_through_the_sizes():
-    options = check(Options(sizes=(32, 48), total_epoch=9, cycles=2, warmup_epoch=1))
-    widths = [options.width_in(epoch) for epoch in range(1, 10)]
-    assert widths == [32, 32, 32, 48, 48, 32, 32, 48, 48]
+    options = check(Options(sizes=(32, 48), total_epoch=10, cycles=2, warmup_epoch=1))
+    widths = [options.width_in(epoch) for epoch in range(1, 11)]
+    assert widths == [32, 32, 32, 48, 48] * 2
 
 
 def test_without_importances_nothing_is_ranked():

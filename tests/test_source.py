@@ -181,6 +181,17 @@ def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
         find_source(str(tmp_path))
 
 
+def test_several_csvs_of_faces(tmp_path):
+    for name in ("fer2013.csv", "icml_face_data.csv"):
+        make_csv(tmp_path / name)
+    assert find_source(str(tmp_path)).path == tmp_path
+    assert len(load(tmp_path, tmp_path / "cache")) == 70
+    make_csv(tmp_path / "balanced.csv", n=35)
+    with pytest.raises(DataError, match=r"several CSVs of faces .*balanced\.csv.*--data"):
+        load(tmp_path, tmp_path / "cache")
+    assert len(load(tmp_path / "balanced.csv", tmp_path / "cache")) == 35
+
+
 def test_data_that_vanishes(tmp_path):
     source = Source(tmp_path / "gone", "user", "")
     with pytest.raises(DataError, match=r"gone cannot be read \(No such file"):
@@ -255,6 +266,16 @@ def test_the_cache_goes_by_content_and_options(tmp_path):
     changed = load(tmp_path / "moved" / "a.csv", cache)
     np.testing.assert_array_equal(changed.images, images)
     assert (changed.images != first.images).any()
+
+
+def test_the_cache_goes_by_what_a_folder_s_name_says(tmp_path):
+    make_tree(tmp_path)
+    (tmp_path / "train").rename(tmp_path / "test")
+    first = load(tmp_path / "test", tmp_path / "cache")
+    (tmp_path / "test").rename(tmp_path / "mine")
+    second = load(tmp_path / "mine", tmp_path / "cache")
+    assert set(first.counts()) == {"PrivateTest"}
+    assert "Training" in second.counts()
 
 
 def test_landmark_files_are_content(tmp_path):

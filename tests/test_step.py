@@ -268,7 +268,8 @@ class OneDevice(TorchDispatchMode):
         devices = {leaf.device.type for leaf in leaves if isinstance(leaf, torch.Tensor)}
         name = function.overloadpacket.__name__
         self.seen += 1
-        if len(devices) > 1 and name != "_to_copy":  # the tables that are copied there once
+        there = isinstance(result, torch.Tensor) and result.device.type == "cuda"
+        if len(devices) > 1 and not (name == "_to_copy" and there):  # tables go there once
             self.mixed.append(name)
         return result
 
@@ -313,7 +314,8 @@ def test_the_watch_sees_two_devices():
     with FakeTensorMode(), OneDevice() as watch:
         moves = torch.zeros(3, dtype=torch.bool, device="cuda:0")
         moves[torch.zeros(2, dtype=torch.int64, device="cuda:0")] = True
-    assert watch.mixed == ["index_put_"]
+        (moves + 1).cpu()
+    assert watch.mixed == ["index_put_", "_to_copy"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")

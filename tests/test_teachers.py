@@ -108,12 +108,12 @@ def folder(tmp_path_factory):
     return folder
 
 
-def write_teacher(path, seed=0, names=EMOTIONS, **more):
+def write_teacher(path, seed=0, names=EMOTIONS, image_width=32, **more):
     torch.manual_seed(seed)
     architecture = Architecture(trunk="vgg11", width=0.125, classes=len(names), **more)
     network = FERNet(architecture)
     torch.nn.init.normal_(network.classifier.weight)
-    save_checkpoint(path, Checkpoint(architecture, network.state_dict(), names, 48))
+    save_checkpoint(path, Checkpoint(architecture, network.state_dict(), names, image_width))
     return path
 
 
@@ -166,11 +166,13 @@ def test_a_confident_teacher_is_followed(folder):
 
 def test_unfit_teachers_are_refused_before_there_is_a_run(folder, tmp_path):
     other = write_teacher(tmp_path / "two.pth", names=("glad", "sad"))
+    wide = write_teacher(tmp_path / "wide.pth", image_width=48)
     (tmp_path / "text.pth").write_text("no weights")
     for argv, error, words in (
         ((tmp_path / "none.pth",), WeightsError, "no weight file .*none.pth"),
         ((folder / "0.pth", tmp_path / "text.pth"), WeightsError, "text.pth is damaged"),
         ((other,), WeightsError, "two.pth knows the classes glad, sad, and the faces have angry"),
+        ((folder / "0.pth", wide), WeightsError, "wide.pth looks at faces of 48 pixels"),
         ((folder / "0.pth", "--sizes", "24", "32"), WeightsError, "cannot teach at 24 pixels"),
         ((folder / "0.pth", "--teacher_weight", "1.5"), OptionError, "--teacher_weight 1.5"),
     ):

@@ -101,6 +101,11 @@ def check(options: Options) -> Options:
             f"--sizes {' '.join(map(str, sizes))}: give widths of {least} to 224 pixels, the last "
             f"one the --image_width, {options.image_width}, at which the network is evaluated"
         )
+    if options.total_epoch % options.cycles:
+        raise OptionError(
+            f"--cycles {options.cycles} do not divide {options.total_epoch} epochs evenly; give "
+            f"--total_epoch {-(-options.total_epoch // options.cycles) * options.cycles}"
+        )
     stages = options.cycles * max(len(sizes), 1)
     if stages > options.total_epoch:
         raise OptionError(

@@ -16,6 +16,7 @@ from torch import distributed as dist
 from utils.errors import RunError
 
 AGREE_EVERY = 20  # batches: to ask the others costs a wait for the GPU
+SHUTDOWN = 600  # seconds that processes have to save a run, once they are told to end
 PATIENCE = timedelta(hours=1)  # while the first process parses, downloads or looks for landmarks
 
 
@@ -129,10 +130,14 @@ def launch(script: str, argv: Sequence[str], processes: int) -> int:
     from torch.distributed.elastic.multiprocessing.errors import (  # noqa: PLC0415  (slow)
         ChildFailedError,
     )
+    from torch.distributed.run import get_args_parser  # noqa: PLC0415
     from torch.distributed.run import main as torchrun  # noqa: PLC0415
 
+    how = ["--standalone", f"--nproc_per_node={processes}"]
+    if "--shutdown" in get_args_parser().format_help():  # older ones kill after half a minute
+        how.append(f"--shutdown_timeout={SHUTDOWN}")
     try:
-        torchrun(["--standalone", f"--nproc_per_node={processes}", script, *argv])
+        torchrun([*how, script, *argv])
     except ChildFailedError as error:  # which the process itself has told of
         return abs(error.get_first_failure()[1].exitcode)
     except SignalException as error:
