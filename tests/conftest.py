@@ -8,8 +8,14 @@ import os
 import shutil
 import signal
 import tempfile
+from pathlib import Path
 
+import cv2
+import numpy as np
+import pytest
 from hypothesis import settings
+from matplotlib import cbook
+from skimage import data as photographs
 
 _cache = tempfile.mkdtemp(prefix="fer-cache-")
 atexit.register(shutil.rmtree, _cache, ignore_errors=True)
@@ -24,3 +30,32 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("short", max_examples=40, deadline=None, derandomize=True)
 settings.register_profile("long", max_examples=3000, deadline=None)
 settings.load_profile("short")
+
+
+@pytest.fixture(scope="session")
+def astronaut():
+    return photographs.astronaut()
+
+
+@pytest.fixture(scope="session")
+def hopper():
+    from data.folders import read_image  # noqa: PLC0415  (of the project, see above)
+
+    path = cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
+    return read_image(Path(path), 3)
+
+
+@pytest.fixture(scope="session")
+def both(astronaut, hopper):
+    """The two side by side."""
+    scale = 512 / hopper.shape[0]
+    resized = cv2.resize(hopper, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    return np.hstack([astronaut, resized[:512]])
+
+
+@pytest.fixture
+def echo(monkeypatch):
+    """Let FacePredictor have a network that reads happy faces and echoes their corners."""
+    from photos import Echo  # noqa: PLC0415
+
+    monkeypatch.setattr("predictor.load_runtime", lambda *args: Echo())
