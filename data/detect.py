@@ -12,9 +12,8 @@ from data.faces import resize_image
 from utils.errors import DataError
 
 # The square to cut out: its side as a multiple of the box's, and how far its centre is above
-# the box's, in box sides. In photographs of 192 px made of PublicTest, a network trained on
-# FER2013 (64 % on PublicTest) reads these squares best: 65.1 % of the 2,484 faces that dlib finds,
-# 65.6 % as FER2013 cuts them; 63.2 % at a margin of 1.0, 60.1 % at 0.9, 64.6 % at 1.3.
+# the box's, in box sides. A network trained on FER2013 reads these squares as well as any; much
+# smaller or larger ones worse (python -m benchmarks.margin).
 MARGIN, LIFT = 1.2, 0.07
 SMALLEST = 80  # pixels: dlib finds no smaller face
 LONGEST = 4000  # pixels, the longer side of a small picture enlarged
@@ -66,11 +65,14 @@ def find_faces(image: np.ndarray, detail: int = 1000, min_score: float = MIN_SCO
     return Found(edges[order].astype(np.float32), np.array(scores, np.float32)[order])
 
 
-def squares(boxes: np.ndarray) -> np.ndarray:
-    """Return what FER2013 would cut out for boxes [F, 4]: int [F, 4], left, top, right, bottom."""
+def squares(boxes: np.ndarray, margin: float = MARGIN) -> np.ndarray:
+    """Return what FER2013 would cut out for boxes [F, 4]: int [F, 4], left, top, right, bottom.
+
+    The side of each is so many times (`margin`) the box's.
+    """
     side = boxes[:, 2] - boxes[:, 0]
     x, y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2 - LIFT * side
-    side = np.maximum(np.round(MARGIN * side), 1).astype(int)
+    side = np.maximum(np.round(margin * side), 1).astype(int)
     left, top = (np.round(centre - side / 2).astype(int) for centre in (x, y))
     return np.stack((left, top, left + side, top + side), 1)
 

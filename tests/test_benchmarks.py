@@ -5,6 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from kills import write_csv
+
+from benchmarks.inference import untrained
+from data.sample import synthetic_faces
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -49,6 +54,19 @@ def test_inference_names_every_runtime():
             assert "(20 faces found)" in video  # 5 frames with 4 faces each
             assert "(60 faces found)" in video
     assert re.search(r"detection: \d+ frames/s", output)
+
+
+def test_margins_are_compared_on_the_same_faces(tmp_path):
+    write_csv(synthetic_faces(training=1, public=2, private=1), tmp_path / "faces.csv")
+    untrained(0.1, tmp_path / "w.pth")
+    argv = ("--data", tmp_path / "faces.csv", "--model_path", tmp_path / "w.pth")
+    output = run("margin", *argv, "--margins", 1, 1.2)
+    found, faces = map(int, re.search(r"dlib finds (\d+) of (\d+) PublicTest", output).groups())
+    assert 0 < found <= faces == 14
+    for name in ("as FER2013 cuts them", "1 times the box", "1.2 times the box *"):
+        (line,) = (line for line in output.splitlines() if line.startswith(name))
+        share = float(line[len(name) :].split()[0]) / 100
+        assert abs(share * found - round(share * found)) < 0.01  # of these very faces
 
 
 def test_data_names_every_step():
