@@ -75,7 +75,7 @@ def test_two_processes_train_as_one(faces_csv, tmp_path):
     script = tmp_path / "double.py"
     script.write_text(DOUBLE)
     # Five teachers: where the second share begins, at 24, it is not the first one's turn.
-    teachers = [write_teacher(tmp_path / f"{seed}.pth", seed) for seed in range(5)]
+    teachers = [write_teacher(tmp_path / f"{seed}.pth", seed, image_width=48) for seed in range(5)]
     argv = ("--data", faces_csv, *SETTING, "--total_epoch", 4, "--teacher", *teachers)
     argv += ("--sam", "0.05")
     finish(start(*argv, "--out", tmp_path / "one", several=False, script=script))
