@@ -332,6 +332,18 @@ def test_smoothing_by_hand():
     np.testing.assert_array_equal(plain.follow(box, other, 0.1)[0].probabilities, other[0])
 
 
+def test_a_frame_lasts_until_the_next_one():
+    tracker, box = Tracker(smooth=0, step=0.25), np.array([[0, 0, 10, 10.0]])
+    reads = np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])
+    for time, read in ((0.0, reads[0]), (1.0, reads[1])):
+        tracker.follow(box, read, time)
+    tracker.follow(box[:0], reads[0][:0], 1.25)  # it is away for one frame
+    tracker.follow(box, reads[0], 2.0)
+    (track,) = tracker.tracks
+    assert sorted(track.past) == [0, 1, 2, 3, 4, 8]
+    assert [track.past[i][1].tolist() for i in (0, 3, 4)] == [[1, 0], [1, 0], [0, 1]]
+
+
 def test_each_face_keeps_its_number():
     tracker = Tracker(smooth=0.3)
     boxes = np.array([[0, 0, 10, 10], [20, 0, 30, 10]], float)

@@ -22,8 +22,8 @@ class Track:
         box: the last one, [4].
         time: of that one, in seconds.
         probabilities: smoothed, [C].
-        past: for each stretch of the tracker's step in which it was seen, how often, and the sum of
-            its probabilities: what a plot needs, in little memory.
+        past: for each stretch of the tracker's step in which it was shown, in how many frames, and
+            the sum of its probabilities: what a plot needs, in little memory.
     """
 
     number: int
@@ -45,7 +45,7 @@ class Tracker:
     def __init__(self, smooth: float, forget: float = FORGET, step: float = STEP) -> None:
         self._smooth, self._forget, self.step = smooth, forget, step
         self._live: list[Track] = []
-        self._next = 0
+        self._next, self._before = 0, 0.0
         self.tracks: list[Track] = []
 
     def follow(self, boxes: np.ndarray, probabilities: np.ndarray, time: float) -> list[Track]:
@@ -77,13 +77,20 @@ class Tracker:
                 if len(self.tracks) > MOST:
                     gone = [track for track in self.tracks if time - track.time > self._forget]
                     self.tracks.remove(min(gone or self.tracks, key=lambda track: len(track.past)))
+            step = self._step_of(time)
+            if track.time == self._before:  # what the last frame showed, it showed until this one
+                for between in range(self._step_of(track.time) + 1, step):
+                    track.past[between] = 1, track.probabilities
             keep = math.exp(-(time - track.time) / self._smooth) if self._smooth else 0.0
             track.probabilities = keep * track.probabilities + (1 - keep) * read
             track.box, track.time = box, time
-            step = int(time / self.step + 1e-6)  # of 0.6 / 0.2, which is 2.9999...
             count, total = track.past.get(step, (0, 0.0))
             track.past[step] = count + 1, total + track.probabilities
+        self._before = time
         return found
+
+    def _step_of(self, time: float) -> int:
+        return int(time / self.step + 1e-6)  # of 0.6 / 0.2, which is 2.9999...
 
     def longest(self, n: int) -> list[Track]:
         """Return the n tracks that were seen for longest, in the order of their numbers."""
