@@ -10,6 +10,7 @@ under model_save/.
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 import time
@@ -21,7 +22,7 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils import get_total_norm
+from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from data.batches import Batches, check_batches
@@ -256,6 +257,7 @@ def train_one_epoch(
     epoch = state.epoch + 1
     batches = Batches(store, options, epoch, group, taught=len(teachers) > 0)
     relabels = options.relabel and epoch >= options.relabel_epoch
+    longest = options.clip or math.inf
     if not state.batches:
         state.labels_before, state.sums = state.labels.clone(), {}
     faults = Faults(epoch)
@@ -289,7 +291,7 @@ def train_one_epoch(
         torch.manual_seed(batch.seed + group.rank)  # dropout
         state.optimizer.zero_grad()
         output, losses = learn()
-        norm = get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
+        norm = clip_grad_norm_(network.parameters(), longest)  # as it was before
         if relabels:
             state.labels[batch.rows] = relabel_batch(output, labels, options, batch.own)
         right = output.clean_logits.argmax(1) == labels
@@ -304,6 +306,7 @@ def train_one_epoch(
             with uphill(network, options.sam):
                 state.optimizer.zero_grad()
                 learn()
+            clip_grad_norm_(network.parameters(), longest)
         state.optimizer.step()
         state.ema.update(network, step)
         state.batches = i + 1

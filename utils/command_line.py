@@ -54,7 +54,7 @@ _IN_RANGE: dict[str, tuple[Callable[[Any], bool], str]] = {
     name: (lambda v: v >= 0, "0 or more")
     for name in (
         *("rank_weight", "margin_1", "landmark_weight", "warmup_epoch", "weight_decay"),
-        *("rotation", "shift", "light", "sam", "jobs"),
+        *("rotation", "shift", "light", "sam", "clip", "jobs"),
     )
 }
 
