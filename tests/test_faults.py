@@ -22,6 +22,7 @@ from models.checkpoint import load_checkpoint
 from models.scn import rank_regularization, relabel, weighted_cross_entropy
 from utils import metrics
 from utils.errors import ProjectError, RunError, run_main
+from utils.faults import IN_A_ROW, Faults
 from utils.files import atomic_write
 from utils.run import RunFolder
 from utils.signals import Interrupted, signals_noted
@@ -272,6 +273,25 @@ def test_the_batch_and_the_measure_that_is_no_number_are_named(faces_csv, tmp_pa
     saved = load_checkpoint(tmp_path / "r/last.pth")
     assert (saved.epoch, saved.training["batches"]) == (1, 0)
     assert all(value.isfinite().all() for value in saved.net.values())
+
+
+def test_a_run_whose_importances_are_gone_stops(faces_csv, whole, tmp_path):
+    gone = torch.load(whole / "best.pth", weights_only=True)
+    gone["net"]["attention.bias"] -= 200
+    torch.save(gone, tmp_path / "gone.pth")
+    argv = ("--data", faces_csv, "--model_path", tmp_path / "gone.pth", *TINY)
+    argv += ("--total_epoch", 1, "--batch_size", 2)
+    with pytest.raises(RunError, match=r"importances have gone to 0.* epoch 1, batch 20: .*--clip"):
+        run(*argv, "--out", tmp_path / "r")
+    run(*argv, "--out", tmp_path / "s", "--no_importance")
+
+
+def test_a_few_batches_without_importances_stop_nothing():
+    faults = Faults(1)
+    for batch in range(200):
+        low = batch % IN_A_ROW > 0  # but once in so many batches
+        faults.note(batch, {"importance_mean": torch.tensor(1e-9 if low else 0.3)})
+    faults.stop_if_any()
 
 
 @pytest.mark.parametrize("trunk", ["resnet18", "vgg11"])

@@ -1,5 +1,6 @@
 """The training step: where its faces come from, what it must not wait for, and compiled."""
 
+import math
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.utils import clip_grad_norm_
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -52,6 +54,7 @@ SHORT = Options(
     mixup=0.3,
     cutmix=0.3,
     sam=0.05,
+    clip=0.5,
 )
 
 
@@ -300,8 +303,10 @@ def test_no_operator_of_a_step_mixes_devices():
                 labels[torch.empty_like(labels)] = relabeled
                 with uphill(network, 0.05):
                     pass
+                norm = clip_grad_norm_(network.parameters(), 1.0)
                 average.update(network, 3)
-                Faults(1).note(0, losses)
+                measures = {"gradient_norm": norm, "importance_mean": output.importance.mean()}
+                Faults(1).note(0, losses | measures)
     finally:
         for table in (_flip, _jpeg_tables):
             table.cache_clear()
@@ -336,6 +341,25 @@ def test_no_step_waits_for_a_gpu(faces, kind):
 
         context.setattr(Store, "stream", watched)
         epoch(faces, SHORT, kind, device=gpu)
+
+
+@pytest.mark.parametrize("sam", [0.0, 0.05])
+@pytest.mark.parametrize("clip", [0.0, 0.5])
+def test_no_step_follows_a_gradient_longer_than_clip(faces, monkeypatch, sam, clip):
+    lengths = []
+
+    def step(optimizer):
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        lengths.append(math.sqrt(sum(float(p.grad.square().sum()) for p in parameters)))
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    means, _ = epoch(faces, replace(SHORT, sam=sam, clip=clip, dropout=0))
+    assert len(lengths) == 7
+    if clip:  # all were longer, and the measure says how long they had been
+        assert lengths == pytest.approx([clip] * 7, rel=1e-4)
+        assert means["gradient_norm"] > 2 * clip
+    elif not sam:
+        assert np.mean(lengths) == pytest.approx(means["gradient_norm"], rel=1e-4)
 
 
 def test_an_epoch_is_the_same_from_every_store(faces):

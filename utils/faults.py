@@ -1,6 +1,8 @@
-"""A loss or gradient that is no number any more: where it happened first, and what to do."""
+"""A training that is lost: numbers that are none any more, or importances that are 0."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -8,10 +10,15 @@ from torch import Tensor
 from utils.errors import RunError
 
 EVERY = 50  # batches between two looks, each of which waits for a GPU
+COLLAPSED = 1e-3  # a mean importance from which none was seen to come back...
+IN_A_ROW = 20  # ...where it is no single small batch's
 
 
 class Faults:
-    """Notes the first batch of an epoch whose measures are not all finite.
+    """Notes the first batch of an epoch whose measures are not all finite, or that is lost.
+
+    Lost are importances that have all gone to 0: they take the gradient of the expressions with
+    them, and then nothing raises them again.
 
     The note stays on the device, so that no batch waits for it.
 
@@ -23,6 +30,7 @@ class Faults:
         self._epoch = epoch
         self._names: tuple[str, ...] = ()
         self._first: Tensor | None = None  # [1 + K]: the batch (-1: none yet), and its measures
+        self._low: Tensor | int = 0  # batches in a row without importances
 
     def note(self, batch: int, measures: dict[str, Tensor]) -> None:
         """Look at the measures (scalars) of a batch, counted from 0.
@@ -34,8 +42,11 @@ class Faults:
         now = torch.cat((torch.full_like(values[:1], batch), values))
         if self._first is None:
             self._names, self._first = tuple(measures), torch.full_like(now, -1)
-        fault = ~values.isfinite().all() & (self._first[0] < 0)
-        self._first = torch.where(fault, now, self._first)
+        fault = ~values.isfinite().all()
+        if "importance_mean" in measures:
+            self._low = (self._low + 1) * (measures["importance_mean"].detach() < COLLAPSED)
+            fault = fault | (self._low >= IN_A_ROW)
+        self._first = torch.where(fault & (self._first[0] < 0), now, self._first)
         if (batch + 1) % EVERY == 0:
             self.stop_if_any()
 
@@ -44,15 +55,25 @@ class Faults:
         if self._first is None:
             return
         batch, *values = self._first.tolist()
-        if batch >= 0:
-            measures = zip(self._names, values)
-            told = ", ".join(f"{name} = {value:.4g}" for name, value in measures)
-            raise diverged(f"epoch {self._epoch}, batch {batch + 1:.0f}: {told}")
+        if batch < 0:
+            return
+        told = ", ".join(f"{name} = {v:.4g}" for name, v in zip(self._names, values))
+        where = f"epoch {self._epoch}, batch {batch + 1:.0f}: {told}"
+        raise diverged(where) if not all(map(math.isfinite, values)) else collapsed(where)
 
 
 def diverged(where: str) -> RunError:
     """Return the error that ends a run whose numbers are none any more."""
     return RunError(
         f"the training diverged in {where}. The last checkpoint stands. "
-        "Lower --start_lr, or lengthen --warmup_epoch"
+        "Lower --start_lr, lengthen --warmup_epoch, or set --clip 1"
+    )
+
+
+def collapsed(where: str) -> RunError:
+    """Return the error that ends a run whose importances are 0."""
+    return RunError(
+        f"the importances have gone to 0, and with them the gradient of the expressions, in "
+        f"{where}. The last checkpoint stands. Set --clip 1, lower --start_lr, lengthen "
+        "--warmup_epoch, or leave them out with --no_importance"
     )
