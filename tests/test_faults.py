@@ -4,6 +4,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -253,6 +254,20 @@ def test_a_damaged_config_is_named(whole, tmp_path):
         (tmp_path / "config.json").write_text(json.dumps(wrong))
         with pytest.raises(ProjectError):
             run("--resume", tmp_path)
+
+
+def test_a_run_whose_landmarks_have_changed_goes_on_with_a_warning(
+    faces_csv, whole, tmp_path, capsys
+):
+    shutil.copytree(whole, tmp_path / "r")
+    saved = torch.load(whole / "last.pth", weights_only=True)
+    assert saved["training"]["target_digest"]
+    saved["training"]["target_digest"] = "another"
+    torch.save(saved, tmp_path / "r/last.pth")
+    run("--resume", tmp_path / "r", "--data", faces_csv)
+    assert "warning: the landmarks or the votes are not" in capsys.readouterr().err
+    run("--resume", tmp_path / "r", "--data", faces_csv)  # which are its own by now
+    assert "warning: the landmarks" not in capsys.readouterr().err
 
 
 # Numbers
