@@ -291,7 +291,7 @@ def train_one_epoch(
         torch.manual_seed(batch.seed + group.rank)  # dropout
         state.optimizer.zero_grad()
         output, losses = learn()
-        norm = clip_grad_norm_(network.parameters(), longest)  # as it was before
+        norm = clip_grad_norm_(network.parameters(), longest)  # as long as it was
         if relabels:
             state.labels[batch.rows] = relabel_batch(output, labels, options, batch.own)
         right = output.clean_logits.argmax(1) == labels
