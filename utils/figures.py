@@ -120,9 +120,10 @@ def importance_by_class(importance: Mapping[str, np.ndarray], title: str, bins: 
         axes.set_ylabel(_plain(name), rotation=0, ha="right", va="center")
         axes.set_yticks([])
         axes.annotate(
-            f"mean {np.mean(each):.2f}, {len(each)} faces",
-            (0.01, 0.75),
+            f"mean {np.mean(each):.2f}\n{len(each):,} faces",
+            (1.01, 0.5),
             xycoords="axes fraction",
+            va="center",
             fontsize=8,
         )
     all_axes[-1].set(xlabel="importance (the line: the class's mean)")
