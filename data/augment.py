@@ -7,14 +7,17 @@ predicts them: the frame of `affine_grid`, which moves the pixels.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from data.landmarks import FLIP
+from utils.devices import fused
 
 GREY_NOISE = 25.0  # grey levels, the largest standard deviation
 DARKEST = 2.5  # the largest exponent of the greys
@@ -33,7 +36,31 @@ JPEG_STEPS = torch.tensor(
         [72, 92, 95, 98, 112, 100, 103, 99],
     ],
     dtype=torch.float32,
-)
+).view(64, 1)
+
+
+class Tables(NamedTuple):
+    """What is the same for every batch, on a device.
+
+    Attributes:
+        flip: int64 [68], FLIP.
+        waves: [64, 64], those of a JPEG block: the two-dimensional cosine transform.
+        steps: [64, 1], JPEG_STEPS.
+    """
+
+    flip: Tensor
+    waves: Tensor
+    steps: Tensor
+
+
+@cache
+def tables(device: torch.device) -> Tables:
+    """Return the tables on a device: copied there once, as a copy per batch would wait for it."""
+    k = torch.arange(8.0)
+    cosine = ((2 * k + 1) * k[:, None] * math.pi / 16).cos() / 2  # [wave, place]
+    cosine[0] /= math.sqrt(2)
+    waves = torch.kron(cosine, cosine)
+    return Tables(*(table.to(device) for table in (torch.from_numpy(FLIP), waves, JPEG_STEPS)))
 
 
 @dataclass(frozen=True)
@@ -82,6 +109,7 @@ def augment(
     *,
     share: slice = slice(None),
     among: int | None = None,
+    compile: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Change each face of a batch at random.
 
@@ -92,14 +120,34 @@ def augment(
         generator: on the images' device; equal states give equal batches.
         share: the place of these faces in a batch of `among` faces of which other
             processes change the others: each face is changed as one process would.
+        compile: in a few kernels of torch.compile's, instead of a hundred.
 
     Returns:
         float images [N, C, H, W], 0 to 255, and the landmarks moved alike. Where
         how.size is not 0, H and W are that; half widths stay what they are.
     """
-    images = images.float()
-    drawn = torch.rand(13, among or len(images), device=images.device, generator=generator)
-    mirror, angle, scale, x, y, contrast, brightness, *hidden = drawn[:, share]
+    n, size = among or len(images), how.size
+    shape = (n, images.shape[1], size, size) if size else (n, *images.shape[1:])
+    where = {"device": images.device, "generator": generator}
+    drawn = [torch.rand(13, n, **where)[:, share]]
+    if how.degraded:
+        drawn += [torch.rand(6, n, **where)[:, share], torch.randn(shape, **where)[share]]
+    if how.jpeg:
+        drawn += [torch.rand(2, n, **where)[:, share]]
+    change = fused(_change) if compile else _change
+    return change(images, landmarks, how, drawn, tables(images.device))
+
+
+def _change(
+    images: Tensor,
+    landmarks: Tensor | None,
+    how: Augmentation,
+    drawn: Sequence[Tensor],
+    known: Tables,
+) -> tuple[Tensor, Tensor | None]:
+    """Change each face as it was drawn for it, from 0 to 1."""
+    movement, *damage = drawn
+    mirror, angle, scale, x, y, contrast, brightness, *hidden = movement
 
     def even(draw: Tensor, limit: float) -> Tensor:
         return (2 * draw - 1) * limit
@@ -112,20 +160,17 @@ def augment(
         even(y, 2 * how.shift),
         mirrored,
     )
-    images = warp(images, matrix, how.size)
+    images = warp(images.float(), matrix, how.size)
     images = _light(images, 1 + even(contrast, how.light), even(brightness, 127.5 * how.light))
     if how.degraded:
-        more = torch.rand(6, among or len(images), device=images.device, generator=generator)
-        shape = (among or len(images), *images.shape[1:])
-        noise = torch.randn(shape, device=images.device, generator=generator)[share]
-        images = _degrade(images, how, noise, *(draw.view(-1, 1, 1, 1) for draw in more[:, share]))
+        amounts, noise, *damage = damage
+        images = _degrade(images, how, noise, *(draw.view(-1, 1, 1, 1) for draw in amounts))
     if how.jpeg:
-        more = torch.rand(2, among or len(images), device=images.device, generator=generator)
-        blocky, rounding = (draw.view(-1, 1, 1, 1) for draw in more[:, share])
-        images = torch.where(blocky < how.jpeg, jpeg(images, COARSEST * rounding), images)
+        blocky, rounding = (draw.view(-1, 1, 1, 1) for draw in damage[0])
+        images = torch.where(blocky < how.jpeg, jpeg(images, COARSEST * rounding, known), images)
     images = _erase(images, how, *(draw.view(-1, 1, 1, 1) for draw in hidden))
     if landmarks is not None:
-        landmarks = move_landmarks(landmarks, matrix, mirrored)
+        landmarks = move_landmarks(landmarks, matrix, mirrored, known)
     return images, landmarks
 
 
@@ -161,17 +206,14 @@ def _inverse(matrix: Tensor) -> Tensor:
     return (rows / determinant[:, None]).unflatten(1, (2, 3))
 
 
-def move_landmarks(landmarks: Tensor, matrix: Tensor, mirrored: Tensor) -> Tensor:
+def move_landmarks(
+    landmarks: Tensor, matrix: Tensor, mirrored: Tensor, known: Tables | None = None
+) -> Tensor:
     """Move landmarks [N, 68, 2] by [N, 2, 3]; on a mirrored face left and right change names."""
+    known = known or tables(landmarks.device)
     moved = landmarks @ matrix[:, :, :2].mT + matrix[:, None, :, 2]
-    swapped = moved[:, _flip(moved.device)]
+    swapped = moved[:, known.flip]
     return torch.where(mirrored[:, None, None], swapped, moved)
-
-
-@cache
-def _flip(device: torch.device) -> Tensor:
-    """Return FLIP on a device: copied there once, as a copy per batch would wait for it."""
-    return torch.as_tensor(FLIP, device=device)
 
 
 def _light(images: Tensor, contrast: Tensor, brightness: Tensor) -> Tensor:
@@ -199,7 +241,7 @@ def _degrade(images: Tensor, how: Augmentation, noise: Tensor, *drawn: Tensor) -
     return (images + noise * (GREY_NOISE * deviation * (noisy < how.degraded))).clamp(0, 255)
 
 
-def jpeg(images: Tensor, factor: Tensor) -> Tensor:
+def jpeg(images: Tensor, factor: Tensor, known: Tables | None = None) -> Tensor:
     """Return the images [N, C, H, W], 0 to 255, as JPEG would give them back.
 
     The borders are repeated until blocks of 8 x 8 fill them; colours are treated as greys, each by
@@ -208,24 +250,16 @@ def jpeg(images: Tensor, factor: Tensor) -> Tensor:
     Args:
         factor: [N, 1, 1, 1], on the steps of quality 50: 50 / quality below that, and
             2 - quality / 50 above.
+        known: the tables of the images' device, where they are at hand.
     """
+    _, waves, steps = known or tables(images.device)
     n, channels, height, width = images.shape
     padded = F.pad(images, (0, -width % 8, 0, -height % 8), mode="replicate")
-    waves, steps = _jpeg_tables(images.device)
     blocks = F.unfold(padded.flatten(0, 1)[:, None] - 128, 8, stride=8)  # [N C, 64, blocks]
     steps = (steps * factor.view(n, 1, 1)).round().clamp(1, 255).repeat_interleave(channels, 0)
     rounded = waves.T @ ((waves @ blocks / steps).round() * steps)
     back = F.fold(rounded, padded.shape[2:], 8, stride=8).view(padded.shape)
     return (back[..., :height, :width] + 128).clamp(0, 255)
-
-
-@cache
-def _jpeg_tables(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return a block's 64 waves (the 2D cosine transform), [64, 64], and their steps, [64, 1]."""
-    k = torch.arange(8.0)
-    cosine = ((2 * k + 1) * k[:, None] * math.pi / 16).cos() / 2  # [wave, place]
-    cosine[0] /= math.sqrt(2)
-    return torch.kron(cosine, cosine).to(device), JPEG_STEPS.view(64, 1).to(device)
 
 
 def _erase(images: Tensor, how: Augmentation, *drawn: Tensor) -> Tensor:

@@ -86,14 +86,15 @@ class Batches:
         """Return the share of batch number i, whose faces are these, as it is shown."""
         options, generator, batch = self._options, self._generator, self._batches[i]
         place = {"share": share, "among": len(batch)}
+        how = {**place, "compile": options.compile}
         seed = _seed(options.seed, self._epoch, i)
         generator.manual_seed(seed)
         landmarks = landmarks if options.landmarks else None
-        images, landmarks = augment(pixels, landmarks, self._how, generator, **place)
+        images, landmarks = augment(pixels, landmarks, self._how, generator, **how)
         undamaged, own = None, None
         if self._taught:
             generator.manual_seed(seed)  # for the same movement
-            undamaged, _ = augment(pixels, None, self._how.undamaged, generator, **place)
+            undamaged, _ = augment(pixels, None, self._how.undamaged, generator, **how)
         if options.mixes_in(self._epoch):
             generator.manual_seed(_seed(options.seed, self._epoch, i, 1))  # not the damage's
             images, own = mix(images, options.mixup, options.cutmix, generator, **place)

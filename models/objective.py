@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.network import Output
 from models.scn import landmark_loss, rank_regularization, relabel, weighted_cross_entropy
-from utils.devices import autocast, takes_bf16
+from utils.devices import autocast, fused, takes_bf16
 from utils.options import Options
 
 
@@ -34,7 +34,8 @@ def forward_backward(
     """
     with autocast(images.device, takes_bf16(options.amp, images.device)):
         output = model(images)
-    losses = compute_losses(output, targets, landmarks, options, **shared)
+    compute = fused(compute_losses) if options.compile else compute_losses
+    losses = compute(output, targets, landmarks, options, **shared)
     losses["loss"].backward()
     return output, losses
 

@@ -16,7 +16,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from data.augment import Augmentation, _flip, _jpeg_tables, augment
+from data.augment import Augmentation, augment, tables
 from data.batches import Batches
 from data.cache import cached, load_arrays
 from data.faces import Faces
@@ -308,8 +308,7 @@ def test_no_operator_of_a_step_mixes_devices():
                 measures = {"gradient_norm": norm, "importance_mean": output.importance.mean()}
                 Faults(1).note(0, losses | measures)
     finally:
-        for table in (_flip, _jpeg_tables):
-            table.cache_clear()
+        tables.cache_clear()
     assert {loss.device for loss in losses.values()} == {gpu}
     assert watch.seen > 300
     assert watch.mixed == []

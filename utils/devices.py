@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
 
 import torch
 from torch import nn
@@ -95,6 +97,13 @@ def compiled(module: nn.Module) -> nn.Module:
     # Two batch lengths for each of --sizes. Since PyTorch 2.7 this is recompile_limit's other name.
     torch._dynamo.config.cache_size_limit = 32
     return torch.compile(module, mode="reduce-overhead", dynamic=False)
+
+
+@cache
+def fused(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function whose many small operators torch.compile joins into a few kernels."""
+    torch._dynamo.config.cache_size_limit = 32
+    return torch.compile(function, dynamic=False)
 
 
 @contextlib.contextmanager
