@@ -291,7 +291,7 @@ def train_one_epoch(
         torch.manual_seed(batch.seed + group.rank)  # dropout
         state.optimizer.zero_grad()
         output, losses = learn()
-        norm = clip_grad_norm_(network.parameters(), longest)  # as long as it was
+        norm = clip_grad_norm_(network.parameters(), longest)  # the norm before clipping
         if relabels:
             state.labels[batch.rows] = relabel_batch(output, labels, options, batch.own)
         right = output.clean_logits.argmax(1) == labels
@@ -318,7 +318,7 @@ def train_one_epoch(
     if state.batches < len(batches):
         return None
     state.epoch, state.batches = epoch, 0
-    return {name: float(total) / len(store.labels) for name, total in state.sums.items()}
+    return {name: float(total) / batches.faces for name, total in state.sums.items()}
 
 
 def conclude(

@@ -115,6 +115,7 @@ def training_options(options: BenchmarkOptions, sizes: tuple[int, ...]) -> Optio
             image_width=options.image_width,
             sizes=sizes,
             compile=options.compile,
+            clip=1.0,
             relabel_epoch=1,
             total_epoch=1000,
         )

@@ -54,6 +54,9 @@ class Batches:
         epoch: counted from 1.
         group: the processes that share each batch; its faces are changed as one process would.
         taught: whether teachers want to see them, too.
+
+    Attributes:
+        faces: how many there are in all batches.
     """
 
     def __init__(
@@ -69,7 +72,11 @@ class Batches:
         order = torch.Generator().manual_seed(_seed(options.seed, epoch))
         order = to_device(torch.randperm(n, generator=order), device)
         # All of one size, give or take a face: a small last one would upset batch norm and ranks.
-        self._batches = order.tensor_split(math.ceil(n / options.batch_size))
+        number = math.ceil(n / options.batch_size)
+        if options.compile:  # all of one, as each size takes kernels of its own; a few come twice
+            order = torch.cat((order, order[: -n % number]))
+        self.faces = len(order)
+        self._batches = order.tensor_split(number)
 
     def __len__(self) -> int:
         return len(self._batches)
