@@ -52,6 +52,7 @@ from utils.devices import (
     describe_device,
     listed_gpus,
     pick_device,
+    seed_device,
     takes_bf16,
 )
 from utils.errors import run_main
@@ -254,6 +255,7 @@ def train_one_epoch(
         The means, or None where a signal stopped the epoch; the state knows how far it came.
     """
     network = state.network.train()
+    parameters = list(network.parameters())
     epoch = state.epoch + 1
     batches = Batches(store, options, epoch, group, taught=len(teachers) > 0)
     relabels = options.relabel and epoch >= options.relabel_epoch
@@ -288,10 +290,10 @@ def train_one_epoch(
             weight=weight,
             known_num=batch.known_num / group.size,
         )
-        torch.manual_seed(batch.seed + group.rank)  # dropout
+        seed_device(batch.images.device, batch.seed + group.rank)  # dropout
         state.optimizer.zero_grad()
         output, losses = learn()
-        norm = clip_grad_norm_(network.parameters(), longest)  # the norm before clipping
+        norm = clip_grad_norm_(parameters, longest)  # the norm before clipping
         if relabels:
             state.labels[batch.rows] = relabel_batch(output, labels, options, batch.own)
         right = output.clean_logits.argmax(1) == labels
@@ -306,7 +308,7 @@ def train_one_epoch(
             with uphill(network, options.sam):
                 state.optimizer.zero_grad()
                 learn()
-            clip_grad_norm_(network.parameters(), longest)
+            clip_grad_norm_(parameters, longest)
         state.optimizer.step()
         state.ema.update(network, step)
         state.batches = i + 1
