@@ -185,8 +185,10 @@ def test_a_lost_process_ends_the_run_and_one_process_goes_on(faces_csv, tmp_path
     os.kill(workers(process)[1], signal.SIGKILL)
     output, _ = process.communicate(timeout=120)
     assert process.returncode != 0
-    assert "process 0 lost another one of the 2" in output
-    assert "--resume" in output
+    # torchrun tells the process that is left to stop, which may be before it misses the other.
+    told = ("process 0 lost another one of the 2", "stopped, and nothing is lost")
+    assert any(text in output for text in told), output
+    assert "--resume" in output, output
     finish(start("--resume", tmp_path / "r", several=False))
     assert [row["epoch"] for row in table(tmp_path / "r/metrics.csv")] == [
         str(i + 1) for i in range(100)
