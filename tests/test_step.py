@@ -25,7 +25,7 @@ from data.sample import synthetic_faces
 from data.store import Store, choose
 from models.ema import EMA
 from models.network import Architecture, FERNet
-from models.objective import compute_losses, relabel_batch
+from models.objective import compute_losses, forward_backward, relabel_batch
 from models.optimizer import make_optimizer
 from models.sam import uphill
 from models.start import model_of
@@ -152,6 +152,17 @@ def test_an_epoch_shows_every_face_once(faces, monkeypatch, size):
         assert sorted(shown) == list(range(35))
         epochs.append(shown)
     assert epochs[0] != epochs[1]
+
+
+def test_compiled_batches_have_one_length(faces, monkeypatch):
+    monkeypatch.setattr("data.augment.fused", lambda function: function)
+    store = Store(faces, rows_of(faces), CPU)
+    batches = Batches(store, replace(SHORT, compile=True, batch_size=4), 1, Group())
+    shown = [batch.rows.tolist() for batch in batches.stream()]
+    assert [len(rows) for rows in shown] == [4] * 9
+    assert batches.faces == 36
+    rows = sorted(sum(shown, []))
+    assert set(rows) == set(range(35))  # every face, and one of them twice
 
 
 def test_a_batch_needs_none_of_those_before_it(faces):
@@ -400,6 +411,30 @@ def test_the_compiled_network_is_the_network():
         results.append([*output, *(p.grad.clone() for p in eager.parameters())])
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=2e-4, atol=2e-5)
+
+
+def test_the_compiled_changes_and_losses_are_the_changes_and_losses(faces):
+    how = Augmentation(0.5, 15, 0.2, 0.1, 0.3, 0.5, degraded=0.5)
+    images = torch.from_numpy(faces.images[:6])[:, None]
+    landmarks = torch.from_numpy(to_half_widths(faces.landmarks[:6], 48))
+    landmarks[2] = torch.nan
+    labels = torch.from_numpy(faces.labels[:6])
+    network = FERNet(Architecture(width=0.1, dropout=0))
+    results = []
+    for options in (Options(amp="fp32"), Options(amp="fp32", compile=True)):
+        shown, moved = augment(
+            images,
+            landmarks,
+            how,
+            torch.Generator().manual_seed(3),
+            compile=options.compile,
+        )
+        network.zero_grad()
+        _, losses = forward_backward(network, shown, labels, moved, options)
+        gradients = [p.grad.clone() for p in network.parameters()]
+        results.append([shown, moved, *(loss.detach() for loss in losses.values()), *gradients])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=0.01, equal_nan=True)
 
 
 def test_a_missing_compiler_is_told(tmp_path):
