@@ -246,6 +246,8 @@ def train_one_epoch(
 ) -> dict[str, float] | None:
     """Show every Training face once, augmented; return the means of losses and measures.
 
+    (With --compile, whose batches are all of one length, a few come twice.)
+
     An epoch of a run that was stopped within it goes on after the last batch that was done. No step
     waits for a GPU: the sums stay there, and are looked at once in 50 batches. (Of several GPUs,
     SyncBatchNorm waits for each.) This process does its share of each batch as one process would do

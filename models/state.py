@@ -57,7 +57,7 @@ class State:
     def add(self, measures: dict[str, Tensor], faces: float) -> None:
         """Add a batch's measures to the sums, each times so many faces; no GPU is waited for."""
         values = torch.stack([value.detach() for value in measures.values()]).double() * faces
-        if self.sums:  # all at once, for a GPU takes as long to begin as to add them
+        if self.sums:  # all in one kernel: on a GPU each costs more to start than to run
             torch._foreach_add_([self.sums[name] for name in measures], values.unbind())
         else:
             self.sums = dict(zip(measures, values.unbind()))

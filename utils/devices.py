@@ -107,16 +107,20 @@ def compiled(module: nn.Module) -> nn.Module:
     On a GPU each pass is one CUDA graph besides: at a batch of 128 small faces,
     starting hundreds of kernels by hand takes longer than they do.
     """
-    # Two batch lengths for each of --sizes. Since PyTorch 2.7 this is recompile_limit's other name.
-    torch._dynamo.config.cache_size_limit = 32
-    return torch.compile(module, mode="reduce-overhead", dynamic=False)
+    return _compile(module, mode="reduce-overhead")
 
 
 @cache
 def fused(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function whose many small operators torch.compile joins into a few kernels."""
+    return _compile(function)
+
+
+def _compile(function: Callable[..., Any], **how: Any) -> Callable[..., Any]:
+    # Anew for each of --sizes, and each length of a teacher's share. Since PyTorch 2.7 this is
+    # recompile_limit's other name.
     torch._dynamo.config.cache_size_limit = 32
-    return torch.compile(function, dynamic=False)
+    return torch.compile(function, dynamic=False, **how)
 
 
 @contextlib.contextmanager
