@@ -264,7 +264,7 @@ def train_one_epoch(
     longest = options.clip or math.inf
     if not state.batches:
         state.labels_before, state.sums = state.labels.clone(), {}
-    faults = Faults(epoch)
+    faults = Faults(epoch, len(batches))
     how = {"initial": state.batches, "unit": "batch", "leave": False, "disable": None}
     bar = tqdm(None, f"epoch {epoch}/{options.total_epoch}", len(batches), **how)
     for i, batch in enumerate(batches.stream(state.batches), state.batches):

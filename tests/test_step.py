@@ -317,7 +317,7 @@ def test_no_operator_of_a_step_mixes_devices():
                 norm = clip_grad_norm_(network.parameters(), 1.0)
                 average.update(network, 3)
                 measures = {"gradient_norm": norm, "importance_mean": output.importance.mean()}
-                Faults(1).note(0, losses | measures)
+                Faults(1, 9).note(0, losses | measures)
     finally:
         tables.cache_clear()
     assert {loss.device for loss in losses.values()} == {gpu}

@@ -12,6 +12,7 @@ from utils.errors import RunError
 EVERY = 50  # batches between two looks, each of which waits for a GPU
 COLLAPSED = 1e-3  # a mean importance from which none was seen to come back...
 IN_A_ROW = 20  # ...where it is no single small batch's
+AT_THE_END = 5  # as many where an epoch ends with them, lest they be what is kept
 
 
 class Faults:
@@ -24,10 +25,11 @@ class Faults:
 
     Args:
         epoch: the current one, counted from 1.
+        batch_num: how many batches it has.
     """
 
-    def __init__(self, epoch: int) -> None:
-        self._epoch = epoch
+    def __init__(self, epoch: int, batch_num: int) -> None:
+        self._epoch, self._batch_num = epoch, batch_num
         self._names: tuple[str, ...] = ()
         self._first: Tensor | None = None  # [1 + K]: the batch (-1: none yet), and its measures
         self._low: Tensor | int = 0  # batches in a row without importances
@@ -45,7 +47,7 @@ class Faults:
         fault = ~values.isfinite().all()
         if "importance_mean" in measures:
             self._low = (self._low + 1) * (measures["importance_mean"].detach() < COLLAPSED)
-            fault = fault | (self._low >= IN_A_ROW)
+            fault |= self._low >= (AT_THE_END if batch + 1 == self._batch_num else IN_A_ROW)
         self._first = torch.where(fault & (self._first[0] < 0), now, self._first)
         if (batch + 1) % EVERY == 0:
             self.stop_if_any()
@@ -66,7 +68,7 @@ def diverged(where: str) -> RunError:
     """Return the error that ends a run whose numbers are none any more."""
     return RunError(
         f"the training diverged in {where}. The last checkpoint stands. "
-        "Lower --start_lr, lengthen --warmup_epoch, or set --clip 1"
+        "Lower --start_lr, lengthen --warmup_epoch, or set --clip to 1 or less"
     )
 
 
@@ -74,6 +76,6 @@ def collapsed(where: str) -> RunError:
     """Return the error that ends a run whose importances are 0."""
     return RunError(
         f"the importances have gone to 0, and with them the gradient of the expressions, in "
-        f"{where}. The last checkpoint stands. Set --clip 1, lower --start_lr, lengthen "
+        f"{where}. The last checkpoint stands. Set --clip to 1 or less, lower --start_lr, lengthen "
         "--warmup_epoch, or leave them out with --no_importance"
     )
