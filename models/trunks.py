@@ -1,4 +1,4 @@
-"""Trunks: from pixels to a map of features, built on torchvision's ResNet and VGG.
+"""Trunks, from pixels to a map of features: a ResNet and VGGs for small faces.
 
 A trunk is a module that takes [N, C, W, W] and returns [N, features, w, w], in two steps:
 `late(early(x))`, where early(x) is [N, middle_features, W/4 or less, ...], still fine enough to
@@ -8,13 +8,19 @@ module and name it in TRUNKS.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, conv1x1
-from torchvision.models.vgg import cfgs as vgg_layers
-from torchvision.models.vgg import make_layers
+
+# The channels of a VGG's convolutions (Simonyan & Zisserman, 2015, table 1); "M" is a max-pool.
+_VGG_PLANS: dict[int, list[int | str]] = {
+    11: [64, "M", 128, "M", *[256] * 2, "M", *[512] * 2, "M", *[512] * 2, "M"],
+    13: [*[64] * 2, "M", *[128] * 2, "M", *[256] * 2, "M", *[512] * 2, "M", *[512] * 2, "M"],
+    16: [*[64] * 2, "M", *[128] * 2, "M", *[256] * 3, "M", *[512] * 3, "M", *[512] * 3, "M"],
+    19: [*[64] * 2, "M", *[128] * 2, "M", *[256] * 4, "M", *[512] * 4, "M", *[512] * 4, "M"],
+}
 
 
 class ResNet18(nn.Module):
@@ -53,24 +59,49 @@ class ResNet18(nn.Module):
         return self.late(self.early(x))
 
 
+class ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions beside a shortcut: [N, inplanes, w, w] -> [N, planes, w/stride, ...].
+
+    The shortcut is the identity, or where it cannot be a 1 x 1 convolution, `downsample`.
+    """
+
+    def __init__(self, inplanes: int, planes: int, stride: int = 1) -> None:
+        super().__init__()
+        downsample = None
+        if stride != 1 or inplanes != planes:
+            shortcut = nn.Conv2d(inplanes, planes, 1, stride, bias=False)
+            downsample = nn.Sequential(shortcut, nn.BatchNorm2d(planes))
+        self.conv1 = nn.Conv2d(inplanes, planes, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        y += x if self.downsample is None else self.downsample(x)
+        return self.relu(y)
+
+
 class VGG(nn.Module):
     """VGG with batch norm (Simonyan & Zisserman, 2015), without its fully connected layers.
 
     Five max-pools take a 48 x 48 face to one cell: [N, C, 48, 48] -> [N, 512, 1, 1].
 
     Args:
-        layers: torchvision's name of the layer list: A, B, D, E for VGG-11, 13, 16, 19.
+        depth: 11, 13, 16 or 19, the number of weight layers in the paper.
         channels: of the input, 1 (grey) or 3.
         width: a factor on all channel counts.
     """
 
-    def __init__(self, layers: str, channels: int = 1, width: float = 1.0) -> None:
+    def __init__(self, depth: int, channels: int = 1, width: float = 1.0) -> None:
         super().__init__()
-        plan = [p if p == "M" else _scaled(p, width) for p in vgg_layers[layers]]
+        plan = [p if p == "M" else _scaled(p, width) for p in _VGG_PLANS[depth]]
         self.features = plan[-2]  # the last convolution's, before the last "M"
         self.middle_features = plan[[i for i, p in enumerate(plan) if p == "M"][2] - 1]
-        self.layers = make_layers(plan, batch_norm=True)
-        self.layers[0] = nn.Conv2d(channels, plan[0], 3, padding=1)  # torchvision's takes 3
+        self.layers = nn.Sequential(*_vgg_layers(plan, channels))
         pools = [i for i, layer in enumerate(self.layers) if isinstance(layer, nn.MaxPool2d)]
         self._middle = pools[2]
         _initialise(self)
@@ -93,19 +124,27 @@ class VGG(nn.Module):
 
 TRUNKS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": ResNet18,
-    "vgg11": lambda **options: VGG("A", **options),
-    "vgg13": lambda **options: VGG("B", **options),
-    "vgg16": lambda **options: VGG("D", **options),
-    "vgg19": lambda **options: VGG("E", **options),
+    "vgg11": partial(VGG, 11),
+    "vgg13": partial(VGG, 13),
+    "vgg16": partial(VGG, 16),
+    "vgg19": partial(VGG, 19),
 }
 
 
 def _two_blocks(inplanes: int, planes: int, stride: int) -> nn.Sequential:
     """Return two residual blocks; the first one shrinks the map by `stride`."""
-    shortcut = None
-    if stride != 1 or inplanes != planes:
-        shortcut = nn.Sequential(conv1x1(inplanes, planes, stride), nn.BatchNorm2d(planes))
-    return nn.Sequential(BasicBlock(inplanes, planes, stride, shortcut), BasicBlock(planes, planes))
+    return nn.Sequential(ResidualBlock(inplanes, planes, stride), ResidualBlock(planes, planes))
+
+
+def _vgg_layers(plan: list[int | str], channels: int) -> Iterator[nn.Module]:
+    for planes in plan:
+        if planes == "M":
+            yield nn.MaxPool2d(2)
+            continue
+        yield nn.Conv2d(channels, planes, 3, padding=1)
+        yield nn.BatchNorm2d(planes)
+        yield nn.ReLU(inplace=True)
+        channels = planes
 
 
 def _initialise(trunk: nn.Module) -> None:

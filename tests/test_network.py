@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from models.checkpoint import load_checkpoint, transfer
 from models.network import PARTS, Architecture, FERNet, describe, pool_at_parts
-from models.trunks import TRUNKS
+from models.trunks import TRUNKS, ResidualBlock
 from utils.errors import OptionError, WeightsError
 from utils.frame import to_pixels
 
@@ -28,17 +28,34 @@ def test_every_trunk_takes_every_size(trunk, size):
     assert ((output.importance > 0) & (output.importance < 1)).all()
 
 
-def test_resnet18_has_the_known_number_of_parameters():
-    # torchvision's ResNet-18 without its classifier (512,000 + 1,000), and with a 3 x 3
-    # one-channel stem (576) for its 7 x 7 three-channel one (9,408).
-    trunk = TRUNKS["resnet18"]()
-    assert sum(p.numel() for p in trunk.parameters()) == 11_689_512 - 513_000 - 9_408 + 576
+# Of torchvision's models, without their fully connected layers.
+VGG_HEAD = 25_088 * 4_096 + 4_096 * 4_096 + 4_096 * 1_000 + 4_096 + 4_096 + 1_000
+KNOWN = {
+    # with a 3 x 3 one-channel stem (576) for its 7 x 7 three-channel one (9,408)
+    "resnet18": 11_689_512 - 513_000 - 9_408 + 576,
+    # with batch norm; two channels of the first layer are missing
+    "vgg11": 132_868_840 - VGG_HEAD - 2 * 64 * 9,
+    "vgg13": 133_053_736 - VGG_HEAD - 2 * 64 * 9,
+    "vgg16": 138_365_992 - VGG_HEAD - 2 * 64 * 9,
+    "vgg19": 143_678_248 - VGG_HEAD - 2 * 64 * 9,
+}
 
 
-@pytest.mark.parametrize(("trunk", "convolutions"), [("vgg11", 8), ("vgg13", 10), ("vgg16", 13)])
-def test_vgg_layers(trunk, convolutions):
-    layers = [m for m in TRUNKS[trunk](**SMALL).modules() if isinstance(m, nn.Conv2d)]
-    assert len(layers) == convolutions
+@pytest.mark.parametrize("trunk", TRUNKS)
+def test_trunks_have_the_known_number_of_parameters(trunk):
+    assert sum(p.numel() for p in TRUNKS[trunk]().parameters()) == KNOWN[trunk]
+
+
+def test_a_residual_block_by_hand():
+    block = ResidualBlock(16, 32, stride=2).eval()  # batch norm is the identity, but for 1e-5
+    x = torch.randn(2, 16, 8, 8)
+    first = F.conv2d(x, block.conv1.weight, stride=2, padding=1).clamp(min=0)
+    shortcut = F.conv2d(x, block.downsample[0].weight, stride=2)
+    expected = (F.conv2d(first, block.conv2.weight, padding=1) + shortcut).clamp(min=0)
+    torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-4)
+    block = ResidualBlock(16, 16).eval()
+    nn.init.zeros_(block.bn2.weight)
+    torch.testing.assert_close(block(x), x.clamp(min=0))  # the shortcut alone
 
 
 def test_the_narrowest_network_trains_on_an_odd_batch():
