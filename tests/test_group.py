@@ -180,7 +180,7 @@ def test_a_batch_has_a_face_for_each_process(faces_csv, tmp_path):
 @needs_proc
 def test_a_lost_process_ends_the_run_and_one_process_goes_on(faces_csv, tmp_path):
     argv = ("--data", faces_csv, *SETTING, "--no_landmarks", "--out", tmp_path / "r")
-    process = start(*argv, "--total_epoch", 100)
+    process = start(*argv, "--total_epoch", 40)
     until(process, tmp_path / "r/last.pth")
     os.kill(workers(process)[1], signal.SIGKILL)
     output, _ = process.communicate(timeout=120)
@@ -191,7 +191,7 @@ def test_a_lost_process_ends_the_run_and_one_process_goes_on(faces_csv, tmp_path
     assert "--resume" in output, output
     finish(start("--resume", tmp_path / "r", several=False))
     assert [row["epoch"] for row in table(tmp_path / "r/metrics.csv")] == [
-        str(i + 1) for i in range(100)
+        str(i + 1) for i in range(40)
     ]
 
 

@@ -46,8 +46,11 @@ class Video:
         os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg's own lines neither
         self._capture = cv2.VideoCapture(target)
         if not self._capture.isOpened():
-            what = f"camera {source}" if isinstance(source, int) else f"{source}"
-            raise DataError(f"{what} cannot be opened as a video; is it there, and whole?")
+            if isinstance(source, int):
+                raise DataError(
+                    f"camera {source} cannot be opened; is it connected, and used by nothing else?"
+                )
+            raise DataError(f"{source} cannot be opened as a video; is it there, and whole?")
         rate = self._capture.get(cv2.CAP_PROP_FPS)
         self.rate = rate if 0 < rate < 1000 else DEFAULT_RATE
         count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
