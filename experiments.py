@@ -94,6 +94,8 @@ def main() -> None:
     options = parse(ExperimentOptions, sys.argv[1:], __doc__)
     if options.at_once < 1:
         raise OptionError("--at_once must be at least 1")
+    if options.tta and not options.private:
+        raise OptionError("--tta is for PrivateTest: give --private too, once all is chosen")
     plan = read_plan(Path(options.plan), options.seeds, options.common, options.variants)
     out = Path(options.out) if options.out else RUNS / Path(options.plan).stem
     cells = [
@@ -104,7 +106,7 @@ def main() -> None:
     done = sum(cell.is_done for cell in cells)
     print(f"{len(cells)} cells in {out}, of which {done} are done", flush=True)
     for cell in cells:
-        check(cell)
+        check(cell, options.data)
     failed = run_all([cell for cell in cells if not cell.is_done], options)
     finished = [cell for cell in cells if cell.is_done]
     if not any(cell.variant == plan.baseline for cell in finished):
@@ -200,8 +202,10 @@ def last_words(log: Path) -> str:
     return told[-1].strip() if told else ""
 
 
-def check(cell: Cell) -> None:
+def check(cell: Cell, data: str = "") -> None:
     """Raise an error where a cell's options are refused, or its folder holds another plan's run.
+
+    Of a run that is done it tells where its faces stood, if not at `data`: they may have moved.
 
     Raises:
         OptionError, RunError: as said.
@@ -222,6 +226,13 @@ def check(cell: Cell) -> None:
             f"{cell.folder} holds a run that differs from the plan in {', '.join(changed)}; "
             "name another --out"
         )
+    if before and cell.is_done and data and not same_place(before.data, data):
+        print(f"note     {cell.folder} is done, with faces from {before.data or 'where they lay'}")
+
+
+def same_place(one: str, other: str) -> bool:
+    """Tell whether two --data are one."""
+    return one == other or Path(one).resolve() == Path(other).resolve()
 
 
 def private_name(options: ExperimentOptions) -> str:

@@ -70,8 +70,11 @@ def main() -> None:
     print(f"data     {source.line}")
     try:
         faces = faces_for(checkpoint, source)
-    except DataError:  # of other classes, which can check the export too
-        faces = load_faces(source, checkpoint.image_width, checkpoint.channels)
+    except DataError as error:
+        try:  # of other classes, which can check the export too
+            faces = load_faces(source, checkpoint.image_width, checkpoint.channels)
+        except DataError:
+            raise error from None
     model = export(checkpoint)
     usage = "PublicTest" if "PublicTest" in faces.counts() else next(iter(faces.counts()))
     public = faces.of(usage)

@@ -1,6 +1,6 @@
 """Make a run's best weights fit to be given away: small, measured, with a model card.
 
-    python release.py RUN --data fer2013.csv                 writes model_save/resnet18.pth
+    python release.py RUN --data fer2013.csv --out weights.pth           and weights.md, the card
 
 The weights are rounded to half precision, and what the card tells is measured after that. This is
 where PrivateTest is looked at: let the run and all that led to it have --no_final_test.
@@ -19,7 +19,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from data.faces import Faces
+from data.faces import EMOTIONS, Faces
 from data.landmarks import add_landmarks
 from data.source import find_source
 from models.checkpoint import load_checkpoint, save_checkpoint
@@ -60,6 +60,8 @@ def main() -> None:
     out = Path(options.out)
     if out.suffix != ".pth":
         raise OptionError(f"--out {out}: name a .pth file")
+    if out.exists():
+        raise OptionError(f"{out} exists; remove it, or name another --out")
     if options.batch_size < 1:
         raise OptionError(f"--batch_size {options.batch_size} must be at least 1")
     run = RunFolder.reopen(options.run)
@@ -70,17 +72,17 @@ def main() -> None:
             f"{run.path} is at epoch {last.epoch} of {trained_with.total_epoch}; "
             f"let it end: bash train.sh --resume {run.path}"
         )
+    if checkpoint.class_names != EMOTIONS:
+        raise WeightsError(
+            f"{run.path} knows the classes {', '.join(checkpoint.class_names)}; the card tells of "
+            f"FER2013 and its {', '.join(EMOTIONS)}, so give best.pth away with one of your own"
+        )
     net = halved(checkpoint.net)
     network = replace(checkpoint, net=net).network().to(pick_device(options.gpu_ids))
     print(f"weights  {run / 'best.pth'} (epoch {checkpoint.epoch})\nnetwork  {describe(network)}")
     source = find_source(options.data)
     print(f"data     {source.line}")
     faces = faces_for(checkpoint, source)
-    if faces.class_names != checkpoint.class_names:
-        raise WeightsError(
-            f"{run.path} knows the classes {', '.join(checkpoint.class_names)}, and {faces.source} "
-            f"has {', '.join(faces.class_names)}; a release is measured on FER2013's labels"
-        )
     for usage in ("Training", *USAGES):
         labels = faces.labels[faces.usage == usage]
         if lacking := [name for c, name in enumerate(faces.class_names) if c not in labels]:

@@ -89,11 +89,6 @@ def main() -> None:
         drawn = [pictured(pair, faces, judge) for pair in pairs]
         for pair, picture in zip(pairs, drawn):
             pair["picture"] = base64.b64encode(picture).decode()
-        if options.picture:
-            if not any(drawn):
-                raise DataError("all runs read the same faces right: nothing to picture")
-            with atomic_write(options.picture) as partial:
-                partial.write_bytes([picture for picture in drawn if picture][-1])
         if judge:
             for run in runs:
                 run["ferplus"] = judged(run, faces, judge)
@@ -102,6 +97,11 @@ def main() -> None:
     with atomic_write(options.out) as partial:
         partial.write_text(template.render(runs=runs, pairs=pairs), encoding="utf-8")
     print(f"{options.out}: runs: {len(runs)}, comparisons: {len(pairs)}")
+    if options.picture:
+        if not any(drawn):
+            raise DataError(f"all runs read the same faces right: {options.picture} is not drawn")
+        with atomic_write(options.picture) as partial:
+            partial.write_bytes([picture for picture in drawn if picture][-1])
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:

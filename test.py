@@ -91,7 +91,7 @@ def main() -> None:
     faces = faces_for(checkpoint, source)
     judged = "PublicTest" in options.usages and any(each.card for each in checkpoints)
     held_out = HELD_OUT_NOTE in faces.source
-    if held_out and "Training" not in options.usages:
+    if held_out and "Training" not in options.usages and "PrivateTest" not in faces.counts():
         print("note     a tenth of the faces is looked at; --usages Training PublicTest takes all")
     if judged and held_out:
         print("note     its PublicTest are Training faces, which these weights may have learnt:")

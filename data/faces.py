@@ -183,7 +183,15 @@ def check_trainable(faces: Faces) -> None:
     """Raise a DataError unless every class has Training faces, and PublicTest any."""
     labels = faces.labels[faces.training_rows]
     if not len(labels):
-        raise DataError(f"{faces.source}: no labelled Training faces, so nothing to train on")
+        raise DataError(
+            f"{faces.source}: no labelled Training faces, so nothing to train on; a CSV needs a "
+            "column emotion and rows whose Usage is Training, a folder train/<class>/"
+        )
+    if len(faces.class_names) < 2:
+        raise DataError(
+            f"{faces.source}: {listed(faces.class_names)} is the only class, and to tell apart "
+            "there must be two"
+        )
     counts = np.bincount(labels, minlength=len(faces.class_names))
     if missing := [name for name, n in zip(faces.class_names, counts) if n == 0]:
         raise DataError(

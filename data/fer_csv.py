@@ -224,9 +224,12 @@ class _Table:
         try:
             self._label(fields)
         except KeyError:
+            remedy = "training with --class_names takes other classes"
+            if not fields["emotion"].strip().isdigit():
+                remedy = "write the number of its class, counted from 0"
             yield (
                 f"its emotion is {_shown(fields['emotion'])}, not a whole number "
-                f"from 0 to {self.class_num - 1} (training with --class_names takes other classes)"
+                f"from 0 to {self.class_num - 1} ({remedy})"
             )
         try:
             self._usage(fields)

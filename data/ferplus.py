@@ -86,11 +86,13 @@ def distributions(votes: np.ndarray) -> np.ndarray:
 def _read(path: Path, faces: Faces) -> np.ndarray:
     try:
         table = pd.read_csv(path)
+        if lacking := {"Usage", *COLUMNS, *OTHERS} - set(table.columns):
+            raise ValueError(f"it lacks the columns {', '.join(sorted(lacking))}")
         votes = table[[*COLUMNS, *OTHERS]].to_numpy()
         usage = table["Usage"].to_numpy(str)
         if not np.issubdtype(votes.dtype, np.integer) or (votes < 0).any():
             raise ValueError("a number of votes is no whole number")
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(
             f"{path} cannot be read as FER+'s votes ({error}); fetch fer2013new.csv from {URL}"
         ) from error

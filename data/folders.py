@@ -90,23 +90,31 @@ class Tree:
         names = {name for folders in self.images.values() for name in folders}
         coded = names <= _CLASS_OF_CODE.keys() and not names & set(wanted)
         class_of = {n: _CLASS_OF_CODE[n] if coded else canonical_class(n) or n for n in names}
+        # A class that is asked for has the name that it is asked by.
+        asked = {canonical_class(name) or name: name for name in wanted}
+        class_of = {n: n if n in wanted else asked.get(c, c) for n, c in class_of.items()}
         present = set(class_of.values())
-        classes = tuple(canonical_class(name) or name for name in wanted)
+        classes = tuple(wanted)
         if not classes and present & set(EMOTIONS):
             classes = EMOTIONS + tuple(sorted(present - set(EMOTIONS)))
         classes = classes or tuple(sorted(present))
+        whose = ", which the weights or --class_names want" * bool(wanted)
         if unknown := sorted(name for name in names if class_of[name] not in classes):
             raise DataError(
                 f"{self.root}: the folders {listed(unknown)} are none of the classes "
-                f"{listed(classes)}; remove them, or train with a --class_names that has them"
+                f"{listed(classes)}{whose}; remove them, or train with a --class_names that has "
+                "them"
             )
         if all(self._usage(split) != "Training" for split in self.images):
             return classes, class_of  # nothing to train on, so not each class is needed
         for split, folders in self.images.items():
             if missing := set(classes) - {class_of[name] for name in folders}:
+                read_as = ", ".join(
+                    f"'{n}'" + f", read as {class_of[n]}" * (class_of[n] != n) for n in folders
+                )
                 raise DataError(
-                    f"{split} has no folder with images of the class {listed(sorted(missing))} "
-                    f"(it has {listed(folders)}); add what is missing to each of train/, "
+                    f"{split} has no folder with images of the class {listed(sorted(missing))}"
+                    f"{whose} (it has {read_as}); add what is missing to each of train/, "
                     "validation/ and test/, or train with the --class_names to take"
                 )
         return classes, class_of

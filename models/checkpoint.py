@@ -163,7 +163,7 @@ def _read(path: Path) -> Any:
     if not path.is_file():
         raise WeightsError(
             f"there is no weight file {path}; train one with `bash train.sh`, "
-            "or name yours with --model_path"
+            "or name one that is there"
         )
     try:
         if zipfile.is_zipfile(path):

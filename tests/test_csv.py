@@ -162,6 +162,7 @@ ROW = "3,1 2 3 4,Training"
         ("3,1 2 3 0004,Training", "pixel 4 is '0004'"),
         ("3,1 2 3 " + "9" * 5000 + ",Training", "pixel 4 is '999"),
         ("7,1 2 3 4,Training", "emotion is '7', not a whole number from 0 to 6"),
+        ("cat,1 2 3 4,Training", "'cat', not a whole number from 0 to 6 (write the number of"),
         ("-1,1 2 3 4,Training", "emotion is '-1'"),
         ("happy,1 2 3 4,Training", "emotion is 'happy'"),
         (",1 2 3 4,Training", "emotion is ''"),

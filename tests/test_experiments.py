@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -93,11 +94,18 @@ def test_a_plan_from_its_first_cell_to_private_test(faces_csv, tmp_path, capsys,
     assert table.loc["on", "low"] <= difference <= table.loc["on", "high"]
     assert "ece" in table
     assert table.loc["on", "relabel_recall"] == 0  # nothing is relabeled before epoch 100
+    with pytest.raises(OptionError, match="--tta is for PrivateTest"):
+        run(*argv, "--tta")
+    capsys.readouterr()
     run(*argv, "--private")
+    assert "note" not in capsys.readouterr().out
     private = pd.read_csv(tmp_path / "o/comparison_private.csv").set_index("variant")
     predictions = pd.read_csv(tmp_path / "o/on-1/private/predictions.csv")
     assert set(predictions["usage"]) == {"PrivateTest"}
     assert private.loc["on", "seeds"] == 2
+    moved = shutil.copy(faces_csv, tmp_path / "moved.csv")
+    run(plan, "--data", moved, "--out", tmp_path / "o")
+    assert f"on-1 is done, with faces from {faces_csv}" in capsys.readouterr().out
 
 
 def written(folder, labels, predicted):
@@ -271,6 +279,8 @@ def test_cells_that_run_at_once_share_the_cores(faces_csv, tmp_path, monkeypatch
         ("baseline = 'a'\ncommon = 5\nseeds = [0]\n[variants]\na = ''", "common = 5 is not a text"),
         ("baseline = 'a'\nseed = [0]\n[variants]\na = ''", "seed is nothing"),
         ("baseline = '../a'\nseeds = [0]\n[variants]\n'../a' = ''", "cannot name a folder"),
+        ("baseline = 'a'\nseeds = [0]\n[variants]\na = '--seed=3'", "--seed in '--seed=3' would"),
+        ("baseline = 'a'\ncommon = '--data x'\nseeds = [0]\n[variants]\na = ''", "--data in "),
     ],
 )
 def test_faults_of_a_plan_are_named(tmp_path, text, words):

@@ -27,7 +27,7 @@ from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.inference import predict
 from models.network import Architecture, FERNet
 from models.runtime import OnnxRuntime, TorchRuntime
-from utils.errors import OptionError, WeightsError
+from utils.errors import DataError, OptionError, WeightsError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -181,6 +181,12 @@ def test_mistakes(exported, faces_csv, tmp_path):
         run("--model_path", exported / "w.pth", "--out", tmp_path / "model.pt")
     with pytest.raises(WeightsError, match="no weight file"):
         run("--model_path", tmp_path / "none.pth", "--out", tmp_path / "m.onnx")
+    for name in EMOTIONS:
+        (tmp_path / "faces/train" / name).mkdir(parents=True)
+        (tmp_path / "faces/train" / name / "0.png").write_bytes(b"no image")
+    weights = ("--model_path", exported / "w.pth")
+    with pytest.raises(DataError, match=r"0\.png cannot be read as an image"):
+        run(*weights, "--data", tmp_path / "faces", "--out", tmp_path / "m.onnx")
     content = (exported / "m.onnx").read_bytes()
     (tmp_path / "cut.onnx").write_bytes(content[: len(content) // 2])
     model = onnx.load(exported / "m.onnx")

@@ -79,7 +79,10 @@ def test_what_cannot_be_trained_on():
     check_trainable(faces())
     with pytest.raises(DataError, match="here: no Training face of 'sad', 'surprise', 'neutral'"):
         check_trainable(faces().select(np.array([0, 1, 2, 3, 7])))
-    with pytest.raises(DataError, match="nothing to train on"):
+    one = replace(faces(), labels=np.zeros(9, int), class_names=("joy",))
+    with pytest.raises(DataError, match="'joy' is the only class"):
+        check_trainable(one)
+    with pytest.raises(DataError, match="nothing to train on; a CSV needs a column emotion"):
         check_trainable(faces().of("PublicTest"))
     with pytest.raises(DataError, match="no labelled PublicTest faces"):
         check_trainable(faces().of("Training"))

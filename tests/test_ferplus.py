@@ -107,7 +107,10 @@ def test_faces_in_another_order_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda text: text.replace("NF", "nothing"), "cannot be read as FER"),
+        (
+            lambda text: text.replace("NF", "nothing"),
+            "it lacks the columns NF",
+        ),
         (lambda text: "\n".join(text.split("\n")[:-5]), "belongs to the whole fer2013.csv"),
         (lambda text: text.replace("PublicTest", "PrivateTest", 1), "its own order and usages"),
         (lambda text: text.replace("f3.png,0", "f3.png,0.5", 1), "no whole number"),

@@ -150,8 +150,11 @@ def test_class_names(tmp_path):
     seeds = make_tree(tmp_path, classes=("Sadness", "joy"))
     refused(tmp_path, "'angry', 'disgust', 'fear'", "--class_names", tmp_path / "train")
     faces = read(tmp_path, class_names=("sad", "happiness"))
-    assert faces.class_names == ("sad", "happy")
-    check_against(faces, seeds, {"Sadness": "sad", "joy": "happy"}.get)
+    assert faces.class_names == ("sad", "happiness")  # as it was asked for
+    assert [faces.class_names[label] for label in faces.labels[:1]] == ["sad"]
+    assert read(tmp_path, class_names=("joy", "sad")).class_names == ("joy", "sad")
+    refused(tmp_path, "'Sadness', read as sad, 'joy', read as happy", tmp_path / "train")
+    check_against(faces, seeds, {"Sadness": "sad", "joy": "happiness"}.get)
     refused(tmp_path, "'joy'", "none of the classes 'sad'", class_names=("sad",))
     refused(tmp_path, "'fear'", tmp_path / "train", class_names=("sad", "happy", "fear"))
 

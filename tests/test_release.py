@@ -15,7 +15,7 @@ import release
 import test
 import train
 from data.sample import synthetic_faces
-from models.checkpoint import load_checkpoint
+from models.checkpoint import load_checkpoint, save_checkpoint
 from utils.command_line import command_line, parse_run
 from utils.errors import DataError, OptionError, RunError, WeightsError
 from utils.options import Options
@@ -129,6 +129,15 @@ def test_mistakes(trained, tmp_path):
     argv = ("--data", tmp_path / "few.csv", "--gpu_ids", "-1", "--out", tmp_path / "w.pth")
     with pytest.raises(DataError, match="no PrivateTest faces of happy"):
         run(release, run_folder, *argv)
+    before = (trained / "resnet18.pth").read_bytes()
+    with pytest.raises(OptionError, match="exists; remove it, or name another --out"):
+        run(release, trained / "run", *data, "--out", trained / "resnet18.pth")
+    assert (trained / "resnet18.pth").read_bytes() == before
+    own = replace(load_checkpoint(run_folder / "best.pth"), class_names=tuple("abcdefg"))
+    save_checkpoint(run_folder / "best.pth", own)
+    with pytest.raises(WeightsError, match="the card tells of FER2013"):
+        run(release, run_folder, *data, "--out", tmp_path / "w.pth")
+    shutil.copy(trained / "run/best.pth", run_folder / "best.pth")
     with pytest.raises(OptionError, match="--batch_size 0"):
         run(release, run_folder, *data, "--out", tmp_path / "w.pth", "--batch_size", 0)
     config = json.loads((run_folder / "config.json").read_text())

@@ -16,6 +16,10 @@ else:
     import tomli as tomllib
 
 
+# Options of train.py that experiments.py gives itself.
+TAKEN = {"--seed", "--data", "--out", "--resume"}
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a plan file says.
@@ -74,6 +78,12 @@ def read_plan(
     common = content.get("common", "") if common is None else common
     if not _is_command_line(common):
         raise DataError(f"{path}: common = {common!r} is not a text with options of train.py")
+    for text in (common, *variants.values()):
+        if taken := TAKEN & {word.split("=")[0] for word in shlex.split(text)}:
+            raise DataError(
+                f"{path}: {min(taken)} in {text!r} would be overridden: a plan lists its seeds, "
+                "and --data and --out are options of experiments.py"
+            )
     return Plan(baseline, seeds, common, variants)
 
 
