@@ -82,6 +82,8 @@ def main() -> None:
     print(f"weights  {run / 'best.pth'} (epoch {checkpoint.epoch})\nnetwork  {describe(network)}")
     source = find_source(options.data)
     print(f"data     {source.line}")
+    if source.is_sample:
+        raise OptionError("the card tells of FER2013, and these are drawn faces: name --data")
     faces = faces_for(checkpoint, source)
     for usage in ("Training", *USAGES):
         labels = faces.labels[faces.usage == usage]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import cv2
@@ -96,11 +96,8 @@ class Faces:
 
     def select(self, which: np.ndarray) -> Faces:
         """Return the faces that an index or a mask [N] picks."""
-        arrays = {
-            name: getattr(self, name)[which]
-            for name in ("images", "labels", "usage", "landmarks", "votes")
-            if getattr(self, name) is not None
-        }
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        arrays = {name: v[which] for name, v in values.items() if isinstance(v, np.ndarray)}
         return replace(self, **arrays)
 
     def of(self, *usages: str) -> Faces:
@@ -177,6 +174,33 @@ def resize_landmarks(landmarks: np.ndarray, size: tuple[int, int], width: int) -
     """
     scale = width / np.asarray(size, dtype=np.float32)
     return ((landmarks + 0.5) * scale - 0.5).astype(np.float32)
+
+
+def as_promised(faces: Faces, width: int) -> Faces:
+    """Return what a reader made of N faces of this width, if it is what Faces promises.
+
+    Raises:
+        DataError: it is not, so that something else would be learnt than is there.
+    """
+    n, images, labels = len(faces), faces.images, faces.labels
+    classes, landmarks = len(faces.class_names), faces.landmarks
+    promises = {
+        f"images: uint8 [{n}, {width}, {width}], or with 3 colours": images.dtype == np.uint8
+        and images.shape[1:] in ((width, width), (width, width, 3)),
+        f"labels: int64 [{n}], from {UNKNOWN} to {classes - 1}": labels.dtype == np.int64
+        and labels.shape == (n,)
+        and bool(((labels >= UNKNOWN) & (labels < classes)).all()),
+        f"usage: [{n}], each of {', '.join(USAGES)}": faces.usage.shape == (n,)
+        and bool(np.isin(faces.usage, USAGES).all()),
+        f"landmarks: [{n}, {LANDMARK_NUM}, 2], or None": landmarks is None
+        or landmarks.shape == (n, LANDMARK_NUM, 2),
+    }
+    if broken := [promise for promise, kept in promises.items() if not kept]:
+        raise DataError(
+            f"{faces.source or 'these faces'}: the reader of this layout does not give "
+            f"{'; '.join(broken)}; mend its `read` (see CONTRIBUTING.md)"
+        )
+    return faces
 
 
 def check_trainable(faces: Faces) -> None:

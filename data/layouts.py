@@ -33,9 +33,13 @@ class Layout(Protocol):
 
     root: Path
 
-    def files(self) -> list[Path]: ...
+    def files(self) -> list[Path]:
+        """Return all of them, those that others name too: the cache goes by their content."""
+        ...
 
-    def read(self, width: int, channels: int, class_names: Sequence[str]) -> Faces: ...
+    def read(self, width: int, channels: int, class_names: Sequence[str]) -> Faces:
+        """Return the faces as width x width pixels; classes in the order given, if any."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ import numpy as np
 
 from data.cache import CACHE_DIR, Arrays, cached
 from data.download import KAGGLE_SET, KAGGLE_URL, download
-from data.faces import EMOTIONS, LANDMARK_NUM, UNKNOWN, Faces
+from data.faces import EMOTIONS, LANDMARK_NUM, UNKNOWN, Faces, as_promised
 from data.folders import usage_of_split
 from data.layouts import LAYOUTS, Layout, locate, nothing_found
 from utils.errors import DataError
 
 DATA_DIR = Path(__file__).resolve().parent
-FORMAT = 2  # of the cache: one more whenever the same files would give other faces
+FORMAT = 3  # of the cache: one more whenever the same files would give other faces
 HELD_OUT = 10  # every tenth Training face, where a set brings no PublicTest
 HELD_OUT_NOTE = "every tenth Training face held out as PublicTest, for it brings none"
 
@@ -136,7 +136,7 @@ def load_faces(
         arrays = cached(
             "faces",
             _key(layout, (FORMAT, width, channels, class_names, *_told_by_name(layout))),
-            lambda: _arrays(layout.read(width, channels, class_names)),
+            lambda: _arrays(as_promised(layout.read(width, channels, class_names), width)),
             cache,
             lambda arrays: _fits(arrays, width),
         )

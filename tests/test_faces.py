@@ -1,6 +1,6 @@
 """Faces: what every reader hands on."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -9,6 +9,7 @@ from data.faces import (
     EMOTIONS,
     UNKNOWN,
     Faces,
+    as_promised,
     canonical_class,
     check_trainable,
     resize_landmarks,
@@ -73,6 +74,34 @@ def test_the_mean_face_is_that_of_known_training_faces():
     known = replace(faces(), landmarks=landmarks)
     assert (known.mean_face() == 15).all()
     assert known.has_landmarks.tolist() == [True, True, *[False] * 5, True, False]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"images": np.zeros((9, 32, 32), np.uint8)}, r"images: uint8 \[9, 48, 48\]"),
+        ({"images": np.zeros((9, 48, 48), np.float32)}, "images: uint8"),
+        ({"labels": np.full(9, 7)}, "labels: int64 .* from -1 to 6"),
+        ({"labels": np.zeros(9, np.int32)}, "labels: int64"),
+        ({"usage": np.full(9, "val")}, "usage: .* each of Training, PublicTest, PrivateTest"),
+        ({"landmarks": np.zeros((9, 68))}, r"landmarks: \[9, 68, 2\]"),
+    ],
+)
+def test_what_a_reader_gives_is_checked(change, words):
+    some = faces()
+    assert as_promised(some, 48) is some
+    with pytest.raises(DataError, match=f"here: the reader of this layout does not give {words}"):
+        as_promised(replace(faces(), **change), 48)
+
+
+def test_every_array_is_picked_from():
+    @dataclass(frozen=True)
+    class Aged(Faces):
+        age: np.ndarray | None = None
+
+    some = faces()
+    aged = Aged(some.images, some.labels, some.usage, age=np.arange(9))
+    assert aged.of("PublicTest").age.tolist() == [7]
 
 
 def test_what_cannot_be_trained_on():

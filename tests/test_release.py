@@ -129,6 +129,8 @@ def test_mistakes(trained, tmp_path):
     argv = ("--data", tmp_path / "few.csv", "--gpu_ids", "-1", "--out", tmp_path / "w.pth")
     with pytest.raises(DataError, match="no PrivateTest faces of happy"):
         run(release, run_folder, *argv)
+    with pytest.raises(OptionError, match="these are drawn faces"):
+        run(release, run_folder, "--data", "sample", "--out", tmp_path / "w.pth")
     before = (trained / "resnet18.pth").read_bytes()
     with pytest.raises(OptionError, match="exists; remove it, or name another --out"):
         run(release, trained / "run", *data, "--out", trained / "resnet18.pth")

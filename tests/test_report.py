@@ -20,7 +20,7 @@ from data.faces import EMOTIONS
 from data.ferplus import with_votes
 from data.sample import synthetic_faces
 from utils.errors import DataError, OptionError, RunError
-from utils.figures import BLUE, RED, relabeled_faces, two_readings
+from utils.figures import BLUE, RED, learning_curves, relabeled_faces, two_readings
 from utils.metrics import expected_calibration_error, reliability
 
 
@@ -257,3 +257,11 @@ def test_reliability_by_hand():
     np.testing.assert_allclose(rows, expected)
     error = (0.4 + 0.35 + 2 * 0.4) / 4
     assert expected_calibration_error(labels, probabilities, bins=5) == pytest.approx(error)
+
+
+def test_a_loss_of_some_epochs_is_drawn_there():
+    first = {"epoch": 1, "loss_a": 2.0, "loss_b": 1.0, "train_accuracy": 0.5}
+    second = {"epoch": 2, "loss_a": 1.0, "loss_c": 3.0, "train_accuracy": 0.6}
+    figure = learning_curves([row | {"public_accuracy": 0.5} for row in (first, second)], "t")
+    lines = {line.get_label(): line.get_ydata().tolist() for line in figure.axes[0].lines}
+    np.testing.assert_equal(lines, {"a": [2, 1], "b": [1, np.nan], "c": [np.nan, 3]})

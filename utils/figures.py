@@ -38,7 +38,9 @@ def learning_curves(history: Sequence[Mapping[str, float]], title: str) -> Figur
     epochs = [row["epoch"] for row in history]
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    losses = [name for name in history[0] if name.startswith("loss_")]
+    # Some may be of some epochs only.
+    names = dict.fromkeys(name for row in history for name in row)
+    losses = [name for name in names if name.startswith("loss_")]
     for name, color in zip(losses, cycle((BLUE, GREEN, RED, GREY))):
         values = _column(history, name)
         values[values < LEAST] = np.nan  # a rank loss of 0 has no place on a log axis
@@ -277,7 +279,8 @@ def _face(axes, image: np.ndarray, caption: str) -> None:
 
 
 def _column(history: Sequence[Mapping[str, float]], name: str) -> np.ndarray:
-    return np.array([np.nan if row[name] is None else row[name] for row in history], dtype=float)
+    values = [row.get(name) for row in history]
+    return np.array([np.nan if value is None else value for value in values], dtype=float)
 
 
 def _plain(text: str) -> str:

@@ -105,7 +105,8 @@ class Options:
     warmup_epoch: float = 5.0
     """Epochs over which the learning rate rises."""
     weight_decay: float = 5e-4
-    """On convolution and linear weights, not on biases and batch norm."""
+    """On convolution and linear weights (of two dimensions or more), not on biases and batch
+    norm."""
     clip: float = 1.0
     """The longest gradient that a step follows: one of a larger norm is scaled down to it, lest a
     whole ResNet-18 lose its importances; 0 leaves all as they are."""
