@@ -63,11 +63,17 @@ def compute_losses(
         known_num: the batch's faces with landmarks, per process; by default those in the share.
     """
     expression = weight * weighted_cross_entropy(
-        output.logits, output.importance, targets, options.label_smoothing
+        output.logits,
+        output.importance,
+        targets,
+        options.label_smoothing,
+        options.importance_smoothing,
     )
     losses = {"loss": expression, "loss_expression": expression}
     if opinion is not None:  # smooth as it is
-        taught = weight * weighted_cross_entropy(output.logits, output.importance, opinion)
+        smooth = options.importance_smoothing
+        importance = output.importance if smooth else output.importance.detach()
+        taught = weight * weighted_cross_entropy(output.logits, importance, opinion)
         losses["loss_teacher"] = taught
         losses["loss"] = expression.lerp(taught, options.teacher_weight)
     if options.rank:

@@ -12,24 +12,35 @@ from torch.nn import functional as F
 
 
 def weighted_cross_entropy(
-    logits: Tensor, importance: Tensor, labels: Tensor, label_smoothing: float = 0.0
+    logits: Tensor,
+    importance: Tensor,
+    labels: Tensor,
+    label_smoothing: float = 0.0,
+    importance_smoothing: bool = True,
 ) -> Tensor:
     """Importance weighting (SCN's WCE-Loss): -mean log softmax(a * W x)[y].
 
     A small importance flattens the softmax, so the face pulls less on the weights. The gradient
     raises that of a face whose label is less probable than its target says: with smoothed labels
-    it lowers the importance of the surest faces (README: what SCN's importances tell).
+    it lowers the importance of the surest faces (EXPERIMENTS.md: what SCN's importances tell),
+    unless smoothing moves the logits alone.
 
     Args:
         logits: [N, C], unweighted.
         importance: [N, 1] in (0, 1).
         labels: [N], or the classes' shares [N, C].
         label_smoothing: the share of each label that is spread over all classes.
+        importance_smoothing: whether this share has a gradient on the importances, too. The loss
+            is the same.
 
     Returns:
         The mean loss, a scalar.
     """
-    return F.cross_entropy(importance * logits, labels, label_smoothing=label_smoothing)
+    if importance_smoothing:
+        return F.cross_entropy(importance * logits, labels, label_smoothing=label_smoothing)
+    given = F.cross_entropy(importance * logits, labels)
+    spread = -(importance.detach() * logits).log_softmax(1).mean()
+    return given.lerp(spread, label_smoothing)
 
 
 def rank_regularization(importance: Tensor, beta: float, margin_1: float) -> Tensor:

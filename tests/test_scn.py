@@ -33,6 +33,27 @@ def test_weighted_cross_entropy_smooths_labels():
     assert loss.item() == pytest.approx(0.9 * (log_sum - 1) + 0.1 * log_sum, rel=1e-6)
 
 
+@pytest.mark.parametrize("shares", [False, True])
+def test_smoothing_may_leave_the_importances_alone(shares):
+    labels = torch.tensor([0, 2])
+    if shares:
+        labels = torch.tensor([[0.7, 0.3, 0.0], [0.0, 0.5, 0.5]])
+    results = []
+    for how in ({"label_smoothing": 0.2}, {"label_smoothing": 0.2, "importance_smoothing": False}):
+        logits = torch.tensor([[2.0, -1.0, 0.5], [0.0, 1.0, 0.3]], requires_grad=True)
+        importance = torch.tensor([[0.4], [0.9]], requires_grad=True)
+        loss = weighted_cross_entropy(logits, importance, labels, **how)
+        loss.backward()
+        results.append((loss.detach(), logits.grad, importance.grad))
+    (loss, pull, raised), (same_loss, same_pull, by_labels) = results
+    torch.testing.assert_close(same_loss, loss)
+    torch.testing.assert_close(same_pull, pull)
+    assert not torch.allclose(by_labels, raised)
+    importance = torch.tensor([[0.4], [0.9]], requires_grad=True)
+    weighted_cross_entropy(logits.detach(), importance, labels).backward()
+    torch.testing.assert_close(by_labels, 0.8 * importance.grad)
+
+
 def test_small_importance_pulls_less():
     logits = torch.tensor([[0.0, 3.0]]).repeat(2, 1).requires_grad_()
     importance = torch.tensor([[0.1], [0.9]])

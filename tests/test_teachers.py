@@ -74,6 +74,21 @@ def test_the_loss_by_hand():
     )
 
 
+def test_an_opinion_may_leave_the_importance_alone():
+    rows = torch.tensor([[0.3, -1.2]])
+    gradients = []
+    for options in (
+        Options(landmarks=False, rank=False, label_smoothing=0, teacher_weight=0),
+        Options(landmarks=False, rank=False, label_smoothing=0, importance_smoothing=False),
+    ):
+        importance = torch.tensor([[0.5]], requires_grad=True)
+        output = Output(rows, importance, None, rows)
+        opinion = torch.tensor([[0.2, 0.8]])
+        compute_losses(output, torch.tensor([0]), None, options, opinion=opinion)["loss"].backward()
+        gradients.append(importance.grad)
+    torch.testing.assert_close(gradients[1], (1 - options.teacher_weight) * gradients[0])
+
+
 def test_turns_teach_the_mean_opinion():
     logits = [0.3, -1.2]
     one, other = [0.9, 0.1], [0.2, 0.8]

@@ -57,6 +57,9 @@ class Options:
 
     importance: bool = True
     """SCN's self-attention importance weighting."""
+    importance_smoothing: bool = True
+    """Let label smoothing and teachers' opinions move the importances too, as the released weights
+    did: the surest faces end with the smallest. Without it, labels alone move them."""
     rank: bool = True
     """SCN's rank regularization, which keeps the importances from all becoming 1."""
     rank_weight: float = 1.0
