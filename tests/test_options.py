@@ -1,7 +1,11 @@
 """The command line, the recipes, and the run folder."""
 
 import json
+import platform
+import subprocess
+import sys
 from dataclasses import asdict, fields, replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -14,6 +18,8 @@ from utils.errors import OptionError, RunError
 from utils.forecast import duration
 from utils.options import RECIPES, Options, with_recipe
 from utils.run import RunFolder
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_every_option_has_help(capsys):
@@ -138,6 +144,21 @@ def test_impossible_devices_are_refused(gpu_ids):
     with pytest.raises(OptionError, match=f"--gpu_ids {gpu_ids}"):
         pick_device(gpu_ids)
     assert pick_device("-1").type == "cpu"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's own way with memory")
+def test_large_blocks_are_used_again():
+    program = (
+        "import resource, torch; from utils.devices import pick_device; pick_device('-1')\n"
+        "for _ in range(6):\n"
+        "    before = resource.getrusage(0).ru_minflt\n"
+        "    torch.zeros(1 << 26).add_(1)\n"  # 256 MB
+        "    print(resource.getrusage(0).ru_minflt - before)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert min(map(int, ran.stdout.split())) < 1_000  # new, it has 65,536 pages
 
 
 def test_a_run_folder_is_never_overwritten(tmp_path):
