@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import cv2
 import joblib
@@ -64,8 +64,11 @@ class PredictOptions:
     """Each picture is one face, tightly cut out: no detector finds faces in those."""
     draw: bool = True
     """Write annotated pictures and videos."""
+    confidence: Literal["probability", "importance"] = "probability"
+    """Of a reading: the probability of its expression, or SCN's importance of the face, which
+    tells right from wrong only in networks trained with --no_importance_smoothing."""
     min_confidence: float = 0.0
-    """Leave out faces whose expression is less probable than this in their picture or frame."""
+    """Leave out faces that are read with less confidence than this in their picture or frame."""
     every: int = 1
     """Look at every so many frames of a video."""
     smooth: float = 0.3
@@ -261,7 +264,12 @@ class Job:
                 yield from lot
 
     def _confident(self, faces: Sequence[Face]) -> list[Face]:
-        return [face for face in faces if face.confidence >= self.options.min_confidence]
+        least = self.options.min_confidence
+        return [face for face in faces if self._confidence(face, face.probabilities) >= least]
+
+    def _confidence(self, face: Face, shares: np.ndarray) -> float:
+        by_importance = self.options.confidence == "importance"
+        return face.importance if by_importance else float(shares.max())
 
     def _caption(self, probabilities: np.ndarray) -> str:
         best = int(probabilities.argmax())
@@ -273,7 +281,7 @@ class Job:
         record = where | dict(zip(EDGES, _rounded(face.box, 1)))
         record["score"] = None if face.score is None else round(face.score, 3)
         record["expression"] = names[int(shares.argmax())]
-        record["confidence"] = round(float(shares.max()), 4)
+        record["confidence"] = round(self._confidence(face, shares), 4)
         record["importance"] = round(face.importance, 4)
         record["probabilities"] = dict(zip(names, _rounded(shares, 4)))
         if face.landmarks is not None:

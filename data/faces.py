@@ -176,12 +176,8 @@ def resize_landmarks(landmarks: np.ndarray, size: tuple[int, int], width: int) -
     return ((landmarks + 0.5) * scale - 0.5).astype(np.float32)
 
 
-def as_promised(faces: Faces, width: int) -> Faces:
-    """Return what a reader made of N faces of this width, if it is what Faces promises.
-
-    Raises:
-        DataError: it is not, so that something else would be learnt than is there.
-    """
+def broken_promises(faces: Faces, width: int) -> list[str]:
+    """Return what N faces of this width should be by Faces' promise, and are not."""
     n, images, labels = len(faces), faces.images, faces.labels
     classes, landmarks = len(faces.class_names), faces.landmarks
     promises = {
@@ -195,7 +191,16 @@ def as_promised(faces: Faces, width: int) -> Faces:
         f"landmarks: [{n}, {LANDMARK_NUM}, 2], or None": landmarks is None
         or landmarks.shape == (n, LANDMARK_NUM, 2),
     }
-    if broken := [promise for promise, kept in promises.items() if not kept]:
+    return [promise for promise, kept in promises.items() if not kept]
+
+
+def as_promised(faces: Faces, width: int) -> Faces:
+    """Return what a reader made of N faces of this width, if it is what Faces promises.
+
+    Raises:
+        DataError: it is not, so that something else would be learnt than is there.
+    """
+    if broken := broken_promises(faces, width):
         raise DataError(
             f"{faces.source or 'these faces'}: the reader of this layout does not give "
             f"{'; '.join(broken)}; mend its `read` (see CONTRIBUTING.md)"

@@ -13,7 +13,7 @@ import numpy as np
 
 from data.cache import CACHE_DIR, Arrays, cached
 from data.download import KAGGLE_SET, KAGGLE_URL, download
-from data.faces import EMOTIONS, LANDMARK_NUM, UNKNOWN, Faces, as_promised
+from data.faces import EMOTIONS, UNKNOWN, Faces, as_promised, broken_promises
 from data.folders import usage_of_split
 from data.layouts import LAYOUTS, Layout, locate, nothing_found
 from utils.errors import DataError
@@ -140,10 +140,7 @@ def load_faces(
             cache,
             lambda arrays: _fits(arrays, width),
         )
-    classes = tuple(map(str, arrays.pop("class_names")))
-    return hold_out(
-        Faces(**arrays, class_names=classes, source=str(source.path or "the synthetic sample"))
-    )
+    return hold_out(replace(_faces(arrays), source=str(source.path or "the synthetic sample")))
 
 
 def hold_out(faces: Faces) -> Faces:
@@ -189,17 +186,15 @@ def _arrays(faces: Faces) -> Arrays:
     return arrays if faces.landmarks is None else {**arrays, "landmarks": faces.landmarks}
 
 
+def _faces(arrays: Arrays) -> Faces:
+    names = tuple(map(str, arrays["class_names"]))
+    return Faces(**{**arrays, "class_names": names})
+
+
 def _fits(arrays: Arrays, width: int) -> bool:
     """Return whether a cache holds what `_arrays` makes."""
-    if arrays.keys() - {"landmarks"} != {"images", "labels", "usage", "class_names"}:
-        return False
-    count = len(arrays["images"])
-    return (
-        arrays["images"].dtype == np.uint8
-        and arrays["images"].shape[1:] in ((width, width), (width, width, 3))
-        and arrays["labels"].shape == arrays["usage"].shape == (count,)
-        and ("landmarks" not in arrays or arrays["landmarks"].shape == (count, LANDMARK_NUM, 2))
-    )
+    named = arrays.keys() - {"landmarks"} == {"images", "labels", "usage", "class_names"}
+    return named and not broken_promises(_faces(arrays), width)
 
 
 @contextmanager

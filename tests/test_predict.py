@@ -245,6 +245,12 @@ def test_cropped_faces(weights, tmp_path):
     least = sorted(float(row["confidence"]) for row in rows)[2] - 1e-4  # as it is rounded
     assert run(*argv, "--out", tmp_path / "b", "--cropped", "--min_confidence", least) == 0
     assert len(table(tmp_path / "b")) == 3
+    least = sorted(float(row["importance"]) for row in rows)[3] - 1e-4
+    argv += ("--cropped", "--confidence", "importance", "--min_confidence", least)
+    assert run(*argv, "--out", tmp_path / "c") == 0
+    few = table(tmp_path / "c")
+    assert len(few) == 2
+    assert all(row["confidence"] == row["importance"] for row in few)
 
 
 def test_a_small_face_is_drawn_enlarged_with_its_caption_above_it(tmp_path, weights):
