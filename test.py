@@ -27,8 +27,9 @@ from data.landmarks import add_landmarks
 from data.source import HELD_OUT_NOTE, Source, find_source, load_faces
 from data.store import images_to_device
 from models.checkpoint import Checkpoint, load_checkpoint
-from models.inference import Predictions, predict
+from models.inference import predict
 from models.network import FERNet, describe
+from models.predictions import Predictions
 from utils.command_line import parse
 from utils.devices import describe_device, pick_device
 from utils.errors import DataError, OptionError, WeightsError, run_main

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -35,10 +36,11 @@ from data.store import Store, images_to_device
 from models.batch_norm import synchronized
 from models.checkpoint import load_checkpoint
 from models.ema import EMA
-from models.inference import Predictions, predict
+from models.inference import predict
 from models.network import FERNet, Output, describe
 from models.objective import forward_backward, relabel_batch
 from models.optimizer import learning_rate, make_optimizer, set_learning_rate
+from models.predictions import Predictions
 from models.sam import uphill
 from models.saving import Saver
 from models.start import build_network, model_of
@@ -55,7 +57,7 @@ from utils.devices import (
     seed_device,
     takes_bf16,
 )
-from utils.errors import run_main
+from utils.errors import OptionError, run_main
 from utils.faults import Faults, diverged
 from utils.figures import relabeled_faces
 from utils.forecast import Forecast
@@ -88,6 +90,11 @@ def begin(argv: list[str]) -> tuple[Options, RunFolder | None]:
     if not options.resume:
         return options, None
     run = RunFolder.reopen(options.resume)
+    if options.out and Path(options.out).resolve() != run.path.resolve():
+        raise OptionError(
+            f"--out {options.out}: a run that goes on stays in its folder, {run.path}; copy that "
+            "and resume the copy"
+        )
     options = resumed(run.read_json("config.json").get("options"), argv, __doc__)
     return replace(options, resume=""), run
 

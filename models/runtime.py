@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 
+from models.predictions import Predictions
 from utils.errors import WeightsError
 
 NAMES = ("probabilities", "importance", "landmarks")  # an ONNX model's outputs
 META = "fer"  # the key of its metadata that holds all that its use needs
-
-
-class Readings(NamedTuple):
-    """What a network reads from N faces.
-
-    Attributes:
-        probabilities: float32 [N, C].
-        importance: float32 [N], SCN's: what the logits are multiplied by.
-        landmarks: float32 [N, 68, 2] in pixels of the face that was given; or None.
-    """
-
-    probabilities: np.ndarray
-    importance: np.ndarray
-    landmarks: np.ndarray | None
 
 
 class Runtime(Protocol):
@@ -35,7 +22,7 @@ class Runtime(Protocol):
     image_width: int
     channels: int
 
-    def __call__(self, faces: np.ndarray) -> Readings: ...
+    def __call__(self, faces: np.ndarray) -> Predictions: ...
 
 
 def load_runtime(path: str | Path, gpu_ids: str = "", threads: int = 0) -> Runtime:
@@ -73,9 +60,9 @@ class TorchRuntime:
         self.class_names, self.image_width = checkpoint.class_names, checkpoint.image_width
         self.channels = checkpoint.channels
 
-    def __call__(self, faces: np.ndarray) -> Readings:
+    def __call__(self, faces: np.ndarray) -> Predictions:
         pixels = self._torch.from_numpy(np.ascontiguousarray(faces)).to(self._device)
-        return Readings(*self._predict(self._network, pixels, progress=False))
+        return self._predict(self._network, pixels, progress=False)
 
 
 class OnnxRuntime:
@@ -113,7 +100,7 @@ class OnnxRuntime:
         self._input = self._session.get_inputs()[0].name
         self._outputs = [output.name for output in self._session.get_outputs()]
 
-    def __call__(self, faces: np.ndarray) -> Readings:
+    def __call__(self, faces: np.ndarray) -> Predictions:
         values = self._session.run(self._outputs, {self._input: np.ascontiguousarray(faces)})
         named = dict(zip(self._outputs, values))
-        return Readings(*(named.get(name) for name in NAMES))
+        return Predictions(*(named.get(name) for name in NAMES))

@@ -9,7 +9,7 @@ from PIL import Image
 
 import predict
 from data.faces import EMOTIONS
-from models.runtime import Readings
+from models.predictions import Predictions
 
 
 def save(path, image, **options):
@@ -43,4 +43,6 @@ class Echo:
         assert faces.shape[1:] == (1, 48, 48)
         assert faces.dtype == np.uint8
         points = np.tile(np.float32([[-0.5, -0.5], [47.5, 47.5], [23.5, 23.5]]), (n, 1, 1))
-        return Readings(np.eye(7, dtype=np.float32)[[3] * n], np.full(n, 0.5, np.float32), points)
+        return Predictions(
+            np.eye(7, dtype=np.float32)[[3] * n], np.full(n, 0.5, np.float32), points
+        )

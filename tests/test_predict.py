@@ -41,6 +41,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
+    torch.manual_seed(0)
     network = FERNet(Architecture(width=0.1))
     path = tmp_path_factory.mktemp("weights") / "w.pth"
     save_checkpoint(path, Checkpoint(network.architecture, network.state_dict(), EMOTIONS, 48))

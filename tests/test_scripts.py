@@ -298,6 +298,8 @@ def test_a_run_is_not_resumed_on_other_faces(whole, tmp_path):
         run(train, "--resume", whole, "--start_lr", 0.3)
     with pytest.raises(ProjectError, match="holds no run"):
         run(train, "--resume", tmp_path)
+    with pytest.raises(ProjectError, match="stays in its folder"):
+        run(train, "--resume", whole, "--out", tmp_path / "new")
     assert (whole / "config.json").read_text() == config  # which still names the right ones
 
 
