@@ -77,7 +77,8 @@ class FacePredictor:
         min_score: the detector's score from which on it is a face.
         batch_size: faces per step of the network.
         threads: of the network, on a CPU; 0 takes one per core.
-        gpu_ids: as of train.py.
+        gpu_ids: as of train.py. On a CPU, PyTorch's weights have glibc keep freed memory, up to
+            1 GiB, for the process's next batch.
 
     Attributes:
         class_names: of the probabilities.
