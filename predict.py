@@ -66,7 +66,7 @@ class PredictOptions:
     """Write annotated pictures and videos."""
     confidence: Literal["probability", "importance"] = "probability"
     """Of a reading: the probability of its expression, or SCN's importance of the face, which
-    tells right from wrong only in networks trained with --no_importance_smoothing."""
+    misleads in the released networks (EXPERIMENTS.md)."""
     min_confidence: float = 0.0
     """Leave out faces that are read with less confidence than this in their picture or frame."""
     every: int = 1
