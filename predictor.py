@@ -47,7 +47,7 @@ class Face(NamedTuple):
     @property
     def confidence(self) -> float:
         """The probability of the expression. It tells right readings from wrong ones far better
-        than the importance does: see auroc_importance in README.md."""
+        than the importance does: see EXPERIMENTS.md."""
         return float(self.probabilities.max())
 
 

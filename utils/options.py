@@ -34,7 +34,7 @@ class Options:
     """Where the Training faces wait: on the device, in host memory, or in the cache file on disk;
     auto takes the first that has room."""
     compile: bool = False
-    """Let torch.compile write the network's kernels: it takes about a minute, for use on a GPU."""
+    """Let torch.compile write the network's kernels: it takes up to a minute, for use on a GPU."""
     seed: int = 0
     """Two runs with the same seed on one CPU give the same bits."""
 
