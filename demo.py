@@ -8,6 +8,7 @@ The page is for this machine alone, and asks no other one for anything. Ctrl-C e
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
@@ -59,6 +60,9 @@ NO_FACE = (
     "No face was found. The detector looks for upright faces seen from the front, at least a "
     "twelfth of the picture's longer side. If the picture is one face, tightly cut out, tick the "
     "box under it."
+)
+NO_CAMERA = (
+    "No camera could be opened. Is one connected, used by nothing else, and allowed to this page?"
 )
 STYLE = """
 #readings, #readings .html-container { padding: 0; }
@@ -173,6 +177,17 @@ def alert(text: str) -> str:
     return f'<p class="message" role="alert">{escape(text)}</p>'
 
 
+def tell_of_cameras() -> str:
+    """Return JavaScript for the readings: gradio says nothing of a camera that does not open."""
+    return f"""
+        const devices = navigator.mediaDevices, open = devices.getUserMedia.bind(devices);
+        devices.getUserMedia = (wishes) => open(wishes).catch((error) => {{
+            props.value = {json.dumps(alert(NO_CAMERA))};
+            throw error;
+        }});
+    """
+
+
 def write_examples(folder: Path) -> list[str]:
     """Draw a face of each class, and return the paths of the pictures."""
     faces = synthetic_faces(training=1, public=0, private=0, seed=EXAMPLES_SEED)
@@ -205,7 +220,7 @@ def build_page(reader: Reader, examples: Sequence[str]) -> gr.Blocks:
                     buttons=["download", "fullscreen"],
                     height=460,
                 )
-                text = gr.HTML(WAITING, elem_id="readings")
+                text = gr.HTML(WAITING, elem_id="readings", js_on_load=tell_of_cameras())
         # Whatever changes, the last reading is of the picture and the box as they are then. The
         # image's own `input` would come with the old picture when that is taken away.
         gr.on(

@@ -38,7 +38,7 @@ from utils.files import printable
 from utils.pipeline import InOrder, ahead
 from utils.records import Records
 from utils.run import FOR_PHOTOS, RunFolder
-from utils.tracks import FORGET, STEP, Tracker
+from utils.tracks import STEP, Tracker
 from utils.video import Video, VideoWriter
 
 EDGES = ("left", "top", "right", "bottom")
@@ -177,10 +177,8 @@ class Job:
             self.trouble(str(error))
             return
         detail = self.options.detail or VIDEO_DETAIL
-        # A face may be missed once, however seldom a frame is looked at.
-        forget = max(FORGET, 2.5 * self.options.every / video.rate)
         step = max(STEP, self.options.every / video.rate)
-        tracker, found_any, faults = Tracker(self.options.smooth, forget, step), False, []
+        tracker, found_any, faults = Tracker(self.options.smooth, step), False, []
         target = self._free(f"{name}_faces.mp4") if self.options.draw else None
         writer = VideoWriter(target, video.rate / self.options.every) if target else None
 

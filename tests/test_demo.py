@@ -103,19 +103,32 @@ def server(weights, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def browser():
+def chromium():
+    """Return what starts a Chromium without a camera, or with further flags."""
     driver = pytest.importorskip("playwright.sync_api", reason="needs pip install playwright")
     found = filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))
     if not (path := next(found, None)):
         pytest.skip("needs a Chromium, such as by apt install chromium")
     with driver.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield chromium
-        chromium.close()
+        yield lambda *flags: playwright.chromium.launch(
+            executable_path=path, args=[*FLAGS, "--use-fake-ui-for-media-stream", *flags]
+        )
+
+
+@pytest.fixture(scope="module")
+def browser(chromium):
+    with chromium() as browser:
+        yield browser
 
 
 @pytest.fixture
 def page(browser, server):
+    with opened(browser, server) as page:
+        yield page
+
+
+@contextmanager
+def opened(browser, server):
     """Open the page; at the end, see that it neither asked nor tried to ask anybody else."""
     page, urls, complaints = browser.new_page(), [], []
     page.set_default_timeout(20_000)
@@ -216,6 +229,42 @@ def test_an_example_is_read_as_one_face(page, weights, tmp_path):
     page.get_by_text("will appear here").wait_for()
     page.wait_for_function("!document.querySelector('input[type=checkbox]').checked")
     assert page.locator("img[src*='image.webp']").count() == 0
+
+
+def turn_the_camera_on(page):
+    page.get_by_label("Capture from camera").click()
+    page.get_by_text("Click to Access Webcam").click()
+
+
+def test_a_picture_of_the_camera(chromium, server, weights, tmp_path):
+    film, still = tmp_path / "film.mjpeg", cv2.resize(photographs.astronaut(), (640, 640))[:480]
+    _, content = cv2.imencode(".jpg", still[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 100])
+    film.write_bytes(content)
+    flags = "--use-fake-device-for-media-stream", f"--use-file-for-fake-video-capture={film}"
+    with chromium(*flags) as browser, opened(browser, server) as page:
+        turn_the_camera_on(page)
+        page.get_by_label("capture photo").click()
+        [(title, shown)] = cards(page, 1)
+        picture = result(page)
+    assert title == "Face"
+    mirrored = still[:, ::-1]  # as people know themselves
+    [face] = FacePredictor(weights)(mirrored)
+    assert shown == pytest.approx(percents(face), abs=3)  # for the browser mixes its colours anew
+    assert np.abs(picture.astype(int) - mirrored).mean() < 20
+    assert np.abs(picture.astype(int) - still).mean() > 40
+
+
+def test_a_camera_that_is_not_there(browser, server, tmp_path):
+    page = browser.new_page()
+    page.goto(f"http://127.0.0.1:{server}")
+    turn_the_camera_on(page)
+    page.get_by_role("alert").wait_for()
+    assert page.get_by_role("alert").inner_text() == demo.NO_CAMERA
+    page.get_by_label("Upload file").click()  # which is possible all the same
+    upload(page, save(tmp_path, "astronaut.png", photographs.astronaut()))
+    cards(page, 1)
+    assert page.get_by_role("alert").count() == 0
+    page.close()
 
 
 def test_a_picture_without_a_face(page, tmp_path):

@@ -359,9 +359,13 @@ def test_each_face_keeps_its_number():
 
 def test_a_face_keeps_its_number_however_seldom_it_is_looked_at():
     box, read = np.array([[0, 0, 10, 10.0]]), np.array([[1.0, 0.0]])
-    for forget, numbers in ((1.0, [0, 1, 2]), (3.0, [0, 0, 0])):
-        tracker = Tracker(0.3, forget)
-        assert [tracker.follow(box, read, t)[0].number for t in (0.0, 1.2, 2.4)] == numbers
+    tracker = Tracker(0.3)
+    assert [tracker.follow(box, read, t)[0].number for t in (0.0, 5.0, 10.0)] == [0, 0, 0]
+    tracker.follow(box[:0], read[:0], 15.0)
+    assert tracker.follow(box, read, 20.0)[0].number == 0  # it was missed once
+    for time in (25.0, 30.0):
+        tracker.follow(box[:0], read[:0], time)
+    assert tracker.follow(box, read, 35.0)[0].number == 1
 
 
 def test_a_long_video_takes_no_more_memory():
@@ -386,7 +390,7 @@ def test_the_plot_leaves_gaps_where_a_face_is_away():
 
 @pytest.mark.parametrize(("rate", "every"), [(25, 1), (25, 5), (25, 8), (30, 30), (10, 2)])
 def test_the_plot_has_no_gap_where_a_face_stays(rate, every):
-    tracker = Tracker(0.3, 10, max(STEP, every / rate))
+    tracker = Tracker(0.3, max(STEP, every / rate))
     for number in range(0, 10 * rate, every):
         tracker.follow(np.array([[0, 0, 9.0, 9.0]]), np.eye(7)[:1], number / rate)
     (track,) = tracker.tracks

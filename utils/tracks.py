@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-FORGET = 1.0  # seconds
+FORGET = 1.0  # seconds without a face, after which it is another one
 MOST = 100  # tracks whose past is kept; of more, the shortest is forgotten
 STEP = 0.2  # seconds of one mean in a plot, or more where frames are looked at more seldom
 OVERLAP = 0.3  # of two boxes, from which on they are of one face
@@ -36,16 +36,18 @@ class Track:
 class Tracker:
     """Follows faces from frame to frame.
 
+    A face may be missed for FORGET, and in one frame however seldom they are looked at: a camera
+    is looked at as often as the machine can.
+
     Args:
         smooth: seconds over which probabilities are averaged (exponentially); 0 is not at all.
-        forget: seconds without a face, after which it is another one.
         step: seconds of one mean in a track's past.
     """
 
-    def __init__(self, smooth: float, forget: float = FORGET, step: float = STEP) -> None:
-        self._smooth, self._forget, self.step = smooth, forget, step
+    def __init__(self, smooth: float, step: float = STEP) -> None:
+        self._smooth, self.step = smooth, step
         self._live: list[Track] = []
-        self._next, self._before = 0, 0.0
+        self._next, self._before = 0, (0.0, 0.0)  # the times of the last two frames
         self.tracks: list[Track] = []
 
     def follow(self, boxes: np.ndarray, probabilities: np.ndarray, time: float) -> list[Track]:
@@ -56,7 +58,8 @@ class Tracker:
             probabilities: [F, C].
             time: in seconds.
         """
-        self._live = [track for track in self._live if time - track.time <= self._forget]
+        oldest = min(time - FORGET, *self._before)
+        self._live = [track for track in self._live if track.time >= oldest]
         free = list(self._live)
         found: list[Track | None] = [None] * len(boxes)
         pairs = sorted(
@@ -75,10 +78,12 @@ class Tracker:
                 self._live.append(track)
                 self.tracks.append(track)
                 if len(self.tracks) > MOST:
-                    gone = [track for track in self.tracks if time - track.time > self._forget]
+                    gone = [track for track in self.tracks if track.time < oldest]
                     self.tracks.remove(min(gone or self.tracks, key=lambda track: len(track.past)))
             step = self._step_of(time)
-            if track.time == self._before:  # what the last frame showed, it showed until this one
+            if (
+                track.time == self._before[1]
+            ):  # what the last frame showed, it showed until this one
                 for between in range(self._step_of(track.time) + 1, step):
                     track.past[between] = 1, track.probabilities
             keep = math.exp(-(time - track.time) / self._smooth) if self._smooth else 0.0
@@ -86,7 +91,7 @@ class Tracker:
             track.box, track.time = box, time
             count, total = track.past.get(step, (0, 0.0))
             track.past[step] = count + 1, total + track.probabilities
-        self._before = time
+        self._before = self._before[1], time
         return found
 
     def _step_of(self, time: float) -> int:
