@@ -10,20 +10,16 @@ under model_save/.
 
 from __future__ import annotations
 
-import math
 import signal
 import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from data.batches import Batches, check_batches
@@ -37,13 +33,13 @@ from models.batch_norm import synchronized
 from models.checkpoint import load_checkpoint
 from models.ema import EMA
 from models.inference import predict
-from models.network import FERNet, Output, describe
-from models.objective import forward_backward, relabel_batch
+from models.learner import Learned, learner_of
+from models.network import FERNet, describe
 from models.optimizer import learning_rate, make_optimizer, set_learning_rate
 from models.predictions import Predictions
 from models.sam import uphill
 from models.saving import Saver
-from models.start import build_network, model_of
+from models.start import build_network
 from models.state import State
 from models.teachers import Teachers, load_teachers
 from test import evaluate
@@ -196,7 +192,7 @@ def train(
     public = public.select(public.labels != UNKNOWN)
     public_share = images_to_device(public.images[group.share(len(public))], device)
     rows = faces.training_rows
-    model = model_of(state.network, options, group)
+    ready = learner_of(state.network, options, group)
     forecast = Forecast(device, options, len(rows), options.total_epoch - state.epoch)
     if run:
         saver = Saver(run.path, options, faces.class_names)
@@ -206,7 +202,7 @@ def train(
             start = time.perf_counter()
             means = train_one_epoch(
                 state,
-                model,
+                ready,
                 store,
                 options,
                 teachers=teachers,
@@ -242,7 +238,7 @@ def train(
 
 def train_one_epoch(
     state: State,
-    model: Callable[[Tensor], Output],
+    ready: Callable[..., Callable[[], Learned]],
     store: Store,
     options: Options,
     *,
@@ -264,11 +260,9 @@ def train_one_epoch(
         The means, or None where a signal stopped the epoch; the state knows how far it came.
     """
     network = state.network.train()
-    parameters = list(network.parameters())
     epoch = state.epoch + 1
     batches = Batches(store, options, epoch, group, taught=len(teachers) > 0)
     relabels = options.relabel and epoch >= options.relabel_epoch
-    longest = options.clip or math.inf
     if not state.batches:
         state.labels_before, state.sums = state.labels.clone(), {}
     faults = Faults(epoch, len(batches))
@@ -287,37 +281,26 @@ def train_one_epoch(
             classes = network.architecture.classes
             targets = mix_shares(targets, batch.own, classes)
             opinion = mix_shares(opinion, batch.own, classes) if teachers else None
-        weight = group.size * len(labels) / batch.whole  # of this share
-        learn = partial(
-            forward_backward,
-            model,
-            batch.images,
-            targets,
-            batch.landmarks,
-            options,
+        learn = ready(
+            images=batch.images,
+            targets=targets,
+            labels=labels,
+            landmarks=batch.landmarks,
+            own=batch.own,
             opinion=opinion,
-            weight=weight,
             known_num=batch.known_num / group.size,
+            weight=group.size * len(labels) / batch.whole,  # of this share
+            relabels=relabels,
         )
         seed_device(batch.images.device, batch.seed + group.rank)  # dropout
-        state.optimizer.zero_grad()
-        output, losses = learn()
-        norm = clip_grad_norm_(parameters, longest)  # the norm before clipping
+        measures, relabeled = learn()
         if relabels:
-            state.labels[batch.rows] = relabel_batch(output, labels, options, batch.own)
-        right = output.clean_logits.argmax(1) == labels
-        measures = losses | {
-            "train_accuracy": weight * right.float().mean(),
-            "importance_mean": weight * output.importance.mean(),
-            "gradient_norm": norm,
-        }
+            state.labels[batch.rows] = relabeled
         faults.note(i, measures)
         state.add(measures, batch.whole / group.size)
-        if options.sam:  # now that a CUDA graph's output is read, which the next one writes over
+        if options.sam:  # now that the measures are read, which are written over
             with uphill(network, options.sam):
-                state.optimizer.zero_grad()
                 learn()
-            clip_grad_norm_(parameters, longest)
         state.optimizer.step()
         state.ema.update(network, step)
         state.batches = i + 1

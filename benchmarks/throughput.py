@@ -37,6 +37,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from data.faces import EMOTIONS, LANDMARK_NUM, Faces
 from data.store import Store
 from models.ema import EMA
+from models.learner import learner_of
 from models.network import Architecture, FERNet, describe
 from models.optimizer import make_optimizer
 from models.scn import landmark_loss, rank_regularization, weighted_cross_entropy
@@ -161,13 +162,13 @@ def trainer(
     faces = random_faces(options)
     store = Store(faces, np.arange(len(faces)), device)
     state = State(network, EMA(network, 0.999), make_optimizer(network, settings), store.labels)
-    model, forecast = model_of(network, settings, Group()), Forecast(device, settings, 1, 1)
+    ready, forecast = learner_of(network, settings, Group()), Forecast(device, settings, 1, 1)
     forecast.batch = lambda: None  # it would speak
 
     def run() -> None:
         train_one_epoch(
             state,
-            model,
+            ready,
             store,
             settings,
             teachers=Teachers([]),

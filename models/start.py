@@ -54,9 +54,18 @@ def build_network(
     return network
 
 
-def model_of(network: FERNet, options: Options, group: Group) -> Callable[[Tensor], Output]:
-    """Return the network as it is called in a step: compiled if wanted, shared among processes."""
-    model = compiled(network) if options.compile else network
+def model_of(
+    network: FERNet, options: Options, group: Group, *, graphed: bool = False
+) -> Callable[[Tensor], Output]:
+    """Return the network as it is called in a step: compiled if wanted, shared among processes.
+
+    Args:
+        network: itself.
+        options: of the run.
+        group: the processes.
+        graphed: it will be part of a CUDA graph, and needs none of its own.
+    """
+    model = compiled(network, graphs=not graphed) if options.compile else network
     return DistributedDataParallel(model) if group.size > 1 else model
 
 

@@ -4,7 +4,9 @@ import math
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import clip_grad_norm_
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from data.augment import Augmentation, augment, tables
 from data.batches import Batches
@@ -24,14 +26,15 @@ from data.mix import mix, mix_shares
 from data.sample import synthetic_faces
 from data.store import Store, choose
 from models.ema import EMA
+from models.learner import learn, learner_of
 from models.network import Architecture, FERNet
 from models.objective import compute_losses, forward_backward, relabel_batch
 from models.optimizer import make_optimizer
 from models.sam import uphill
-from models.start import model_of
 from models.state import State
 from models.teachers import Teachers
 from train import train_one_epoch
+from utils.cuda_graph import Repeated
 from utils.devices import compiled
 from utils.errors import OptionError
 from utils.faults import Faults
@@ -212,36 +215,36 @@ class Watch(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def epoch(faces, options, kind="device", watch=None, device=CPU):
-    """Train one epoch, with teachers; return the means and the network."""
+def epoch(faces, options, kind="device", *, watch=None, device=CPU, epochs=1):
+    """Train one epoch or more, with teachers; return the last one's means, and the network."""
     torch.manual_seed(0)
     network = FERNet(Architecture(width=0.25, dropout=options.dropout))
     network = network.to(device, memory_format=torch.channels_last)
     network.mean_face.copy_(torch.from_numpy(to_half_widths(faces.mean_face(), 48)))
     store = Store(faces, rows_of(faces), device, kind)
     state = State(network, EMA(network, 0.9), make_optimizer(network, options), store.labels)
-    model = model_of(network, options, Group())
+    ready = original = learner_of(network, options, Group())
     if watch:
-        original = model
 
-        def model(images):
+        def ready(**given):
             if state.batches == 1 and not watch.seen:  # the first step fills caches
                 watch.__enter__()
-            return original(images)
+            return original(**given)
 
     forecast = Forecast(device, options, len(store.labels), 1)
     small = Architecture(width=0.1)
     teachers = Teachers([FERNet(small).eval().to(device) for _ in range(2)])
-    means = train_one_epoch(
-        state,
-        model,
-        store,
-        options,
-        teachers=teachers,
-        group=Group(),
-        forecast=forecast,
-        signals=[],
-    )
+    for _ in range(epochs):
+        means = train_one_epoch(
+            state,
+            ready,
+            store,
+            options,
+            teachers=teachers,
+            group=Group(),
+            forecast=forecast,
+            signals=[],
+        )
     return means, network
 
 
@@ -335,9 +338,10 @@ def test_the_watch_sees_two_devices():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 @pytest.mark.parametrize("kind", ["device", "host"])
-def test_no_step_waits_for_a_gpu(faces, kind):
-    gpu = torch.device("cuda")
-    epoch(faces, SHORT, kind, device=gpu)
+@pytest.mark.parametrize("compile", [False, True])
+def test_no_step_waits_for_a_gpu(faces, kind, compile):
+    gpu, options = torch.device("cuda"), replace(SHORT, compile=compile)
+    epoch(faces, options, kind, device=gpu)
     with pytest.MonkeyPatch.context() as context:
         context.setattr("utils.faults.Faults.stop_if_any", lambda self: None)
         context.setattr(State, "meet", lambda *_: torch.cuda.set_sync_debug_mode("default"))
@@ -350,7 +354,18 @@ def test_no_step_waits_for_a_gpu(faces, kind):
                 yield some
 
         context.setattr(Store, "stream", watched)
-        epoch(faces, SHORT, kind, device=gpu)
+        epoch(faces, options, kind, device=gpu)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+@pytest.mark.parametrize("sam", [0.0, 0.05])
+def test_a_gpu_repeats_a_step_as_a_graph(faces, capsys, sam):
+    options = replace(SHORT, sam=sam, dropout=0.0, batch_size=7, sizes=(32, 48))
+    gpu = torch.device("cuda")
+    plain, _ = epoch(faces, options, device=gpu, epochs=2)
+    graphed, _ = epoch(faces, replace(options, compile=True), device=gpu, epochs=2)
+    assert graphed == pytest.approx(plain, rel=0.02, abs=0.02)
+    assert "no CUDA graph" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("sam", [0.0, 0.05])
@@ -377,6 +392,87 @@ def test_an_epoch_is_the_same_from_every_store(faces):
     assert device[0] == host[0] == disk[0]
     for name, value in device[1].state_dict().items():
         assert torch.equal(value, host[1].state_dict()[name])
+
+
+class Tape(TorchDispatchMode):
+    """Notes operators, and does them again where their tensors lie, as a CUDA graph does."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        aliases = tree_map_only(torch.Tensor, torch.Tensor.detach, (args, kwargs or {}, result))
+        self.calls.append((function, *aliases))
+        return result
+
+    @torch.no_grad()
+    def play(self):
+        for function, args, kwargs, result in self.calls:
+            taken = {x.data_ptr() for x in tree_leaves((args, kwargs)) if torch.is_tensor(x)}
+            again = tree_leaves(function(*args, **kwargs))
+            for old, new in zip(tree_leaves(result), again, strict=True):
+                if torch.is_tensor(old) and old.data_ptr() not in taken:
+                    old.copy_(new)
+
+
+def record(call):
+    with Tape() as tape:
+        result = call()
+    for tensor in tree_leaves(result):
+        tensor.fill_(-1)  # a graph does nothing before it is played
+
+    def again():
+        tape.play()
+        return result
+
+    return again
+
+
+@pytest.fixture
+def imagined(monkeypatch):
+    """A GPU's graphs of a step, as far as a CPU can have them: return what is recorded."""
+    recorded = []
+
+    def noted(call):
+        recorded.append(call)
+        return record(call)
+
+    monkeypatch.setattr("utils.cuda_graph.record", noted)
+    monkeypatch.setattr("utils.cuda_graph.warm_up", lambda call: call())
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    return recorded
+
+
+def learner_of_graphs(network, options, group):
+    learns = partial(learn, network, list(network.parameters()), options)
+    return Repeated(learns, network).ready
+
+
+@pytest.mark.parametrize("sam", [0.0, 0.05])
+def test_a_step_repeated_as_a_graph_is_the_step(faces, monkeypatch, imagined, sam):
+    options = replace(SHORT, sam=sam, sizes=(32, 48), batch_size=7)  # 5 equal batches an epoch
+    means, network = epoch(faces, options, epochs=2)
+    monkeypatch.setattr(f"{__name__}.learner_of", learner_of_graphs)
+    graphed_means, graphed = epoch(faces, options, epochs=2)
+    assert len(imagined) == 2  # for two sizes
+    assert graphed_means == means
+    for name, value in graphed.state_dict().items():
+        assert torch.equal(value, network.state_dict()[name]), name
+
+
+def test_a_step_without_a_graph_goes_on(faces, monkeypatch, imagined, capsys):
+    def fails(call):
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
+
+    options = replace(SHORT, batch_size=7)
+    means, _ = epoch(faces, options)
+    monkeypatch.setattr("utils.cuda_graph.record", fails)
+    monkeypatch.setattr(f"{__name__}.learner_of", learner_of_graphs)
+    assert epoch(faces, options)[0] == means
+    told = capsys.readouterr().err
+    assert told.count("warning: no CUDA graph could be made of a step (CUDA error: operation") == 1
 
 
 def test_a_share_is_changed_as_within_its_batch(faces):

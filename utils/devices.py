@@ -117,13 +117,15 @@ def autocast(device: torch.device, enabled: bool) -> contextlib.AbstractContextM
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
-def compiled(module: nn.Module) -> nn.Module:
+def compiled(module: nn.Module, *, graphs: bool = True) -> nn.Module:
     """Return the module with kernels of its own, written by torch.compile at its first calls.
 
-    On a GPU each pass is one CUDA graph besides: at a batch of 128 small faces,
-    starting hundreds of kernels by hand takes longer than they do.
+    Args:
+        module: to compile.
+        graphs: on a GPU each pass is one CUDA graph besides: at a batch of 128 small faces,
+            starting hundreds of kernels by hand takes longer than they do.
     """
-    return _compile(module, mode="reduce-overhead")
+    return _compile(module, mode="reduce-overhead" if graphs else "default")
 
 
 @cache

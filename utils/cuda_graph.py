@@ -1,0 +1,95 @@
+"""A function that a GPU does again by itself: as one CUDA graph, not kernel by kernel."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+T = TypeVar("T")
+WARM_UPS = 3  # calls before one is recorded: they compile, choose kernels and fill caches
+
+
+class Repeated(Generic[T]):
+    """A function of tensors, such as a training step's, repeated as one CUDA graph.
+
+    The step of a small network is hundreds of kernels, and Python takes longer to ask for them than
+    the GPU to do them (Nguyen et al., "Accelerating PyTorch with CUDA Graphs", PyTorch's blog,
+    2021). It is recorded at its first call, and anew where shapes or settings change, which should
+    be seldom.
+
+    Args:
+        function: takes tensors and settings by keyword, and gives tensors. It must ask for the same
+            kernels each time, and wait for none of them.
+        network: that it trains. Its statistics are not moved by the calls before the recording,
+            which are no steps; its gradients are where the function leaves them.
+    """
+
+    def __init__(self, function: Callable[..., T], network: nn.Module) -> None:
+        self._function, self._network = function, network
+        self._known: Any = None
+        self._own: dict[str, Tensor] = {}
+        self._again: Callable[[], T] | None = None
+
+    def ready(self, **given: Any) -> Callable[[], T]:
+        """Return what calls the function with this, at each call of its own.
+
+        Its result is written over by the next one's.
+        """
+        tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
+        settings = {name: value for name, value in given.items() if name not in tensors}
+        known = settings, {name: (x.shape, x.dtype) for name, x in tensors.items()}
+        if known != self._known:
+            self._known, self._again = None, None  # the old one's memory is free
+            self._own = {name: x.clone() for name, x in tensors.items()}
+            self._again = self._recorded(settings)
+            self._known = known
+        torch._foreach_copy_(list(self._own.values()), list(tensors.values()))
+        return self._again
+
+    def _recorded(self, settings: dict[str, Any]) -> Callable[[], T]:
+        """Record a call that takes its tensors from where they are kept."""
+        buffers = list(self._network.buffers())
+        before = [buffer.clone() for buffer in buffers]
+        call = partial(self._function, **self._own, **settings)
+        with torch.cuda.device(buffers[0].device):
+            warm_up(call)
+            try:
+                again = record(call)
+            except RuntimeError as error:
+                reason = str(error).strip().splitlines()[0]
+                print(
+                    f"warning: no CUDA graph could be made of a step ({reason}); its kernels are "
+                    "asked for one by one, which is slower",
+                    file=sys.stderr,
+                )
+                again = call
+        torch._foreach_copy_(buffers, before)
+        return again
+
+
+def warm_up(call: Callable[[], object]) -> None:
+    """Make the first calls, on a stream aside: the usual one must have no part in a recording."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UPS):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+
+
+def record(call: Callable[[], T]) -> Callable[[], T]:
+    """Note the kernels that a call asks for, and return what does them and gives the result."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may go on
+        result = call()
+
+    def again() -> T:
+        graph.replay()
+        return result
+
+    return again
