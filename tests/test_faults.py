@@ -102,6 +102,7 @@ def test_a_signal_saves_the_batches_that_are_done(whole, faces_csv, tmp_path, nu
 
 
 def test_a_second_signal_does_not_wait():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # torchrun's may have been left here
     with signals_noted() as signals:
         os.kill(os.getpid(), signal.SIGTERM)
         assert signals == [signal.SIGTERM]
