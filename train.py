@@ -256,6 +256,16 @@ def train_one_epoch(
     SyncBatchNorm waits for each.) This process does its share of each batch as one process would do
     it; only dropout, the ranking of importances and the partners of mixed faces are its own.
 
+    Args:
+        state: what is trained, and where the training stands.
+        ready: learns from a batch, as learner_of returns it.
+        store: of the Training faces.
+        options: of the run.
+        teachers: who judge the faces, too.
+        group: the processes that share each batch.
+        forecast: tells how long it will take.
+        signals: the epoch stops when there is one.
+
     Returns:
         The means, or None where a signal stopped the epoch; the state knows how far it came.
     """
