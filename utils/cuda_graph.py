@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from utils.errors import OptionError
 
 T = TypeVar("T")
 WARM_UPS = 3  # calls before one is recorded: they compile, choose kernels and fill caches
@@ -39,17 +40,23 @@ class Repeated(Generic[T]):
         """Return what calls the function with this, at each call of its own.
 
         Its result is written over by the next one's.
+
+        Raises:
+            OptionError: the GPU makes no graph of the function.
         """
         tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
         settings = {name: value for name, value in given.items() if name not in tensors}
         known = settings, {name: (x.shape, x.dtype) for name, x in tensors.items()}
         if known != self._known:
-            self._known, self._again = None, None  # the old one's memory is free
+            self._known = self._again = None  # the old one is gone before there is a new one
             self._own = {name: x.clone() for name, x in tensors.items()}
             self._again = self._recorded(settings)
             self._known = known
         torch._foreach_copy_(list(self._own.values()), list(tensors.values()))
-        return self._again
+        return self._repeat
+
+    def _repeat(self) -> T:
+        return self._again()
 
     def _recorded(self, settings: dict[str, Any]) -> Callable[[], T]:
         """Record a call that takes its tensors from where they are kept."""
@@ -61,20 +68,24 @@ class Repeated(Generic[T]):
             try:
                 again = record(call)
             except RuntimeError as error:
-                reason = str(error).strip().splitlines()[0]
-                print(
-                    f"warning: no CUDA graph could be made of a step ({reason}); its kernels are "
-                    "asked for one by one, which is slower",
-                    file=sys.stderr,
-                )
-                again = call
+                reason = str(error.__context__ or error).strip().splitlines()[0]
+                raise OptionError(
+                    f"--compile does not work here (no CUDA graph could be made of a step: {reason}"
+                    "); train without it"
+                ) from error
         torch._foreach_copy_(buffers, before)
         return again
 
 
+@cache
+def stream_aside(device: int) -> torch.cuda.Stream:
+    """Return a stream for the calls before a recording, in which the usual one has no part."""
+    return torch.cuda.Stream(device)
+
+
 def warm_up(call: Callable[[], object]) -> None:
-    """Make the first calls, on a stream aside: the usual one must have no part in a recording."""
-    stream = torch.cuda.Stream()
+    """Make the first calls."""
+    stream = stream_aside(torch.cuda.current_device())
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(WARM_UPS):
