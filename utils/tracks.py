@@ -58,7 +58,8 @@ class Tracker:
             probabilities: [F, C].
             time: in seconds.
         """
-        oldest = min(time - FORGET, *self._before)
+        before, last = self._before
+        oldest = min(time - FORGET, before)
         self._live = [track for track in self._live if track.time >= oldest]
         free = list(self._live)
         found: list[Track | None] = [None] * len(boxes)
@@ -81,9 +82,7 @@ class Tracker:
                     gone = [track for track in self.tracks if track.time < oldest]
                     self.tracks.remove(min(gone or self.tracks, key=lambda track: len(track.past)))
             step = self._step_of(time)
-            if (
-                track.time == self._before[1]
-            ):  # what the last frame showed, it showed until this one
+            if track.time == last:  # what the last frame showed, it showed until this one
                 for between in range(self._step_of(track.time) + 1, step):
                     track.past[between] = 1, track.probabilities
             keep = math.exp(-(time - track.time) / self._smooth) if self._smooth else 0.0
@@ -91,7 +90,7 @@ class Tracker:
             track.box, track.time = box, time
             count, total = track.past.get(step, (0, 0.0))
             track.past[step] = count + 1, total + track.probabilities
-        self._before = self._before[1], time
+        self._before = last, time
         return found
 
     def _step_of(self, time: float) -> int:
