@@ -26,6 +26,7 @@ from data.store import images_to_device
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.network import FERNet, describe
 from models.runtime import META, NAMES, OnnxRuntime, TorchRuntime
+from models.winograd import with_fewer_products
 from test import faces_for
 from utils.command_line import parse
 from utils.errors import DataError, OptionError, run_main
@@ -93,7 +94,7 @@ def main() -> None:
             )
     if options.int8:
         small = out.with_suffix(".int8.onnx")
-        write(quantized(model, faces, checkpoint.channels), small)
+        write(quantized(checkpoint, faces), small)
         labelled = public.select(public.labels != UNKNOWN)
         print(f"{small}: {small.stat().st_size / 1e6:.1f} MB; {usage} accuracy ", end="")
         if faces.class_names == checkpoint.class_names and len(labelled):
@@ -118,10 +119,17 @@ class Exported(nn.Module):
         return *read, to_pixels(output.landmarks, self.width)
 
 
-def export(checkpoint: Checkpoint) -> onnx.ModelProto:
-    """Return the network as an ONNX model that carries all that its use needs."""
-    network, width = checkpoint.network(), checkpoint.image_width
+def export(checkpoint: Checkpoint, winograd: bool = True) -> onnx.ModelProto:
+    """Return the network as an ONNX model that carries all that its use needs.
+
+    Args:
+        checkpoint: the trained weights.
+        winograd: whether convolutions become products of matrices where that is faster.
+    """
+    network, width = checkpoint.network().eval(), checkpoint.image_width
     pixels = torch.zeros(2, checkpoint.channels, width, width, dtype=torch.uint8)
+    if winograd:
+        network = with_fewer_products(network, pixels)
     names = NAMES[: 3 if network.architecture.landmark_num else 2]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own
@@ -146,8 +154,9 @@ def export(checkpoint: Checkpoint) -> onnx.ModelProto:
     return model
 
 
-def quantized(model: onnx.ModelProto, faces: Faces, channels: int) -> onnx.ModelProto:
-    """Return the model with 8-bit convolutions, whose ranges some Training faces tell."""
+def quantized(checkpoint: Checkpoint, faces: Faces) -> onnx.ModelProto:
+    """Return the network with 8-bit convolutions, whose ranges some Training faces tell."""
+    model = export(checkpoint, winograd=False)
     training = faces.of("Training") if "Training" in faces.counts() else faces
     rows = np.linspace(0, len(training) - 1, min(CALIBRATION, len(training))).astype(int)
     with tempfile.TemporaryDirectory() as folder:
@@ -157,7 +166,7 @@ def quantized(model: onnx.ModelProto, faces: Faces, channels: int) -> onnx.Model
         quantization.quantize_static(
             paths[1],
             paths[2],
-            Calibration(pixels_of(training.select(rows), channels)),
+            Calibration(pixels_of(training.select(rows), checkpoint.channels)),
             op_types_to_quantize=["Conv", "Add", "Relu"],
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,

@@ -70,13 +70,12 @@ def main() -> None:
             paths["PyTorch"] = untrained(options.width, Path(folder) / "untrained.pth")
         checkpoint = load_checkpoint(paths["PyTorch"])
         channels = checkpoint.channels
-        model = export.export(checkpoint)
-        for name, each in (
-            ("ONNX, 32 bits", model),
-            ("ONNX, 8 bits", export.quantized(model, synthetic_faces(training=30), channels)),
+        for name, model in (
+            ("ONNX, 32 bits", export.export(checkpoint)),
+            ("ONNX, 8 bits", export.quantized(checkpoint, synthetic_faces(training=30))),
         ):
             paths[name] = Path(folder) / f"{len(paths)}.onnx"
-            export.write(each, paths[name])
+            export.write(model, paths[name])
         runtimes = {name: load_runtime(p, "-1", options.threads) for name, p in paths.items()}
         rates: dict[tuple[str, int], list[float]] = {}
         for _ in range(options.rounds):

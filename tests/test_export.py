@@ -17,6 +17,7 @@ import torch
 from kills import write_csv
 from skimage import data as photographs
 from test_network import original, save_original
+from torch import nn
 
 import export
 from data import ferplus
@@ -27,6 +28,7 @@ from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.inference import predict
 from models.network import Architecture, FERNet
 from models.runtime import OnnxRuntime, TorchRuntime
+from models.winograd import Winograd, pays, with_fewer_products
 from utils.errors import DataError, OptionError, WeightsError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,6 +76,57 @@ def run(*argv):
     with pytest.MonkeyPatch.context() as context:
         context.setattr(sys, "argv", ["export.py", *map(str, argv)])
         export.main()
+
+
+@pytest.mark.parametrize("width", [3, 8, 10, 13, 24])
+@pytest.mark.parametrize("bias", [True, False])
+def test_winograd_s_way_is_the_convolution(width, bias):
+    torch.manual_seed(width)
+    convolution = nn.Conv2d(5, 7, 3, padding=1, bias=bias).double()
+    x = torch.randn(3, 5, width, width).double()
+    expected = convolution(x)
+    torch.testing.assert_close(Winograd(convolution, width)(x), expected, atol=1e-12, rtol=0)
+    single = Winograd(convolution.float(), width)(x.float()).double()
+    torch.testing.assert_close(single, expected, atol=1e-4, rtol=0)
+
+
+def test_winograd_s_way_where_it_pays():
+    def replaced(network):
+        network = with_fewer_products(network.eval(), torch.zeros(2, 1, 48, 48))
+        return [name for name, module in network.named_modules() if isinstance(module, Winograd)]
+
+    places = ("0.conv2", "1.conv1", "1.conv2")  # but the strided ones
+    third, second = ([f"trunk.layer{i}.{place}" for place in places] for i in (3, 2))
+    assert replaced(FERNet(Architecture())) == second + third
+    assert replaced(FERNet(Architecture(width=0.5))) == []
+    for shape, options in (
+        ((1, 256, 12, 16), {}),
+        ((1, 256, 12, 12), {"stride": 2}),
+        ((1, 256, 12, 12), {"groups": 256}),
+        ((1, 256, 12, 12), {"dilation": 2}),
+        ((1, 256, 8, 8), {}),
+        ((1, 256, 12, 12), None),
+    ):
+        convolution = nn.Conv2d(256, 256, 3, padding=1, **options or {})
+        assert pays(convolution, torch.Size(shape)) == (options is None)
+
+
+def test_winograd_s_way_in_a_model(tmp_path, monkeypatch):
+    monkeypatch.setattr("models.winograd.LEAST_SAVED", 0)  # of so small a network
+    network = network_with_a_past(Architecture(width=0.5))
+    save(network, tmp_path / "w.pth")
+    model = export.export(load_checkpoint(tmp_path / "w.pth"))
+    kinds = [node.op_type for node in model.graph.node]
+    assert kinds.count("Conv") == 20 - 10  # all but the strided, and the last layer
+    assert "BatchNormalization" not in kinds
+    export.write(model, tmp_path / "m.onnx")
+    size = 4 * sum(parameter.numel() for parameter in network.parameters())
+    assert size < (tmp_path / "m.onnx").stat().st_size < 1.02 * size
+    ours, theirs = TorchRuntime(tmp_path / "w.pth", "-1"), OnnxRuntime(tmp_path / "m.onnx")
+    for n in (1, 3):
+        pixels = np.random.default_rng(n).integers(0, 256, (n, 1, 48, 48), np.uint8)
+        for a, b in zip(ours(pixels), theirs(pixels), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-3)
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 64])
