@@ -121,7 +121,7 @@ def test_winograd_s_way_in_a_model(tmp_path, monkeypatch):
     assert "BatchNormalization" not in kinds
     export.write(model, tmp_path / "m.onnx")
     size = 4 * sum(parameter.numel() for parameter in network.parameters())
-    assert size < (tmp_path / "m.onnx").stat().st_size < 1.02 * size
+    assert size < (tmp_path / "m.onnx").stat().st_size < 1.1 * size  # nine weights, not 36
     ours, theirs = TorchRuntime(tmp_path / "w.pth", "-1"), OnnxRuntime(tmp_path / "m.onnx")
     for n in (1, 3):
         pixels = np.random.default_rng(n).integers(0, 256, (n, 1, 48, 48), np.uint8)
