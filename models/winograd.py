@@ -127,7 +127,8 @@ def pays(convolution: nn.Conv2d, shape: torch.Size) -> bool:
         shape: [N, C, h, w] of its input.
     """
     plain = {"kernel_size": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
-    if any(getattr(convolution, k) != v for k, v in plain.items()) or convolution.groups != 1:
+    plain |= {"groups": 1, "padding_mode": "zeros"}
+    if any(getattr(convolution, name) != value for name, value in plain.items()):
         return False
     height, w = shape[2:]
     tiles, rows = _tiles(w), STEPS * _tiles(w)

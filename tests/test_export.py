@@ -104,6 +104,7 @@ def test_winograd_s_way_where_it_pays():
         ((1, 256, 12, 12), {"stride": 2}),
         ((1, 256, 12, 12), {"groups": 256}),
         ((1, 256, 12, 12), {"dilation": 2}),
+        ((1, 256, 12, 12), {"padding_mode": "replicate"}),
         ((1, 256, 8, 8), {}),
         ((1, 256, 12, 12), None),
     ):
