@@ -198,7 +198,8 @@ def train(
 
 def last_words(log: Path) -> str:
     """Return the last line of a log that is not empty."""
-    told = [line for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
+    text = log.read_text(encoding="utf-8", errors="replace")  # libraries may write otherwise
+    told = [line for line in text.splitlines() if line.strip()]
     return told[-1].strip() if told else ""
 
 

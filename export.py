@@ -126,7 +126,7 @@ def export(checkpoint: Checkpoint, winograd: bool = True) -> onnx.ModelProto:
         checkpoint: the trained weights.
         winograd: whether convolutions become products of matrices where that is faster.
     """
-    network, width = checkpoint.network().eval(), checkpoint.image_width
+    network, width = checkpoint.network(), checkpoint.image_width
     pixels = torch.zeros(2, checkpoint.channels, width, width, dtype=torch.uint8)
     if winograd:
         network = with_fewer_products(network, pixels)

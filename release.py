@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import jinja2
-import torch
 import tyro
 from torch import Tensor
 
@@ -128,11 +127,11 @@ def halved(net: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-@torch.inference_mode()
 def measured(network: FERNet, faces: Faces, batch_size: int) -> dict[str, Any]:
     """Return all that a card tells of a network: plain, with ten views, on corrupted faces."""
     plain = evaluate([network], faces, USAGES, batch_size)
-    print(f"\n{summary(plain.scores())}", flush=True)
+    scores = plain.scores()
+    print(f"\n{summary(scores)}", flush=True)
     views = evaluate([network], faces, USAGES, batch_size, tta=True)
     print(f"\nten views:\n{summary(views.scores())}", flush=True)
     table = corrupted([network], faces, plain, TestOptions(batch_size=batch_size))
@@ -143,14 +142,14 @@ def measured(network: FERNet, faces: Faces, batch_size: int) -> dict[str, Any]:
         {
             "name": name,
             "n": int((labels == c).sum()),
-            "recall": plain.scores()["PrivateTest"]["recall"][name],
+            "recall": scores["PrivateTest"]["recall"][name],
             "predicted": int((predicted == c).sum()),
             "precision": float((labels[predicted == c] == c).mean()) if c in predicted else None,
         }
         for c, name in enumerate(faces.class_names)
     ]
     return {
-        "plain": plain.scores(),
+        "plain": scores,
         "views": views.scores(),
         "corruptions": table.to_dict("records"),
         "by_class": by_class,

@@ -265,7 +265,7 @@ def judged(run: dict[str, Any], faces: Faces, judge: Faces) -> dict[str, Any]:
     """Return what FER+'s majority, which no run on FER2013's labels has seen, says of its relabels.
 
     Args:
-        run: what `describe` tells of it.
+        run: what `describe_run` tells of it.
         faces: with the labels that it was trained on.
         judge: the same faces with FER+'s labels; those that have none of FER2013's are left out.
 

@@ -163,8 +163,9 @@ def run_on(
                 folder.write_json("config.json", config)
         print(f"network  {describe(network)}")
         if folder:
-            print(f"run      {folder.path}, recipe {options.recipe}: epochs ", end="")
-            print(f"{state.epoch + 1} to {options.total_epoch} of {len(rows):,} faces", flush=True)
+            print(f"run      {folder.path}, recipe {options.recipe}: ", end="")
+            told = f"epochs {state.epoch + 1} to {options.total_epoch} of {len(rows):,} faces"
+            print(told if state.epoch < options.total_epoch else "all epochs are done", flush=True)
         if options.relabel and options.relabel_epoch > options.total_epoch:
             print(f"relabel  never: --relabel_epoch {options.relabel_epoch} is after the last one")
         labels = " with FER+ labels" * bool(options.ferplus)
@@ -212,7 +213,9 @@ def train(
             )
             if means is None:
                 break
-            part = predict(state.ema.network, public_share, bf16=takes_bf16(options.amp, device))
+            bf16 = takes_bf16(options.amp, device)
+            shown = group.is_main
+            part = predict(state.ema.network, public_share, bf16=bf16, progress=shown)
             predictions = Predictions.joined(group.gather(part))
             if not np.isfinite(predictions.probabilities).all():
                 raise diverged(f"epoch {state.epoch}: its predictions are not finite")
@@ -252,13 +255,14 @@ def train_one_epoch(
     (With --compile, whose batches are all of one length, a few come twice.)
 
     An epoch of a run that was stopped within it goes on after the last batch that was done. No step
-    waits for a GPU: the sums stay there, and are looked at once in 50 batches. (Of several GPUs,
-    SyncBatchNorm waits for each.) This process does its share of each batch as one process would do
-    it; only dropout, the ranking of importances and the partners of mixed faces are its own.
+    waits for a GPU: the sums stay there until the epoch ends, and faults are looked for once in 50
+    batches. (Of several GPUs, SyncBatchNorm waits for each.) This process does its share of each
+    batch as one process would do it; only dropout, the ranking of importances and the partners of
+    mixed faces are its own.
 
     Args:
         state: what is trained, and where the training stands.
-        ready: learns from a batch, as learner_of returns it.
+        ready: takes a batch and returns what learns from it, as learner_of says.
         store: of the Training faces.
         options: of the run.
         teachers: who judge the faces, too.
@@ -271,12 +275,14 @@ def train_one_epoch(
     """
     network = state.network.train()
     epoch = state.epoch + 1
-    batches = Batches(store, options, epoch, group, taught=len(teachers) > 0)
     relabels = options.relabel and epoch >= options.relabel_epoch
     if not state.batches:
         state.labels_before, state.sums = state.labels.clone(), {}
+        state.even = options.compile  # as each length of a batch takes kernels of its own
+    batches = Batches(store, options, epoch, group, taught=len(teachers) > 0, even=state.even)
     faults = Faults(epoch, len(batches))
-    how = {"initial": state.batches, "unit": "batch", "leave": False, "disable": None}
+    hide = None if group.is_main else True  # None: where no terminal shows it
+    how = {"initial": state.batches, "unit": "batch", "leave": False, "disable": hide}
     bar = tqdm(None, f"epoch {epoch}/{options.total_epoch}", len(batches), **how)
     for i, batch in enumerate(batches.stream(state.batches), state.batches):
         if group.time_to_agree(i) and group.any(bool(signals)):

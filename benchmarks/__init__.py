@@ -1,1 +1,2 @@
-"""What training, reading and inference cost: python -m benchmarks.throughput, .data, .inference."""
+"""What training, reading and inference cost, and how wide to cut faces out of photographs:
+python -m benchmarks.throughput, .data, .inference and .margin."""

@@ -54,18 +54,27 @@ class Batches:
         epoch: counted from 1.
         group: the processes that share each batch; its faces are changed as one process would.
         taught: whether teachers want to see them, too.
+        even: give all batches one length, for which a few faces come twice.
 
     Attributes:
         faces: how many there are in all batches.
     """
 
     def __init__(
-        self, store: Store, options: Options, epoch: int, group: Group, *, taught: bool = False
+        self,
+        store: Store,
+        options: Options,
+        epoch: int,
+        group: Group,
+        *,
+        taught: bool = False,
+        even: bool = False,
     ) -> None:
         self._store, self._options, self._epoch, self._group = store, options, epoch, group
         self._taught = taught
-        amounts = {f.name: getattr(options, f.name, None) for f in fields(Augmentation)}
-        self._how = Augmentation(**amounts | {"size": options.width_in(epoch)})
+        names = [f.name for f in fields(Augmentation) if f.name != "size"]
+        amounts = {name: getattr(options, name) for name in names}
+        self._how = Augmentation(**amounts, size=options.width_in(epoch))
         n, device = len(store.labels), store.labels.device
         self._generator = torch.Generator(device)
         # Drawn by the CPU, so that a run that changes its device within an epoch keeps the order.
@@ -73,7 +82,7 @@ class Batches:
         order = to_device(torch.randperm(n, generator=order), device)
         # All of one size, give or take a face: a small last one would upset batch norm and ranks.
         number = math.ceil(n / options.batch_size)
-        if options.compile:  # all of one, as each size takes kernels of its own; a few come twice
+        if even:
             order = torch.cat((order, order[: -n % number]))
         self.faces = len(order)
         self._batches = order.tensor_split(number)

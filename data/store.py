@@ -66,7 +66,7 @@ class Store:
                 if self._landmarks is not None:
                     self._landmarks = self._landmarks[rows]
             if self.kind == "device":
-                self._whole = self._to_device(self._images, self._landmarks)
+                self._whole = self._to_device(self._images, self._landmarks, wait=True)
                 self._images = self._landmarks = None
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise OptionError(
@@ -105,15 +105,23 @@ class Store:
         return self._images[rows], None if self._landmarks is None else self._landmarks[rows]
 
     def _to_device(
-        self, images: np.ndarray, landmarks: np.ndarray | None
+        self, images: np.ndarray, landmarks: np.ndarray | None, wait: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        points = None if landmarks is None else _moved(landmarks, self._device)
-        return images_to_device(images, self._device), points
+        points = None
+        if landmarks is not None:
+            points = to_device(torch.from_numpy(landmarks), self._device, wait)
+        return images_to_device(images, self._device, wait), points
 
 
-def images_to_device(images: np.ndarray, device: torch.device) -> Tensor:
-    """Move uint8 images [N, H, W] or [N, H, W, 3] to the device as [N, C, H, W]."""
-    pixels = _moved(images, device)
+def images_to_device(images: np.ndarray, device: torch.device, wait: bool = True) -> Tensor:
+    """Move uint8 images [N, H, W] or [N, H, W, 3] to the device as [N, C, H, W].
+
+    Args:
+        images: the images.
+        device: where they go.
+        wait: until they are there.
+    """
+    pixels = to_device(torch.from_numpy(np.ascontiguousarray(images)), device, wait)
     return pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
 
 
@@ -134,10 +142,12 @@ def _free_memory() -> int:
         return 1 << 40
 
 
-def _moved(array: np.ndarray, device: torch.device) -> Tensor:
-    return to_device(torch.from_numpy(np.ascontiguousarray(array)), device)
+def to_device(tensor: Tensor, device: torch.device, wait: bool = False) -> Tensor:
+    """Return the tensor on the device.
 
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return the tensor on the device; a GPU copies it from pinned memory, and nobody waits."""
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+    A GPU copies it from pinned memory, and nobody waits, or else from where it is: PyTorch pins up
+    to twice as much as is asked for, and keeps it: fine for a batch, but not for a whole set.
+    """
+    if wait or device.type == "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

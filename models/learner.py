@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from models.network import FERNet, Output
-from models.objective import forward_backward, relabel_batch
+from models.objective import compute_losses, relabel_batch
 from models.start import model_of
 from utils.cuda_graph import Repeated
+from utils.devices import autocast, fused, takes_bf16
 from utils.group import Group
 from utils.options import Options
 
@@ -57,23 +58,17 @@ def learn(
         labels: int64 [N].
         landmarks: [N, 68, 2] in half widths, NaN where unknown; or None.
         own: as of Batch.
-        opinion: as of compute_losses, as are the next two.
-        known_num: a scalar.
-        weight: of the share.
+        opinion, known_num, weight: as of compute_losses.
         relabels: whether labels may change.
     """
     for parameter in parameters:
-        parameter.grad = None
-    output, losses = forward_backward(
-        model,
-        images,
-        targets,
-        landmarks,
-        options,
-        opinion=opinion,
-        weight=weight,
-        known_num=known_num,
-    )
+        parameter.grad = None  # not zeros: a CUDA graph then makes it at a place of its own
+    with autocast(images.device, takes_bf16(options.amp, images.device)):
+        output = model(images)
+    compute = fused(compute_losses) if options.compile else compute_losses
+    shared = {"opinion": opinion, "weight": weight, "known_num": known_num}
+    losses = compute(output, targets, landmarks, options, **shared)
+    losses["loss"].backward()
     norm = clip_grad_norm_(parameters, options.clip or math.inf)
     right = output.clean_logits.argmax(1) == labels
     measures = {
@@ -95,4 +90,4 @@ def learner_of(
     graphed = options.compile and group.size == 1 and network.pixel_mean.is_cuda
     model = model_of(network, options, group, graphed=graphed)
     learns = partial(learn, model, list(network.parameters()), options)
-    return Repeated(learns, network).ready if graphed else partial(partial, learns)
+    return Repeated(learns, network).ready if graphed else lambda **batch: partial(learns, **batch)

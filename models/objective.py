@@ -1,43 +1,13 @@
-"""What a batch teaches under a run's options: the loss, its gradient, and the relabels."""
+"""What a batch teaches under a run's options: the losses, and the relabels."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from models.network import Output
 from models.scn import landmark_loss, rank_regularization, relabel, weighted_cross_entropy
-from utils.devices import autocast, fused, takes_bf16
 from utils.options import Options
-
-
-def forward_backward(
-    model: Callable[[Tensor], Output],
-    images: Tensor,
-    targets: Tensor,
-    landmarks: Tensor | None,
-    options: Options,
-    **shared: Any,
-) -> tuple[Output, dict[str, Tensor]]:
-    """Return the output and losses, as compute_losses has them, and leave their gradient.
-
-    Args:
-        model: what gives the output.
-        images: float [N, C, W, W], 0 to 255.
-        targets: labels [N], or shares of the classes [N, K].
-        landmarks: [N, 68, 2] in half widths, NaN where unknown; or None.
-        options: of the run.
-        shared: opinion, weight and known_num, as of compute_losses.
-    """
-    with autocast(images.device, takes_bf16(options.amp, images.device)):
-        output = model(images)
-    compute = fused(compute_losses) if options.compile else compute_losses
-    losses = compute(output, targets, landmarks, options, **shared)
-    losses["loss"].backward()
-    return output, losses
 
 
 def compute_losses(

@@ -11,7 +11,7 @@ from utils.options import Options
 
 
 def make_optimizer(network: nn.Module, options: Options) -> torch.optim.Optimizer:
-    """Return SGD with Nesterov momentum, or Adam; biases and batch norm do not decay."""
+    """Return SGD with Nesterov momentum, or AdamW; biases and batch norm do not decay."""
     groups = [
         {
             "params": [p for p in network.parameters() if p.ndim > 1],

@@ -31,7 +31,6 @@ def uphill(network: nn.Module, radius: float) -> Iterator[None]:
     scale = radius / get_total_norm(gradients).clamp(min=1e-12)
     torch._foreach_add_(weights, torch._foreach_mul(gradients, scale))
     try:
-        with torch.enable_grad():
-            yield
+        yield
     finally:  # whatever stops the run, these are its weights
         torch._foreach_copy_(kept, before)

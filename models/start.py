@@ -65,8 +65,10 @@ def model_of(
         group: the processes.
         graphed: it will be part of a CUDA graph, and needs none of its own.
     """
-    model = compiled(network, graphs=not graphed) if options.compile else network
-    return DistributedDataParallel(model) if group.size > 1 else model
+    if group.size > 1:  # without graphs: SyncBatchNorm talks to the other processes within a pass
+        model = compiled(network, graphs=False) if options.compile else network
+        return DistributedDataParallel(model)
+    return compiled(network, graphs=not graphed) if options.compile else network
 
 
 def load_weights(path: str, class_names: tuple[str, ...], channels: int = 1) -> Checkpoint:

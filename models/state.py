@@ -38,6 +38,7 @@ class State:
         batches: how many of the next epoch are done, where a run was stopped within it.
         sums: over these, of each measure times the faces of its batch: scalars.
         labels_before: `labels` when that epoch began.
+        even: whether that epoch's batches are all of one length, which --compile chose then.
     """
 
     network: FERNet
@@ -53,6 +54,7 @@ class State:
     batches: int = 0
     sums: dict[str, Tensor] = field(default_factory=dict)
     labels_before: Tensor | None = None
+    even: bool = False
 
     def add(self, measures: dict[str, Tensor], faces: float) -> None:
         """Add a batch's measures to the sums, each times so many faces; no GPU is waited for."""
@@ -94,6 +96,7 @@ class State:
             "batches": self.batches,
             "sums": self.sums if self.batches else {},
             "labels_before": self.labels_before if self.batches else None,
+            "even": self.even,
             "data_digest": self.data_digest,
             "target_digest": self.target_digest,
             "teachers": list(self.taught_by),
@@ -138,6 +141,7 @@ class State:
             if self.batches:
                 before = _same_kind(saved["labels_before"], self.labels)
                 self.labels_before = before.to(device)
+                self.even = bool(saved.get("even", checkpoint.options.get("compile")))
         except Exception as error:  # strange contents fail in a dozen ways
             raise RunError(f"last.pth does not fit its run ({error}); start a new run") from error
         self.epoch = checkpoint.epoch

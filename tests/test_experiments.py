@@ -165,6 +165,12 @@ def test_a_run_that_begins_while_all_are_stopped_is_stopped_too(tmp_path):
     assert not (tmp_path / "a-0/metrics.json").exists()
 
 
+def test_last_words_of_any_encoding(tmp_path):
+    log = tmp_path / "a.log"
+    log.write_bytes(b"one\nerror: caf\xe9\n \n")
+    assert experiments.last_words(log) == "error: caf\ufffd"
+
+
 def test_a_cell_that_fails_is_named_and_the_others_go_on(faces_csv, tmp_path, capsys):
     variants = {"bad": "--no_landmarks --model_path none.pth", "good": "--no_landmarks"}
     plan = write_plan(

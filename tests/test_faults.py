@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -147,6 +148,12 @@ def test_exit_codes(capsys):
     assert ends(Interrupted(signal.SIGTERM, "saved")) == 143
     assert capsys.readouterr().err == "\ninterrupted\n\nsaved\n"
     assert ends(RunError("no room")) == "error: no room"  # which Python prints, and exits with 1
+    for full in (MemoryError(), torch.OutOfMemoryError("Tried 3 GiB\nmore")):
+        assert re.fullmatch(r"error: out of memory \(.*\); take a smaller .*", ends(full))
+    with pytest.raises(SystemExit, match=r"out of memory \(.*can't allocate memory.*smaller"):
+        run_main(lambda: torch.empty(1 << 45))
+    with pytest.raises(RuntimeError, match="another"):
+        ends(RuntimeError("another"))
     with pytest.raises(SystemExit, match="143"):
         run_main(partial(os.kill, os.getpid(), signal.SIGTERM))
 

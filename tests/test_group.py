@@ -38,9 +38,9 @@ torch.set_default_dtype(torch.float64)
 torch.Tensor.float = torch.Tensor.double
 import data.store
 import train
-moved = data.store._moved
-data.store._moved = lambda array, device: moved(
-    array if array.dtype == "uint8" else array.astype(float), device
+to_device = data.store.to_device
+data.store.to_device = lambda tensor, *how: to_device(
+    tensor if tensor.dtype == torch.uint8 else tensor.double(), *how
 )
 train.main()
 """

@@ -283,9 +283,10 @@ def test_a_killed_run_goes_on_to_the_same_bits(whole, faces_csv, tmp_path):
     assert_same_run(whole, folder)
 
 
-def test_a_finished_run_resumed_says_the_same_again(whole):
+def test_a_finished_run_resumed_says_the_same_again(whole, capsys):
     before = (whole / "metrics.csv").read_text()
     run(train, "--resume", whole)
+    assert ": all epochs are done\n" in capsys.readouterr().out
     assert (whole / "metrics.csv").read_text() == before
 
 

@@ -28,7 +28,7 @@ from data.store import Store, choose
 from models.ema import EMA
 from models.learner import learn, learner_of
 from models.network import Architecture, FERNet
-from models.objective import compute_losses, forward_backward, relabel_batch
+from models.objective import compute_losses, relabel_batch
 from models.optimizer import make_optimizer
 from models.sam import uphill
 from models.state import State
@@ -109,7 +109,7 @@ def test_a_set_goes_where_it_has_room(monkeypatch, faces):
     monkeypatch.undo()
     assert Store(faces, rows_of(faces), CPU).kind == "device"
 
-    def full(*args):
+    def full(*args, **how):
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(Store, "_to_device", full)
@@ -160,12 +160,47 @@ def test_an_epoch_shows_every_face_once(faces, monkeypatch, size):
 def test_compiled_batches_have_one_length(faces, monkeypatch):
     monkeypatch.setattr("data.augment.fused", lambda function: function)
     store = Store(faces, rows_of(faces), CPU)
-    batches = Batches(store, replace(SHORT, compile=True, batch_size=4), 1, Group())
+    batches = Batches(store, replace(SHORT, compile=True, batch_size=4), 1, Group(), even=True)
     shown = [batch.rows.tolist() for batch in batches.stream()]
     assert [len(rows) for rows in shown] == [4] * 9
     assert batches.faces == 36
     rows = sorted(sum(shown, []))
     assert set(rows) == set(range(35))  # every face, and one of them twice
+
+
+def test_an_epoch_that_goes_on_with_compile_shows_every_face_once(faces, monkeypatch):
+    shown, signals = [], []
+
+    class Noted(Batches):
+        def stream(self, begin=0):
+            for batch in super().stream(begin):
+                yield batch
+                shown.extend(batch.rows.tolist())
+                if len(shown) == 8:  # after two of nine batches: as Ctrl-C
+                    signals.append(2)
+
+    monkeypatch.setattr("train.Batches", Noted)
+    for place in ("data.augment.fused", "models.learner.fused"):
+        monkeypatch.setattr(place, lambda function: function)
+    monkeypatch.setattr("models.start.compiled", lambda network, graphs: network)
+    options = replace(SHORT, batch_size=4, mixup=0.0, cutmix=0.0)
+    network = FERNet(Architecture(width=0.1))
+    store = Store(faces, rows_of(faces), CPU)
+    state = State(network, EMA(network, 0.9), make_optimizer(network, options), store.labels)
+    for each in (options, replace(options, compile=True)):
+        means = train_one_epoch(
+            state,
+            learner_of(network, each, Group()),
+            store,
+            each,
+            teachers=Teachers([]),
+            group=Group(),
+            forecast=Forecast(CPU, each, len(store.labels), 1),
+            signals=signals,
+        )
+        signals.clear()
+    assert means is not None
+    assert sorted(shown) == list(range(35))
 
 
 def test_a_batch_needs_none_of_those_before_it(faces):
@@ -472,6 +507,16 @@ def test_a_step_without_a_graph_is_told(faces, monkeypatch):
     with pytest.raises(OptionError, match="a step: CUDA error: [^\n]* capturing.; train without"):
         epoch(faces, replace(SHORT, batch_size=7))
 
+    def full(call):
+        try:
+            raise torch.OutOfMemoryError("Tried to allocate 3 GiB")
+        finally:  # as the end of the recording does
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    monkeypatch.setattr("utils.cuda_graph.record", full)
+    with pytest.raises(torch.OutOfMemoryError, match="3 GiB"):
+        epoch(faces, replace(SHORT, batch_size=7))
+
 
 def test_a_share_is_changed_as_within_its_batch(faces):
     how = Augmentation(0.5, 15, 0.2, 0.1, 0.3, 0.5, degraded=0.5, jpeg=0.5)
@@ -524,9 +569,22 @@ def test_the_compiled_changes_and_losses_are_the_changes_and_losses(faces):
             compile=options.compile,
         )
         network.zero_grad()
-        _, losses = forward_backward(network, shown, labels, moved, options)
+        learned = learn(
+            network,
+            list(network.parameters()),
+            options,
+            images=shown,
+            targets=labels,
+            labels=labels,
+            landmarks=moved,
+            own=None,
+            opinion=None,
+            known_num=torch.tensor(5),
+            weight=1.0,
+            relabels=False,
+        )
         gradients = [p.grad.clone() for p in network.parameters()]
-        results.append([shown, moved, *(loss.detach() for loss in losses.values()), *gradients])
+        results.append([shown, moved, *learned.measures.values(), *gradients])
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=0.01, equal_nan=True)
 

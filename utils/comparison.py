@@ -64,7 +64,6 @@ def bootstrap(ours: np.ndarray, theirs: np.ndarray, seed: int = 0) -> tuple[floa
     rng = np.random.default_rng(seed)
     gain = ours.astype(np.float32) - theirs
     seeds, n = gain.shape
-    # How often a face is drawn, in place of the draw itself: the same, by far faster.
     means = np.empty(DRAWS)
     for i in range(DRAWS):
         faces = gain[rng.integers(0, seeds, seeds)].mean(0)

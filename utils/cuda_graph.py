@@ -26,8 +26,8 @@ class Repeated(Generic[T]):
     Args:
         function: takes tensors and settings by keyword, and gives tensors. It must ask for the same
             kernels each time, and wait for none of them.
-        network: that it trains. Its statistics are not moved by the calls before the recording,
-            which are no steps; its gradients are where the function leaves them.
+        network: that it trains. The calls before the recording are no steps, so the network's
+            statistics are put back after them.
     """
 
     def __init__(self, function: Callable[..., T], network: nn.Module) -> None:
@@ -56,7 +56,7 @@ class Repeated(Generic[T]):
         return self._repeat
 
     def _repeat(self) -> T:
-        return self._again()
+        return self._again()  # not handed out itself: whoever held it would keep the old graph
 
     def _recorded(self, settings: dict[str, Any]) -> Callable[[], T]:
         """Record a call that takes its tensors from where they are kept."""
@@ -68,7 +68,10 @@ class Repeated(Generic[T]):
             try:
                 again = record(call)
             except RuntimeError as error:
-                reason = str(error.__context__ or error).strip().splitlines()[0]
+                cause = error.__context__ or error  # a failed recording ends with another error
+                if isinstance(cause, torch.OutOfMemoryError):
+                    raise cause from None
+                reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
                 raise OptionError(
                     f"--compile does not work here (no CUDA graph could be made of a step: {reason}"
                     "); train without it"
@@ -79,7 +82,11 @@ class Repeated(Generic[T]):
 
 @cache
 def stream_aside(device: int) -> torch.cuda.Stream:
-    """Return a stream for the calls before a recording, in which the usual one has no part."""
+    """Return a stream for the calls before a recording, in which the usual one has no part.
+
+    Nor is it the recording's: what cuBLAS keeps for a stream is then in the graph's own memory,
+    and still there when the teachers' graphs have cuBLAS forget all that it keeps.
+    """
     return torch.cuda.Stream(device)
 
 

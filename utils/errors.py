@@ -44,6 +44,11 @@ def run_main(main: Callable[[], None]) -> None:
             sys.stdout.flush()
     except ProjectError as error:
         sys.exit(f"error: {error}")
+    except (MemoryError, RuntimeError) as error:
+        if not _is_of_memory(error):
+            raise
+        reason = (str(error).strip() or "no more to be had").splitlines()[0]
+        sys.exit(f"error: out of memory ({reason}); take a smaller --batch_size, or free some")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
         print("stopped: nothing reads the output any more", file=sys.stderr)
@@ -52,3 +57,9 @@ def run_main(main: Callable[[], None]) -> None:
         number = interrupt.number if isinstance(interrupt, Interrupted) else signal.SIGINT
         print(f"\n{str(interrupt) or 'interrupted'}", file=sys.stderr)
         sys.exit(128 + number)
+
+
+def _is_of_memory(error: Exception) -> bool:
+    """Tell whether memory ran out: NumPy's, a GPU's, or a CPU's, for which PyTorch has no class."""
+    by_name = type(error).__name__ == "OutOfMemoryError"  # torch's, which is slow to import
+    return isinstance(error, MemoryError) or by_name or "can't allocate memory" in str(error)

@@ -56,9 +56,10 @@ class Group:
             torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
         output = sys.stdout
         try:
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+            backend, own = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+            dist.init_process_group(backend, timeout=PATIENCE, device_id=own)
             if not self.is_main:
-                sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (open as long as the process)
+                sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (open as long as the process)
             yield
             dist.destroy_process_group()
         except RuntimeError as error:

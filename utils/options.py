@@ -86,7 +86,7 @@ class Options:
     """Add features of brows, eyes, nose, mouth and jaw, taken where their landmarks are predicted,
     to those of the whole face."""
     landmark_num: Literal[68] = 68
-    """The number of landmarks: dlib's 68."""
+    """The number of landmarks, always dlib's 68."""
     landmark_weight: float = 2.0
     """Weight of the landmark loss (mean absolute error in half widths of the face)."""
 
@@ -102,7 +102,7 @@ class Options:
     batch_size: int = 128
     """Faces per step, of all GPUs together."""
     optimizer: Literal["sgd", "adam"] = "sgd"
-    """sgd is with Nesterov momentum 0.9; for adam a start_lr of about 0.001 fits."""
+    """sgd is with Nesterov momentum 0.9; adam is AdamW, and a start_lr of about 0.001 fits it."""
     start_lr: float = 0.1
     """The learning rate after the warm-up; it falls to 0 along a cosine."""
     warmup_epoch: float = 5.0
