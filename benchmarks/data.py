@@ -10,9 +10,7 @@ CSV holds random pixels; landmarks are sought in the synthetic sample.
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,6 +23,7 @@ import numpy as np
 import torch
 import tyro
 
+from benchmarks.memory import peak_memory
 from data.faces import Faces
 from data.landmarks import add_landmarks
 from data.sample import synthetic_faces
@@ -123,9 +122,7 @@ def seek(n: int, jobs: int) -> float:
 
 
 def _measured(function: Callable[..., float], *args: object) -> tuple[float, float]:
-    seconds = function(*args)
-    unit = 1e9 if sys.platform == "darwin" else 1e6  # ru_maxrss is in kB, on macOS in bytes
-    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return function(*args), peak_memory()
 
 
 if __name__ == "__main__":

@@ -13,9 +13,7 @@ The plain way runs in a process of its own, with memory as the C library hands i
 
 from __future__ import annotations
 
-import resource
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -34,6 +32,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.memory import peak_memory
 from data.faces import EMOTIONS, LANDMARK_NUM, Faces
 from data.store import Store
 from models.ema import EMA
@@ -244,11 +243,8 @@ class JpegFaces(Dataset):
 
 def random_faces(options: BenchmarkOptions) -> Faces:
     """Return as many faces as a measurement takes; what they show costs nothing more or less."""
-    rng, n, width = (
-        np.random.default_rng(0),
-        options.batch_size * options.steps,
-        options.image_width,
-    )
+    rng, width = np.random.default_rng(0), options.image_width
+    n = options.batch_size * options.steps
     return Faces(
         images=rng.integers(0, 256, (n, width, width), np.uint8),
         labels=np.arange(n) % len(EMOTIONS),
@@ -312,11 +308,7 @@ def print_limits(options: BenchmarkOptions, device: torch.device, rate: float) -
         end="",
     )
     print(f"{bandwidth / 1e9:.3g}")
-    # ru_maxrss is in kB, on macOS in bytes.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
-        1e9 if sys.platform == "darwin" else 1e6
-    )
-    text = f"peak memory of all ways but the plain one: {peak:.2f} GB"
+    text = f"peak memory of all ways but the plain one: {peak_memory():.2f} GB"
     if device.type == "cuda":
         text += f", on the GPU {torch.cuda.max_memory_allocated(device) / 1e9:.2f} GB"
     print(text)
