@@ -10,6 +10,7 @@ outputs are `probabilities` [N, classes], `importance` [N] and `landmarks` [N, 6
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import tempfile
 import warnings
@@ -79,13 +80,14 @@ def main() -> None:
     model = export(checkpoint)
     usage = "PublicTest" if "PublicTest" in faces.counts() else next(iter(faces.counts()))
     public = faces.of(usage)
+    told = f"{'drawn ' * source.is_sample}{usage} faces"
     with atomic_write(out) as partial:
         partial.write_bytes(model.SerializeToString())
         runtimes = TorchRuntime(options.model_path, "-1"), OnnxRuntime(partial)
         probabilities, landmarks = largest_difference(*runtimes, public)
         size = partial.stat().st_size / 1e6
-        print(f"\n{out}: {size:.1f} MB; on {len(public):,} {usage} faces it ")
-        print(f"differs from PyTorch by at most {probabilities:.2g} in a probability", end="")
+        print(f"\n{out}: {size:.1f} MB; on {len(public):,} {told}")
+        print(f"it differs from PyTorch by at most {probabilities:.2g} in a probability", end="")
         print("" if landmarks is None else f" and {landmarks:.2g} px in a landmark")
         if probabilities > TOLERANCE or (landmarks or 0) > 10 * TOLERANCE:
             raise OptionError(
@@ -96,10 +98,10 @@ def main() -> None:
         small = out.with_suffix(".int8.onnx")
         write(quantized(checkpoint, faces), small)
         labelled = public.select(public.labels != UNKNOWN)
-        print(f"{small}: {small.stat().st_size / 1e6:.1f} MB; {usage} accuracy ", end="")
+        print(f"{small}: {small.stat().st_size / 1e6:.1f} MB; accuracy ", end="")
         if faces.class_names == checkpoint.class_names and len(labelled):
             before, after = (accuracy(OnnxRuntime(path), labelled) for path in (out, small))
-            print(f"{100 * after:.2f} %, in 32 bits {100 * before:.2f} %")
+            print(f"{100 * after:.2f} %, in 32 bits {100 * before:.2f} % ({told})")
         else:
             print("unknown, for these faces have no labels of the network's classes")
 
@@ -132,7 +134,8 @@ def export(checkpoint: Checkpoint, winograd: bool = True) -> onnx.ModelProto:
         network = with_fewer_products(network, pixels)
     names = NAMES[: 3 if network.architecture.landmark_num else 2]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own
+        warnings.simplefilter("ignore")  # the exporter's own, who also misses torchvision
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
             Exported(network, width).eval(),
             (pixels,),

@@ -92,8 +92,12 @@ def main() -> None:
         raise OptionError("name a picture, a folder, a video or a camera: predict.py PATH...")
     check(options)
     # A picture that a folder and a pattern both name is read once.
-    named = [source for path in options.paths for source in inputs_of(path)]
-    sources = list({s if isinstance(s, int) else os.path.realpath(s): s for s in named}.values())
+    alone, known = len(options.paths) == 1, {}
+    for source in (source for path in options.paths for source in inputs_of(path, alone)):
+        known.setdefault(source if isinstance(source, int) else os.path.realpath(source), source)
+    sources = list(known.values())
+    if not sources:
+        raise DataError("these folders hold results of earlier runs; name one alone to read them")
     predictor = FacePredictor(
         options.model_path,
         cropped=options.cropped,
@@ -164,8 +168,12 @@ class Job:
                 for i, face in enumerate(kept):
                     self._write(where | {"face": i}, face, face.probabilities)
                 if target:
-                    captions = [self._caption(face.probabilities) for face in kept]
-                    drawing.submit(_draw_picture, target, image, kept, captions)
+                    several = len(kept) > 1
+                    captions = [
+                        self._caption(face.probabilities, i if several else None)
+                        for i, face in enumerate(kept)
+                    ]
+                    drawing.submit(image.nbytes, _draw_picture, target, image, kept, captions)
                     self.drew = True
 
     def video(self, source: Path | int) -> None:
@@ -215,9 +223,10 @@ class Job:
                     for face, track in zip(kept, tracks):
                         self._write(where | {"face": track.number}, face, track.probabilities)
                     if target:
-                        captions = [self._caption(track.probabilities) for track in tracks]
+                        captions = [self._caption(t.probabilities, t.number) for t in tracks]
                         place = round(when[1] * writer.rate)
-                        drawing.submit(_draw_frame, writer, place, image, kept, captions)
+                        how = _draw_frame, writer, place, image, kept, captions
+                        drawing.submit(image.nbytes, *how)
                         self.drew = True
         finally:
             self._plot(tracker, name)
@@ -269,9 +278,10 @@ class Job:
         by_importance = self.options.confidence == "importance"
         return face.importance if by_importance else float(shares.max())
 
-    def _caption(self, probabilities: np.ndarray) -> str:
+    def _caption(self, probabilities: np.ndarray, number: int | None) -> str:
         best = int(probabilities.argmax())
-        return f"{self.predictor.class_names[best]} {100 * probabilities[best]:.0f} %"
+        told = f"{self.predictor.class_names[best]} {100 * probabilities[best]:.0f} %"
+        return told if number is None else f"{number}: {told}"
 
     def _write(self, where: dict[str, Any], face: Face, shares: np.ndarray) -> None:
         self.faces += 1
@@ -333,6 +343,7 @@ def _draw_picture(path: Path, image: np.ndarray, faces: list[Face], captions: li
     try:
         path.write_bytes(content)
     except OSError as error:
+        path.unlink(missing_ok=True)  # a part of it would only mislead
         raise RunError(f"{path} cannot be written ({error.strerror}); free disk space") from error
 
 

@@ -203,6 +203,8 @@ def _check(image: np.ndarray) -> None:
     shape = getattr(image, "shape", None)
     fine = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.size
     if not fine or not (len(shape) == 2 or (len(shape) == 3 and shape[2] == 3)):
+        if image is None:
+            raise DataError("None is no picture; cv2.imread gives it for what it cannot read")
         kind = getattr(image, "dtype", type(image).__name__)
         raise DataError(
             f"a picture is uint8 [H, W] or [H, W, 3] in RGB, and this is {kind} {shape}"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from data.faces import EMOTIONS, USAGES, Faces, canonical_class, listed, resize_image
@@ -18,6 +18,19 @@ from utils.errors import DataError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 MAX_PIXELS = 80_000_000  # of one image, beyond which Pillow too would warn
+ORIENTATION = 0x0112  # EXIF's tag
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Of odd EXIF, which no picture suffers from, and of large ones, which are errors here. Once for all
+# threads: warnings.catch_warnings is not made for them.
+warnings.filterwarnings("ignore", module="PIL")
 
 _CLASS_OF_CODE = {str(code): name for code, name in enumerate(EMOTIONS)}
 _USAGE_OF_SPLIT = {
@@ -175,7 +188,9 @@ def read_image(path: Path, channels: int) -> np.ndarray:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             image.load()
-            upright = ImageOps.exif_transpose(image)
+            # ImageOps.exif_transpose writes the other tags anew, and fails where one is odd.
+            turn = TURNS.get(image.getexif().get(ORIENTATION))
+            upright = image.copy() if turn is None else image.transpose(turn)
         if upright.mode.startswith("I"):  # 16 bits, which `convert` would clip at 255
             upright = Image.fromarray((np.asarray(upright) / 257).clip(0, 255).astype(np.uint8))
         elif upright.mode == "F":
@@ -198,9 +213,7 @@ def read_image(path: Path, channels: int) -> np.ndarray:
 def _opened(path: Path) -> Image.Image:
     """Open an image by Pillow, or by OpenCV where only that knows the format."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # it is an error here
-            return Image.open(path)
+        return Image.open(path)
     except UnidentifiedImageError:
         content = np.frombuffer(path.read_bytes(), np.uint8)
         if not content.size:

@@ -12,49 +12,65 @@ from PIL import Image
 from data.folders import IMAGE_SUFFIXES, natural
 from utils.errors import DataError
 from utils.run import LOCK
-from utils.video import SUFFIXES
+from utils.video import MATROSKA, SUFFIXES
 
 # Cameras and telephones write these, too; what cannot be decoded is then named.
 PICTURES = (*IMAGE_SUFFIXES, ".jfif", ".jpe", ".jp2", ".avif", ".heic", ".heif")
 # Matroska and WebM, Windows Media, MPEG's program stream and video, Flash, Ogg.
 VIDEO_STARTS = (
-    *(b"\x1a\x45\xdf\xa3", b"\x30\x26\xb2\x75", b"\0\0\1\xba", b"\0\0\1\xb3"),
+    *(MATROSKA, b"\x30\x26\xb2\x75", b"\0\0\1\xba", b"\0\0\1\xb3"),
     *(b"FLV", b"OggS"),
 )
 
 
-def inputs_of(path: str) -> list[Path | int]:
+def inputs_of(path: str, alone: bool = True) -> list[Path | int]:
     """Return the pictures and videos that a path, folder or pattern names, or a camera's number.
 
+    The results of an earlier run are left out, but where their folder is named, `alone`: with other
+    paths it may have come from a shell's pattern.
+
     Raises:
-        DataError: there are none.
+        DataError: there are none, nor such results.
     """
     if not path:
         raise DataError("a path is empty; name a picture, a folder, a video or a camera")
     file = Path(path).expanduser()
     if not os.path.exists(file) and re.fullmatch("[0-9]{1,4}", path):
         return [int(path)]
-    matches = [file] if os.path.exists(file) else glob.glob(str(file), recursive=True)
+    named = os.path.exists(file)
+    matches = [file] if named else glob.glob(str(file), recursive=True)
     matches = sorted(matches, key=lambda match: natural(str(match)))
     if not matches:
         raise DataError(f"{path}: there is no such file or folder, and nothing matches it")
-    files = [found for match in matches for found in _files_in(Path(match))]
-    if not files:
+    files = [found for match in matches for found in _files_in(Path(match), named and alone)]
+    if not named:  # a pattern may match what a run wrote
+        files = [found for found in files if not _is_of_a_run(found.parent)]
+    if not files and not (named and _is_of_a_run(file)):
         raise DataError(f"{path} holds no pictures and no videos")
     return files
 
 
-def _files_in(path: Path) -> list[Path]:
+def _is_of_a_run(folder: str | Path) -> bool:
+    """Tell whether a folder holds the results of predict.py."""
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return False
+    return LOCK in names and any("predictions.json" in name for name in names)
+
+
+def _files_in(path: Path, named: bool) -> list[Path]:
     """Return the pictures and videos in a folder, or the file itself.
 
-    Left out are hidden ones, and what an earlier run of predict.py drew in a folder below. A folder
-    that cannot be read stands for its files: whoever reads it tells what is wrong.
+    Left out are hidden ones, and what an earlier run of predict.py drew in a folder below, or in
+    this one where nobody `named` it. A folder that cannot be read stands for its files: whoever
+    reads it tells what is wrong.
     """
     if not path.is_dir():
         return [path]
     known, files, closed = {*PICTURES, *SUFFIXES}, [], []
     for folder, folders, names in os.walk(path, onerror=closed.append):
-        if Path(folder) != path and LOCK in names and any("predictions.json" in n for n in names):
+        if not (named and Path(folder) == path) and _is_of_a_run(folder):
             print(f"left out {folder}: the results of an earlier run")
             folders.clear()
             continue

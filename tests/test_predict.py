@@ -5,6 +5,7 @@ import os
 import pickle
 import resource
 import shutil
+import struct
 import subprocess
 import sys
 from copy import copy
@@ -30,7 +31,7 @@ from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.network import Architecture, FERNet
 from predictor import Face, FacePredictor
 from utils import records
-from utils.drawing import BLUE
+from utils.drawing import BLUE, WHITE, annotate
 from utils.errors import DataError, OptionError, ProjectError, RunError, WeightsError
 from utils.figures import confusion_matrix, expressions_over_time
 from utils.records import Records
@@ -223,6 +224,32 @@ def test_pictures_of_every_kind(echo, tmp_path, astronaut):
             assert overlap(face.box, expected.box) > 0.8, file
 
 
+def test_odd_exif_does_not_hide_how_a_picture_is_turned(tmp_path):
+    pixels = np.zeros((8, 16), np.uint8)
+    pixels[:, :8] = 255
+    entries = struct.pack("<HHII", 0x0112, 3, 1, 6)  # to be turned by 90 degrees clockwise
+    entries += struct.pack("<HHI4s", 0x0128, 2, 2, b"2")  # a unit that is text
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + bytes(4)
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png", 1), np.rot90(pixels, -1))
+
+
+def test_captions_stay_in_the_picture_and_off_the_face():
+    plain = np.zeros((200, 300, 3), np.uint8)
+    for top, bottom, (first, last) in (
+        (60, 160, (30, 61)),  # over the box
+        (-30, 110, (110, 160)),  # under it
+        (-30, 250, (175, 200)),  # within it, and small
+    ):
+        box = np.array([[100, top, 240, bottom]])
+        drawn = annotate(plain, box, None, ["surprise"])
+        (rows,) = (drawn == WHITE).all(2).any(1).nonzero()
+        assert first <= rows.min() < rows.max() < last
+        (filled,) = ((drawn == BLUE).all(2).sum(1) > 30).nonzero()
+        inner = filled[(filled > max(top, 0) + 2) & (filled < bottom - 2)]
+        assert len(inner) <= (25 if bottom > 200 else 0)
+
+
 def test_what_is_behind_a_transparent_pixel_stays_there(tmp_path):
     pixels = np.zeros((2, 2, 4), np.uint8)
     pixels[0] = (255, 0, 0, 255)
@@ -297,6 +324,15 @@ def test_a_folder_s_earlier_results_are_left_out_and_a_closed_folder_is_named(
     assert f"{tmp_path}/in/closed cannot be read" in told.err
     assert len(table(tmp_path / "second")) == 1
     assert run(tmp_path / "in/first", *argv, tmp_path / "third") == 0  # it was asked for
+    monkeypatch.undo()
+    (tmp_path / "in/closed").rmdir()
+    for i, paths in enumerate(  # a shell's pattern, and two of ours
+        (sorted((tmp_path / "in").iterdir()), [tmp_path / "in/*"], [tmp_path / "in/**/*.png"])
+    ):
+        assert run(*paths, *argv, tmp_path / f"more{i}") == 0
+        assert len(table(tmp_path / f"more{i}")) == 1
+    with pytest.raises(DataError, match="results of earlier runs; name one alone"):
+        run(tmp_path / "in/first", tmp_path / "second", *argv, tmp_path / "none")
 
 
 def test_a_class_may_be_named_as_a_column_is(tmp_path):

@@ -16,7 +16,7 @@ from data.inputs import is_video
 from predictor import FacePredictor
 from utils.errors import DataError
 from utils.figures import expressions_over_time
-from utils.pipeline import InOrder
+from utils.pipeline import MOST_BYTES, InOrder
 from utils.tracks import MOST, STEP, Tracker
 from utils.video import Video, VideoWriter
 
@@ -163,7 +163,7 @@ def test_ctrl_c_leaves_nothing_at_work_behind_the_block():
     def draw():
         with InOrder() as order:
             for number in range(4):
-                order.submit(work, number)
+                order.submit(1, work, number)
             begun.wait(20)
             shutdown = order._pool.shutdown
 
@@ -234,6 +234,49 @@ def test_a_file_that_promises_more_frames_is_told(tmp_path, moving):
     assert not video.fault
     video.frame_num = 100
     assert "ends after 24 of its 100 frames" in video.fault
+
+
+def test_a_pause_may_be_as_long_as_the_film(tmp_path, moving):
+    video = stamped(tmp_path / "film.mp4", moving[0], [0, 40, 80e3, 80040])
+    video.rate, video.frame_num = 0.05, 4
+    assert [when for _, when, _ in video.frames()] == pytest.approx([0, 0.04, 80, 80.04])
+
+
+def test_the_sound_of_a_matroska_film_may_last_longer(tmp_path, moving):
+    video = Video(write_video(tmp_path / "film.mkv", moving, "MJPG"))
+    list(video.frames())
+    for seconds, told in ((0, False), (0.9, False), (2.5, True)):
+        video.frame_num = 24 + round(seconds * video.rate)
+        assert bool(video.fault) == told
+
+
+def test_a_film_of_an_unknown_codec_is_told(tmp_path, moving):
+    video = Video(write_video(tmp_path / "film.mp4", moving))
+    video._capture.release()  # so that it gives no frame
+    assert list(video.frames()) == []
+    assert "no frame can be decoded; it is damaged, or OpenCV does not know" in video.fault
+
+
+def test_drawings_wait_only_while_there_is_room():
+    free, done = threading.Event(), []
+
+    def draw(number):
+        free.wait(20)
+        done.append(number)
+
+    def submit(order, size):
+        order.submit(size, draw, size)
+        done.append("submitted")
+
+    with InOrder() as order:
+        order.submit(MOST_BYTES + 1, draw, 0)  # one may be as large as it likes
+        waiting = threading.Thread(target=submit, args=(order, 1))
+        waiting.start()
+        waiting.join(0.1)
+        assert done == []
+        free.set()
+    waiting.join(20)
+    assert done.index("submitted") > done.index(0)
 
 
 def test_faces_are_sought_while_the_network_reads(echo, tmp_path, moving):

@@ -37,7 +37,7 @@ def annotate(
                 centre = round(16 * float(x)), round(16 * float(y))
                 radius = round(16 * max(0.8, size / 85))
                 cv2.circle(image, centre, radius, RED, cv2.FILLED, cv2.LINE_AA, 4)
-        _label(image, captions[i], left, top, size)
+        _label(image, captions[i], (left, top, right, bottom))
     return image
 
 
@@ -69,16 +69,23 @@ def annotate_whole(
     return annotate(image, boxes + np.tile(down, 2), landmarks, captions)
 
 
-def _label(image: np.ndarray, text: str, left: int, top: int, size: int) -> None:
-    """Write a text over a box, or under its upper edge where the picture ends."""
-    scale = min(max(size / 220, 0.35), 3.0)
-    thickness = max(1, round(scale * 1.2))
-    (width, height), _ = cv2.getTextSize(text, FONT, scale, thickness)
-    scale *= min(1.0, image.shape[1] / (width + height))
-    (width, height), below = cv2.getTextSize(text, FONT, scale, thickness)
-    pad = max(2, round(height / 3))
-    left = max(0, min(left, image.shape[1] - width - 2 * pad))
-    baseline = top - pad - below if top >= height + 2 * pad + below else top + height + pad
-    start, end = (left, baseline - height - pad), (left + width + 2 * pad, baseline + below + pad)
-    cv2.rectangle(image, start, end, BLUE, cv2.FILLED)
-    cv2.putText(image, text, (left + pad, baseline), FONT, scale, WHITE, thickness, cv2.LINE_AA)
+def _label(image: np.ndarray, text: str, box: tuple[int, int, int, int]) -> None:
+    """Write a text over a box, under it where the picture ends above, or low within it, smaller."""
+    left, top, right, bottom = box
+    high, wide = image.shape[:2]
+    scale = min(max((right - left) / 220, 0.35), 3.0)
+    for most in (high, high / 8):  # pixels of height: within the box little of the face is hidden
+        thickness = max(1, round(scale * 1.2))
+        (width, height), below = cv2.getTextSize(text, FONT, scale, thickness)
+        scale *= min(1.0, wide / (width + height), most / (2 * height + below))
+        thickness = max(1, round(scale * 1.2))
+        (width, height), below = cv2.getTextSize(text, FONT, scale, thickness)
+        pad = max(2, round(height / 3))
+        whole = height + below + 2 * pad
+        if top >= whole or bottom + whole <= high:
+            break
+    start = top - whole if top >= whole else min(bottom, high - whole)
+    left = max(0, min(left, wide - width - 2 * pad))
+    cv2.rectangle(image, (left, start), (left + width + 2 * pad, start + whole), BLUE, cv2.FILLED)
+    place = left + pad, start + pad + height
+    cv2.putText(image, text, place, FONT, scale, WHITE, thickness, cv2.LINE_AA)

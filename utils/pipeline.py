@@ -6,6 +6,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
+MOST = 8  # calls that may wait
+MOST_BYTES = 200 << 20  # that these may hold, but for one
+
 
 class InOrder:
     """Calls functions in the background, one after the other; a few calls may wait."""
@@ -16,11 +19,19 @@ class InOrder:
     def __enter__(self) -> InOrder:
         return self
 
-    def submit(self, function: Callable[..., None], *args: object) -> None:
-        """Call a function later. An error of an earlier call is raised here."""
-        self._pending.append(self._pool.submit(function, *args))
-        while len(self._pending) > 8:
-            self._pending.popleft().result()
+    def submit(self, size: int, function: Callable[..., None], *args: object) -> None:
+        """Call a function later. An error of an earlier call is raised here.
+
+        Args:
+            size: bytes that the call holds.
+            function: to call.
+            args: with these.
+        """
+        self._pending.append((size, self._pool.submit(function, *args)))
+        while len(self._pending) > MOST or (
+            len(self._pending) > 1 and sum(size for size, _ in self._pending) > MOST_BYTES
+        ):
+            self._pending.popleft()[1].result()
 
     def __exit__(self, *exception: object) -> None:
         try:
@@ -28,7 +39,7 @@ class InOrder:
         finally:  # Ctrl-C does not wait for what is queued, but no call may outlive the block
             self._pool.shutdown(cancel_futures=True)
         if exception[0] is None:
-            for pending in self._pending:
+            for _, pending in self._pending:
                 pending.result()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -125,7 +126,8 @@ class RunFolder:
 
     def write_figure(self, name: str, figure: Any) -> None:
         """Write a Matplotlib figure as PNG."""
-        with atomic_write(self.path / name) as partial:
+        with atomic_write(self.path / name) as partial, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph")  # that no font has: a box is drawn
             figure.savefig(partial, format="png", dpi=120, bbox_inches="tight")
 
 

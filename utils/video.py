@@ -20,7 +20,8 @@ SUFFIXES = (
 )
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # Video tells what is wrong
 DEFAULT_RATE = 25.0  # frames a second, where a video does not tell
-LONGEST_PAUSE = 60.0  # seconds between frames; where a file tells more, its clock was set anew
+LONGEST_PAUSE = 60.0  # seconds between frames, or the whole file's; else its clock was set anew
+MATROSKA = b"\x1a\x45\xdf\xa3"  # the first bytes of MKV and WebM, which count no frames
 
 
 class Video:
@@ -70,11 +71,12 @@ class Video:
             frame: uint8 [H, W, 3] in RGB.
         """
         start, number, stamp = time.monotonic(), -1, 0.0
+        longest = max(LONGEST_PAUSE, self.frame_num / self.rate)
         try:
             while self._capture.grab():
                 before, stamp = stamp, self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
                 if self._read_num:
-                    told = 0 < stamp - before <= LONGEST_PAUSE
+                    told = 0 < stamp - before <= longest
                     self._seconds += stamp - before if told else 1 / self.rate
                 if self._read_num % every == 0:
                     there, frame = self._capture.retrieve()
@@ -95,15 +97,27 @@ class Video:
         """What was wrong with the frames that were read to their end; empty if nothing.
 
         A file without a constant rate may count those that a constant one would have: then its last
-        frame's time tells.
+        frame's time tells. Matroska tells its length, which is the sound's where that is longer.
         """
         least = 0.98 * self.frame_num - 1
+        if self.frame_num and _begins_with(self.source, MATROSKA):
+            least -= self.rate
         if self._read_num >= least or self._seconds * self.rate >= least - 1:
             return ""
+        if not self._read_num:
+            return (
+                f"{self.source}: no frame can be decoded; it is damaged, or OpenCV does not know "
+                "its codec, such as AV1: convert it, as by ffmpeg -i IN -c:v libx264 OUT.mp4"
+            )
         return (
             f"{self.source} ends after {self._read_num} of its {self.frame_num} frames; "
             "it is damaged or cut off, and what was read until there is kept"
         )
+
+
+def _begins_with(path: Path, start: bytes) -> bool:
+    with open(path, "rb") as file:
+        return file.read(len(start)) == start
 
 
 def check_name(path: Path) -> None:
