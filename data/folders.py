@@ -190,7 +190,7 @@ def read_image(path: Path, channels: int) -> np.ndarray:
             image.load()
             # ImageOps.exif_transpose writes the other tags anew, and fails where one is odd.
             turn = TURNS.get(image.getexif().get(ORIENTATION))
-            upright = image.copy() if turn is None else image.transpose(turn)
+            upright = image if turn is None else image.transpose(turn)
         if upright.mode.startswith("I"):  # 16 bits, which `convert` would clip at 255
             upright = Image.fromarray((np.asarray(upright) / 257).clip(0, 255).astype(np.uint8))
         elif upright.mode == "F":
@@ -199,7 +199,8 @@ def read_image(path: Path, channels: int) -> np.ndarray:
             upright = upright.convert("RGBA")
             grey = Image.new("RGBA", upright.size, (128, 128, 128, 255))
             upright = Image.alpha_composite(grey, upright)
-        return np.array(upright.convert("L" if channels == 1 else "RGB"))
+        mode = "L" if channels == 1 else "RGB"
+        return np.array(upright if upright.mode == mode else upright.convert(mode))
     except Image.DecompressionBombError as error:
         raise DataError(
             f"{path} is too large ({size}at most {MAX_PIXELS:,} are read); make it smaller"

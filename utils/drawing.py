@@ -57,12 +57,15 @@ def annotate_whole(
         sides: pixels between which the result's longer side is brought.
     """
     scale = np.clip(1.0, *(side / max(image.shape[:2]) for side in sides))
-    size = tuple(max(1, round(side * scale)) for side in image.shape[1::-1])
-    image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    if scale != 1:  # a large picture is copied no more than it must be
+        size = tuple(max(1, round(side * scale)) for side in image.shape[1::-1])
+        how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+        image = cv2.resize(image, size, interpolation=how)
     boxes = boxes * scale
     heights = np.maximum(CAPTION * (boxes[:, 2] - boxes[:, 0]), 20)
     band = int(np.ceil(np.max(heights - boxes[:, 1], initial=0)))
-    image = cv2.copyMakeBorder(image, band, 0, 0, 0, cv2.BORDER_CONSTANT, value=WHITE)
+    if band:
+        image = cv2.copyMakeBorder(image, band, 0, 0, 0, cv2.BORDER_CONSTANT, value=WHITE)
     down = np.array([0, band])
     if landmarks is not None:
         landmarks = (landmarks + 0.5) * scale - 0.5 + down
