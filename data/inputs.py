@@ -44,7 +44,8 @@ def inputs_of(path: str, alone: bool = True) -> list[Path | int]:
         raise DataError(f"{path}: there is no such file or folder, and nothing matches it")
     files = [found for match in matches for found in _files_in(Path(match), named and alone)]
     if not named:  # a pattern may match what a run wrote
-        files = [found for found in files if not _is_of_a_run(found.parent)]
+        runs = {folder for folder in {found.parent for found in files} if _is_of_a_run(folder)}
+        files = [found for found in files if found.parent not in runs]
     if not files and not (named and _is_of_a_run(file)):
         raise DataError(f"{path} holds no pictures and no videos")
     return files
