@@ -19,7 +19,7 @@ from kills import Harness, assert_same_run, write_csv
 
 import train
 from data.sample import synthetic_faces
-from models import objective
+from models import learner
 from models.checkpoint import load_checkpoint
 from models.scn import rank_regularization, relabel, weighted_cross_entropy
 from utils import metrics
@@ -55,13 +55,13 @@ def run(*argv, on_loss=None):
     with pytest.MonkeyPatch.context() as context:
         context.setattr(sys, "argv", ["train.py", *map(str, argv)])
         if on_loss:
-            compute, count = objective.compute_losses, iter(range(1_000_000))
+            compute, count = learner.compute_losses, iter(range(1_000_000))
 
             def computed(output, *rest, **more):
                 losses = compute(output, *rest, **more)
                 return on_loss(next(count), losses, output) or losses
 
-            context.setattr(objective, "compute_losses", computed)
+            context.setattr(learner, "compute_losses", computed)
         train.main()
 
 
