@@ -225,7 +225,7 @@ def check(cell: Cell, data: str = "") -> None:
     if before and (changed := differing(before, wanted)):
         raise RunError(
             f"{cell.folder} holds a run that differs from the plan in {', '.join(changed)}; "
-            "name another --out"
+            "remove that folder, or name another --out"
         )
     if before and cell.is_done and data and not same_place(before.data, data):
         print(f"note     {cell.folder} is done, with faces from {before.data or 'where they lay'}")

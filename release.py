@@ -91,6 +91,12 @@ def main() -> None:
                 f"{faces.source} has no {usage} faces of {', '.join(lacking)}; "
                 "a release is measured on every class of FER2013's three parts"
             )
+    learnt = faces.with_noise(trained_with.label_noise, trained_with.seed)
+    if learnt.digest != last.training.get("data_digest"):
+        raise DataError(
+            f"{faces.source} holds other faces than {run.path} learnt and chose its epoch by; name "
+            "those with --data"
+        )
     if checkpoint.architecture.landmark_num:
         faces = add_landmarks(faces)
     facts = measured(network, faces, options.batch_size)

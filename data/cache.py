@@ -84,6 +84,9 @@ def cached(
     try:
         store_arrays(path, arrays)
     except ProjectError as error:
-        print(f"warning: no cache, so the next start is as slow: {error}", file=sys.stderr)
+        print(
+            f"warning: no cache, so the next start is as slow (set FER_CACHE): {error}",
+            file=sys.stderr,
+        )
         return arrays
     return load_arrays(path) or arrays  # the memory that they took is free again

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,11 @@ from tqdm import tqdm
 from data.faces import EMOTIONS, USAGES, Faces, canonical_class, listed, resize_image
 from utils.errors import DataError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"),
+    # Cameras and telephones write these, too; what cannot be decoded is then named.
+    *(".jfif", ".jpe", ".jp2", ".avif", ".heic", ".heif"),
+)
 MAX_PIXELS = 80_000_000  # of one image, beyond which Pillow too would warn
 ORIENTATION = 0x0112  # EXIF's tag
 TURNS = {
@@ -86,6 +91,13 @@ class Tree:
             DataError: a class is missing or unknown, or an image cannot be read.
         """
         classes, class_of_folder = self._classes(class_names)
+        if left_out := self._left_out():
+            print(
+                f"warning: {len(left_out)} files are left out, such as "
+                f"{left_out[0].relative_to(self.root)}: faces are pictures right in the folder of "
+                "their class, in train/, validation/ or test/",
+                file=sys.stderr,
+            )
         labels, usages = [], []
         for split, folders in self.images.items():
             for name, paths in folders.items():
@@ -94,6 +106,20 @@ class Tree:
         images, _ = read_images(self.files(), width, channels)
         labels, usages = np.array(labels, np.int64), np.array(usages, "U12")
         return Faces(images, labels, usages, classes, source=str(self.root))
+
+    def _left_out(self) -> list[Path]:
+        """Return the files that are not read, though somebody may have meant them as faces.
+
+        They are no pictures by their names, stand in folders below those of the classes, or in a
+        split of an unknown name.
+        """
+        taken = set(self.files())
+        classes = {split / name for split, folders in self.images.items() for name in folders}
+        names = {folder.name for folder in classes}
+        others = [p for p in visible(self.root) if p.is_dir() and p not in self.images]
+        splits = [*self.images, *(p for p in others if names & _class_folders(p).keys())]
+        files = (file for split in splits for file in _files_below(split) if file not in taken)
+        return [file for file in files if file.parent in classes or is_image(file)]
 
     def _usage(self, split: Path) -> str:
         return usage_of_split(split.name) or "Training"  # of a flat tree, train/ or not
@@ -144,6 +170,15 @@ def find_tree(folder: Path) -> Tree | None:
     if len(folders) > 1 or any(map(canonical_class, folders)):
         return Tree(folder, {folder: folders})
     return None
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Return the visible files in a folder and below it; links to folders are not followed."""
+    for path in visible(folder):
+        if path.is_file():
+            yield path
+        elif path.is_dir() and not path.is_symlink():
+            yield from _files_below(path)
 
 
 def _class_folders(split: Path) -> dict[str, list[Path]]:

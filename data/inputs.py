@@ -14,8 +14,6 @@ from utils.errors import DataError
 from utils.run import LOCK
 from utils.video import MATROSKA, SUFFIXES
 
-# Cameras and telephones write these, too; what cannot be decoded is then named.
-PICTURES = (*IMAGE_SUFFIXES, ".jfif", ".jpe", ".jp2", ".avif", ".heic", ".heif")
 # Matroska and WebM, Windows Media, MPEG's program stream and video, Flash, Ogg.
 VIDEO_STARTS = (
     *(MATROSKA, b"\x30\x26\xb2\x75", b"\0\0\1\xba", b"\0\0\1\xb3"),
@@ -69,7 +67,7 @@ def _files_in(path: Path, named: bool) -> list[Path]:
     """
     if not path.is_dir():
         return [path]
-    known, files, closed = {*PICTURES, *SUFFIXES}, [], []
+    known, files, closed = {*IMAGE_SUFFIXES, *SUFFIXES}, [], []
     for folder, folders, names in os.walk(path, onerror=closed.append):
         if not (named and Path(folder) == path) and _is_of_a_run(folder):
             print(f"left out {folder}: the results of an earlier run")

@@ -32,7 +32,8 @@ class Lists:
         """
         lists = [self._list(split, what) for split in self.splits for what in ("images", "labels")]
         images = [path for split in self.splits for path in self._images(split)]
-        return lists + images + [p for path in images if (p := _landmark_file(path)).is_file()]
+        beside = [*lists, *map(_landmark_file, images)]  # a missing list is told by `read`
+        return images + [path for path in beside if path.is_file()]
 
     def read(self, width: int, channels: int, class_names: Sequence[str] = ()) -> Faces:
         """Read the faces as width x width pixels, grey or in RGB, and their landmarks if any.

@@ -51,6 +51,7 @@ def make_tree(root, splits=("train", "test"), classes=EMOTIONS, count=2):
 def read(path, width=WIDTH, channels=1, class_names=()):
     layout = locate(path)
     assert layout is not None
+    assert all(path.is_file() for path in layout.files())
     return layout.read(width, channels, class_names)
 
 
@@ -100,6 +101,22 @@ def test_tree_inside_other_folders_in_other_spellings(tmp_path):
     (inner / "Training" / "Anger" / "._0.png").write_bytes(b"rubbish")
     save(tmp_path / "data" / "__MACOSX" / "train" / "happy" / "1.png", face(0))
     check_against(read(tmp_path / "data"), seeds)
+
+
+def test_what_is_left_out_is_told(tmp_path, capsys):
+    seeds = make_tree(tmp_path)
+    (tmp_path / "README.md").write_bytes(b"about")
+    save(tmp_path / "figures" / "1.png", face(0))  # as nobody means a face
+    (tmp_path / "test" / "sad" / ".hidden.png").write_bytes(b"")
+    check_against(read(tmp_path), seeds)
+    assert not capsys.readouterr().err
+    meant = ("holdout/happy/1.png", "train/happy/old/2.png", "test/3.png")
+    for name in meant:
+        save(tmp_path / name, face(1))
+    (tmp_path / "test" / "sad" / "4").write_bytes(b"no suffix")
+    (tmp_path / "train" / "loop").symlink_to(tmp_path)
+    check_against(read(tmp_path), seeds)
+    assert "4 files are left out, such as train/happy/old/2.png:" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["val", "Valid", "VALIDATION", "public", "PublicTest"])

@@ -129,6 +129,11 @@ def test_mistakes(trained, tmp_path):
     argv = ("--data", tmp_path / "few.csv", "--gpu_ids", "-1", "--out", tmp_path / "w.pth")
     with pytest.raises(DataError, match="no PrivateTest faces of happy"):
         run(release, run_folder, *argv)
+    other = synthetic_faces(training=7, public=3, private=3)
+    other.labels[[0, 1]] = other.labels[[1, 0]]
+    write_csv(other, tmp_path / "few.csv")
+    with pytest.raises(DataError, match="other faces than .*run learnt and chose its epoch by"):
+        run(release, run_folder, *argv)
     with pytest.raises(OptionError, match="these are drawn faces"):
         run(release, run_folder, "--data", "sample", "--out", tmp_path / "w.pth")
     before = (trained / "resnet18.pth").read_bytes()
@@ -152,7 +157,7 @@ def test_mistakes(trained, tmp_path):
 
 @pytest.mark.parametrize("teacher", [(), ("a.pth", "b.pth")])
 @pytest.mark.parametrize("started", ["", "other.pth"])
-def test_a_card_tells_from_where_the_training_started(started, teacher):
+def test_a_card_tells_of_this_training_the_training_started(started, teacher):
     score = {"n": 3, "accuracy": 0.5, "accuracy_without_duplicates": None, "duplicates": 0}
     score |= {"balanced_accuracy": 0.5, "ece": 0.1, "landmark_error": None}
     score |= {"auroc_confidence": 0.75, "auroc_importance": None if started else 0.25}
@@ -160,13 +165,14 @@ def test_a_card_tells_from_where_the_training_started(started, teacher):
     by_class = [
         {"name": name, "n": 1, "recall": 0.5, "predicted": 1, "precision": None} for name in "ab"
     ]
+    switches = {"landmarks": not started, "importance": not started, "ema": 0.0 if started else 0.9}
     card = release.write_card(
         {"plain": scores, "views": scores, "corruptions": [], "by_class": by_class},
         network="net",
         faces=synthetic_faces(training=1, public=1, private=1),
         epoch=1,
         command="--recipe full",
-        options=replace(Options(), model_path=started, teacher=teacher, landmarks=not started),
+        options=replace(Options(), model_path=started, teacher=teacher, **switches),
         channels=3 if started else 1,
         note="",
     )
@@ -174,6 +180,8 @@ def test_a_card_tells_from_where_the_training_started(started, teacher):
     assert ("no other network's weights" in card.replace("\n", " ")) == (not (started or teacher))
     assert ("and from the opinions of 2 trained networks, on the 7 Tr" in card) == bool(teacher)
     assert ("landmarks that dlib finds" in card) == ("68 landmarks" in card) == (not started)
+    assert ("an importance, and 68 landmarks" in card) == (not started)
+    assert ("averaged over steps" in card) == (not started)
     assert ("one colour face" in card) == bool(started)
     assert ("in\n  75.00 % of all pairs" in card) == (not started)
     start = " --model_path THOSE_WEIGHTS" if started else ""

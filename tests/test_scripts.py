@@ -338,10 +338,12 @@ def test_every_module_can_be_switched_off(faces_csv, tmp_path, monkeypatch, swit
 
 
 @pytest.mark.parametrize(("epoch", "told"), [(1, False), (3, True)])
-def test_relabeling_that_never_begins_is_told(faces_csv, tmp_path, capsys, epoch, told):
+def test_what_a_run_is_too_short_for_is_told(faces_csv, tmp_path, capsys, epoch, told):
     argv = ("--data", faces_csv, "--out", tmp_path / "r", *TINY, "--no_landmarks")
-    run(train, *argv, "--total_epoch", 2, "--relabel_epoch", epoch)
-    assert ("relabel  never" in capsys.readouterr().out) == told
+    argv += ("--total_epoch", 2, "--relabel_epoch", epoch, "--warmup_epoch", epoch - 1)
+    run(train, *argv)
+    lines = capsys.readouterr().out
+    assert ("relabel  never" in lines) == ("rate     never falls" in lines) == told
 
 
 def test_the_network_learns(faces_csv, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -85,7 +87,7 @@ def check(options: Options) -> Options:
     wrong = [
         f"--{name} {getattr(options, name):g} (must be {text})"
         for name, (fine, text) in _IN_RANGE.items()
-        if not fine(getattr(options, name))
+        if not (fine(value := getattr(options, name)) and math.isfinite(value))
     ]
     if wrong:
         raise OptionError(f"out of range: {', '.join(wrong)}")
@@ -119,6 +121,11 @@ def check(options: Options) -> Options:
             f"--cycles {options.cycles} of {options.total_epoch} epochs leave no room for "
             f"--warmup_epoch {options.warmup_epoch:g}"
         )
+    names = [name.strip() for name in options.class_names]
+    if "" in names or len(set(names)) < len(names):
+        raise OptionError(
+            f"--class_names {shlex.join(options.class_names)}: give each class a name of its own"
+        )
     if options.ferplus and options.class_names:
         raise OptionError("--ferplus has classes of its own; leave out --class_names")
     if options.ferplus_target == "distribution":
@@ -149,7 +156,7 @@ def resumed(saved: dict[str, Any], argv: Sequence[str], description: str) -> Opt
     if changed:  # a teacher may have moved, and is known by its content
         raise OptionError(
             f"a run that goes on keeps its options, and {', '.join(changed)} would change it; "
-            "start a new run from its weights with --model_path RUN/last.pth"
+            "start a new run (from its weights, where it has any: --model_path RUN/last.pth)"
         )
     return check(now)
 
