@@ -62,7 +62,7 @@ class ExperimentOptions:
     """GPUs such as 0,1, each of which trains a cell at a time; -1 is the CPU."""
     at_once: int = 1
     """Cells that each device trains at a time; a CPU's share its cores. Small networks fill a
-    device better so: on two cores, two of half the width are a third faster than one by one."""
+    device better so: on two cores, two of half the width are 1.3 times as fast as one by one."""
     private: bool = False
     """Compare on PrivateTest too, once all cells are done."""
     tta: bool = False

@@ -61,7 +61,7 @@ from utils.frame import to_half_widths
 from utils.group import Group, launch
 from utils.options import Options
 from utils.report import summary
-from utils.run import RunFolder
+from utils.run import RunFolder, commit
 from utils.run_log import RunLog
 from utils.signals import Interrupted, signals_noted
 
@@ -134,7 +134,7 @@ def run_on(
     if group.is_main:
         run = earlier or RunFolder.create(options.out, options.trunk)
     with run as folder:
-        config = {"options": asdict(options), "torch": torch.__version__}
+        config = {"options": asdict(options), "torch": torch.__version__, "commit": commit()}
         if folder and not checkpoint:
             folder.write_json("config.json", config)
         if options.landmarks:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -71,6 +72,8 @@ class BenchmarkOptions:
     """Measurements of each way, by turns; their median and range are told."""
     compile: bool = False
     """As of train.py, in the bare loop too."""
+    amp: Literal["auto", "bf16", "fp32"] = "auto"
+    """Likewise; with fp32 the number format is that of the plain way."""
     workers: int = 2
     """Processes of the plain way's DataLoader."""
     gpu_ids: str = ""
@@ -122,6 +125,7 @@ def training_options(options: BenchmarkOptions, sizes: tuple[int, ...]) -> Optio
             image_width=options.image_width,
             sizes=sizes,
             compile=options.compile,
+            amp=options.amp,
             clip=1.0,
             relabel_epoch=1,
             total_epoch=1000,

@@ -69,9 +69,14 @@ def test_a_run_leaves_all_that_it_names(trained):
         *("reliability.png", "importance_by_class.png", "relabels.png"),
     }
     assert list((trained / "tensorboard").iterdir())
-    options = json.loads((trained / "config.json").read_text())["options"]
+    config = json.loads((trained / "config.json").read_text())
+    options, commit = config["options"], config["commit"].removesuffix("-dirty")
     assert options["batch_size"] == 16
     assert options["recipe"] == "full"
+    head = ["git", "-C", str(Path(train.__file__).parent), "rev-parse", "HEAD"]
+    head = subprocess.run(head, capture_output=True, text=True, check=False).stdout
+    assert head.startswith(commit)
+    assert len(commit) >= 7 or not head  # as in an archive of the sources
     rows = table(trained / "metrics.csv")
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert all(np.isfinite(float(value)) for row in rows for value in row.values())

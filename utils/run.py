@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import warnings
 from collections.abc import Mapping
@@ -16,7 +17,8 @@ from filelock import FileLock, Timeout
 from utils.errors import RunError
 from utils.files import atomic_write, partial_files
 
-RUNS = Path(__file__).resolve().parent.parent / "model_save"
+ROOT = Path(__file__).resolve().parents[1]
+RUNS = ROOT / "model_save"
 RELEASED = RUNS / "resnet18.pth"  # for FER2013 and its kind
 FOR_PHOTOS = RUNS / "resnet18_photos.pth"  # which bear compression, small faces, other cuts
 LOCK = ".lock"
@@ -129,6 +131,16 @@ class RunFolder:
         with atomic_write(self.path / name) as partial, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph")  # that no font has: a box is drawn
             figure.savefig(partial, format="png", dpi=120, bbox_inches="tight")
+
+
+def commit() -> str:
+    """Return this repository's commit, with -dirty where its files differ; "" outside of Git."""
+    git = ["git", "--no-optional-locks", f"--git-dir={ROOT / '.git'}", f"--work-tree={ROOT}"]
+    command = [*git, "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 def _make(path: Path, exist_ok: bool) -> bool:
