@@ -111,6 +111,9 @@ def main() -> None:
     finished = [cell for cell in cells if cell.is_done]
     if not any(cell.variant == plan.baseline for cell in finished):
         raise RunError(f"no run of the baseline {plan.baseline} is done; see {out}/*.log")
+    configs = [RunFolder(cell.folder).read_json("config.json") for cell in finished]
+    if len(commits := {str(config.get("commit")) for config in configs}) > 1:
+        print(f"note     these cells are of several commits: {', '.join(sorted(commits))}")
     report(finished, plan, "PublicTest", out / "comparison.csv")
     if options.private:
         if failed or len(finished) < len(cells):

@@ -30,7 +30,7 @@ from models.checkpoint import Checkpoint, load_checkpoint
 from models.inference import predict
 from models.network import FERNet, describe
 from models.predictions import Predictions
-from utils.command_line import parse
+from utils.command_line import check_class_names, parse
 from utils.devices import describe_device, pick_device
 from utils.errors import DataError, OptionError, WeightsError, run_main
 from utils.report import Evaluation, summary
@@ -53,6 +53,9 @@ class TestOptions:
         "PrivateTest",
     )
     """Which faces to evaluate."""
+    class_names: tuple[str, ...] = ()
+    """The classes of the faces, in the order of their numbers (in a CSV, a list, or as folders),
+    where that is not the weights' own."""
     ferplus: str = ""
     """FER+'s fer2013new.csv: for weights that were trained on its labels."""
     tta: bool = False
@@ -78,6 +81,9 @@ def main() -> None:
         raise OptionError("--model_path names the same weights twice, which makes no ensemble")
     if options.batch_size < 1:
         raise OptionError(f"--batch_size {options.batch_size} must be at least 1")
+    check_class_names(options.class_names)
+    if options.ferplus and options.class_names:
+        raise OptionError("--ferplus has classes of its own; leave out --class_names")
     checkpoints = [load_checkpoint(path) for path in options.model_path]
     networks = [each.network().to(device) for each in checkpoints]
     checkpoint = agreeing(checkpoints, options.model_path)
@@ -89,7 +95,7 @@ def main() -> None:
     if source.is_sample and any(each.card for each in checkpoints):
         print("note     these weights learnt photographs, and drawn faces are another matter: the")
         print("         scores below show that all runs; the model card has those that count")
-    faces = faces_for(checkpoint, source)
+    faces = faces_for(checkpoint, source, options.class_names)
     judged = "PublicTest" in options.usages and any(each.card for each in checkpoints)
     held_out = HELD_OUT_NOTE in faces.source
     if held_out and "Training" not in options.usages and "PrivateTest" not in faces.counts():
@@ -122,10 +128,21 @@ def main() -> None:
     print(f"\nresults are in {run.path}")
 
 
-def faces_for(checkpoint: Checkpoint, source: Source) -> Faces:
-    """Read faces as the weights have learnt them: as large, grey or not, classes in that order."""
-    classes = ferplus.to_name(checkpoint.class_names)
-    return load_faces(source, checkpoint.image_width, checkpoint.channels, classes)
+def faces_for(checkpoint: Checkpoint, source: Source, class_names: Sequence[str] = ()) -> Faces:
+    """Read faces as the weights have learnt them: as large, grey or not, classes in that order.
+
+    Args:
+        checkpoint: the weights.
+        source: of the faces.
+        class_names: what the numbers for classes mean there, if not what they mean to the weights.
+    """
+    named = ferplus.to_name(checkpoint.class_names)
+    if named and not class_names:
+        print(f"classes  {', '.join(named)}: numbers in the data count in this order")
+    classes = class_names or named
+    faces = load_faces(source, checkpoint.image_width, checkpoint.channels, classes)
+    known = class_names and set(faces.class_names) <= set(checkpoint.class_names)
+    return faces.in_order(checkpoint.class_names) if known else faces
 
 
 def agreeing(checkpoints: Sequence[Checkpoint], paths: Sequence[str]) -> Checkpoint:

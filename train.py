@@ -120,6 +120,7 @@ def run_on(
     check_batches(len(rows), options, group)
     counts = ", ".join(f"{n:,} {usage}" for usage, n in faces.counts().items())
     print(f"         {faces.source}: {len(faces):,} faces, {counts}")
+    print(f"classes  {', '.join(faces.class_names)}")
 
     channels = 3 if faces.images.ndim == 4 else 1
     checkpoint = None
@@ -134,9 +135,9 @@ def run_on(
     if group.is_main:
         run = earlier or RunFolder.create(options.out, options.trunk)
     with run as folder:
-        config = {"options": asdict(options), "torch": torch.__version__, "commit": commit()}
+        code = {"torch": torch.__version__, "commit": commit()}
         if folder and not checkpoint:
-            folder.write_json("config.json", config)
+            folder.write_json("config.json", {"options": asdict(options), **code})
         if options.landmarks:
             with group.first_here():
                 faces = add_landmarks(faces, jobs=options.jobs or None)
@@ -160,7 +161,13 @@ def run_on(
         if checkpoint:
             state.restore(checkpoint, group)
             if folder:  # these are the run's faces: note where they stand now
-                folder.write_json("config.json", config)
+                began = folder.read_json("config.json")
+                for name in (name for name, value in code.items() if began.get(name) != value):
+                    print(
+                        f"note     begun with {name} {began.get(name)}, goes on with {code[name]}"
+                    )
+                    began["goes_on_with"] = code
+                folder.write_json("config.json", began | {"options": asdict(options)})
         print(f"network  {describe(network)}")
         if folder:
             print(f"run      {folder.path}, recipe {options.recipe}: ", end="")

@@ -37,7 +37,6 @@ TURNS = {
 # threads: warnings.catch_warnings is not made for them.
 warnings.filterwarnings("ignore", module="PIL")
 
-_CLASS_OF_CODE = {str(code): name for code, name in enumerate(EMOTIONS)}
 _USAGE_OF_SPLIT = {
     "Training": re.compile(r"train(ing)?"),
     "PublicTest": re.compile(r"val(id(ation)?)?|dev|public.*"),
@@ -127,8 +126,9 @@ class Tree:
     def _classes(self, wanted: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
         """Return the classes in the order of their labels, and the class of each folder name."""
         names = {name for folders in self.images.values() for name in folders}
-        coded = names <= _CLASS_OF_CODE.keys() and not names & set(wanted)
-        class_of = {n: _CLASS_OF_CODE[n] if coded else canonical_class(n) or n for n in names}
+        codes = {str(code): name for code, name in enumerate(wanted or EMOTIONS)}
+        coded = names <= codes.keys() and not names & set(wanted)
+        class_of = {n: codes[n] if coded else canonical_class(n) or n for n in names}
         # A class that is asked for has the name that it is asked by.
         asked = {canonical_class(name) or name: name for name in wanted}
         class_of = {n: n if n in wanted else asked.get(c, c) for n, c in class_of.items()}

@@ -19,7 +19,7 @@ from data.layouts import LAYOUTS, Layout, locate, nothing_found
 from utils.errors import DataError
 
 DATA_DIR = Path(__file__).resolve().parent
-FORMAT = 3  # of the cache: one more whenever the same files would give other faces
+FORMAT = 4  # of the cache: one more whenever the same files would give other faces
 HELD_OUT = 10  # every tenth Training face, where a set brings no PublicTest
 HELD_OUT_NOTE = "every tenth Training face held out as PublicTest, for it brings none"
 
@@ -119,7 +119,8 @@ def load_faces(
     Args:
         width: of the faces that are returned, in pixels.
         channels: 1 for grey, 3 for RGB (a CSV's faces are grey in any case).
-        class_names: the classes in the order of the labels; the data set's own where empty.
+        class_names: the classes in the order of the labels, and of the numbers in a CSV, a list or
+            the names of folders; the data set's own where empty.
 
     Returns:
         Faces of uint8 [N, width, width] or [N, width, width, 3], with a PublicTest

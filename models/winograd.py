@@ -91,17 +91,23 @@ class Winograd(nn.Module):
 def with_fewer_products(network: nn.Module, faces: Tensor) -> nn.Module:
     """Return the network, in place, with Winograd's way wherever it pays.
 
-    A batch norm that follows such a convolution among its module's children becomes part of it.
+    A batch norm that takes what such a convolution gives, and is the next of its module's children,
+    becomes part of it.
 
     Args:
         network: in evaluation mode.
         faces: [N, C, W, W], what it takes; they tell how wide each convolution's map is.
     """
-    shapes: dict[nn.Module, torch.Size] = {}
+    given: dict[nn.Module, Tensor] = {}
+    made: dict[nn.Module, Tensor] = {}
+
+    def note(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        given[module], made[module] = inputs[0], output
+
     hooks = [
-        module.register_forward_hook(lambda m, inputs, output: shapes.update({m: inputs[0].shape}))
+        module.register_forward_hook(note)
         for module in network.modules()
-        if isinstance(module, nn.Conv2d)
+        if isinstance(module, (nn.Conv2d, nn.BatchNorm2d))
     ]
     with torch.inference_mode():
         network(faces)
@@ -110,8 +116,12 @@ def with_fewer_products(network: nn.Module, faces: Tensor) -> nn.Module:
     for parent in list(network.modules()):
         children = list(parent.named_children())
         for (name, one), (next_name, following) in zip(children, children[1:]):
-            if isinstance(following, nn.BatchNorm2d) and one in shapes and pays(one, shapes[one]):
-                setattr(parent, name, Winograd(fuse_conv_bn_eval(one, following), shapes[one][-1]))
+            if not (isinstance(one, nn.Conv2d) and isinstance(following, nn.BatchNorm2d)):
+                continue
+            joined = one in made and made[one] is given.get(following)
+            if joined and pays(one, given[one].shape):
+                fused = fuse_conv_bn_eval(one, following)
+                setattr(parent, name, Winograd(fused, given[one].shape[-1]))
                 setattr(parent, next_name, nn.Identity())
     return network
 

@@ -105,7 +105,13 @@ def test_a_plan_from_its_first_cell_to_private_test(faces_csv, tmp_path, capsys,
     assert private.loc["on", "seeds"] == 2
     moved = shutil.copy(faces_csv, tmp_path / "moved.csv")
     run(plan, "--data", moved, "--out", tmp_path / "o")
-    assert f"on-1 is done, with faces from {faces_csv}" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"on-1 is done, with faces from {faces_csv}" in told
+    assert "several commits" not in told
+    config = json.loads((tmp_path / "o/on-1/config.json").read_text())
+    (tmp_path / "o/on-1/config.json").write_text(json.dumps(config | {"commit": "0ld"}))
+    run(plan, "--data", faces_csv, "--out", tmp_path / "o")
+    assert "these cells are of several commits: 0ld, " in capsys.readouterr().out
 
 
 def written(folder, labels, predicted):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import re
 import subprocess
@@ -110,6 +111,32 @@ def test_winograd_s_way_where_it_pays():
     ):
         convolution = nn.Conv2d(256, 256, 3, padding=1, **options or {})
         assert pays(convolution, torch.Size(shape)) == (options is None)
+
+
+class PreActivation(nn.Module):
+    """A block that declares its layers in one order and runs them in another."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.conv2, self.bn2 = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.bn2(self.conv2(self.conv1(self.bn1(x).relu()).relu()))
+
+
+def test_winograd_s_way_takes_what_follows_when_run(monkeypatch):
+    monkeypatch.setattr("models.winograd.LEAST_SAVED", -math.inf)
+    torch.manual_seed(0)
+    block, x = PreActivation(), torch.randn(2, 4, 12, 12)
+    for _ in range(3):
+        block(x)
+    expected = block.eval()(x)
+    names = [
+        name for name, m in with_fewer_products(block, x).named_modules() if isinstance(m, Winograd)
+    ]
+    assert names == ["conv2"]
+    torch.testing.assert_close(block(x), expected, atol=1e-4, rtol=0)
 
 
 def test_winograd_s_way_in_a_model(tmp_path, monkeypatch):

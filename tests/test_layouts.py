@@ -130,6 +130,10 @@ def test_codes_as_folders(tmp_path):
     faces = read(tmp_path)
     assert faces.class_names == EMOTIONS
     check_against(faces, seeds, lambda name: EMOTIONS[int(name)])
+    backwards = EMOTIONS[::-1]  # numbers count in the order that is asked for, as a CSV's do
+    faces = read(tmp_path, class_names=backwards)
+    assert faces.class_names == backwards
+    check_against(faces, seeds, lambda name: backwards[int(name)])
 
 
 def test_usage_from_file_names(tmp_path):

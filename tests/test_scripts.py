@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -229,6 +230,35 @@ def test_original_weights_are_evaluated(faces_csv, tmp_path):
     assert scores["PrivateTest"]["n"] == 21
 
 
+def test_numbers_for_classes_in_another_order(tmp_path, capsys):
+    faces = synthetic_faces(training=7, public=3, private=3)
+    argv = ("--data", write_csv(faces, tmp_path / "faces.csv"), *TINY, "--no_landmarks")
+    backwards = faces.in_order(EMOTIONS[::-1])
+    own = write_csv(backwards, tmp_path / "own.csv")
+    run(train, *argv, "--data", own, "--class_names", *EMOTIONS[::-1], "--out", tmp_path / "r")
+    assert f"classes  {', '.join(EMOTIONS[::-1])}\n" in capsys.readouterr().out
+    scores = {}
+    given = {"own": (own,), "faces": (tmp_path / "faces.csv", "--class_names", *EMOTIONS)}
+    few = faces.select((faces.usage == "PublicTest") & (faces.labels < 2))
+    given["few"] = (write_csv(few, tmp_path / "few.csv"), "--class_names", "angry", "disgust")
+    for name, data in given.items():
+        out = ("--usages", "PublicTest", "--out", tmp_path / name, "--no_landmarks")
+        run(test, "--model_path", tmp_path / "r/best.pth", *out, "--data", *data)
+        told = "numbers in the data count in this order" in capsys.readouterr().out
+        assert told == (name == "own")
+        scores[name] = json.loads((tmp_path / name / "metrics.json").read_text())["PublicTest"]
+    assert scores["own"] == scores["faces"]
+    recall = scores["own"]["recall"]
+    assert scores["few"]["accuracy"] == pytest.approx((recall["angry"] + recall["disgust"]) / 2)
+    argv = ("--data", tmp_path / "few.csv", "--model_path", tmp_path / "r/best.pth")
+    with pytest.raises(ProjectError, match="a name of its own"):
+        run(test, *argv, "--class_names", "a", "a")
+    with pytest.raises(ProjectError, match="must agree"):
+        run(test, *argv, "--class_names", "x", "y")
+    with pytest.raises(ProjectError, match="--ferplus has classes of its own"):
+        run(test, *argv, "--class_names", "angry", "--ferplus", "new.csv")
+
+
 def test_training_goes_on_from_weights(trained, faces_csv, tmp_path, capsys):
     argv = ("--data", faces_csv, *TINY, "--total_epoch", 1)
     argv += ("--model_path", trained / "best.pth", "--out", tmp_path / "r")
@@ -293,6 +323,24 @@ def test_a_finished_run_resumed_says_the_same_again(whole, capsys):
     run(train, "--resume", whole)
     assert ": all epochs are done\n" in capsys.readouterr().out
     assert (whole / "metrics.csv").read_text() == before
+
+
+def test_a_run_that_goes_on_with_other_code_says_so(whole, tmp_path, capsys):
+    folder = shutil.copytree(whole, tmp_path / "r")
+    began = json.loads((folder / "config.json").read_text())
+    run(
+        train,
+        "--resume",
+        folder,
+        patch=lambda context: context.setattr(train, "commit", lambda: "f00"),
+    )
+    assert (
+        f"note     begun with commit {began['commit']}, goes on with f00\n"
+        in capsys.readouterr().out
+    )
+    config = json.loads((folder / "config.json").read_text())
+    assert config["commit"] == began["commit"]
+    assert config["goes_on_with"] == {"torch": began["torch"], "commit": "f00"}
 
 
 def test_a_run_is_not_resumed_on_other_faces(whole, tmp_path):

@@ -2,7 +2,7 @@
 
 import csv
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -109,6 +109,14 @@ def test_teachers_see_the_same_movement_without_the_damage():
     assert not torch.equal(damaged, seen)
     still = replace(how, erasing=0.0, degraded=0.0, jpeg=0.0)
     assert torch.equal(augmented(still)[0], seen)
+
+
+def test_each_change_of_a_face_is_told_apart():
+    names = {field.name for field in fields(Augmentation)}
+    seen = Augmentation(**dict.fromkeys(names, 0.5)).undamaged
+    spoils = {name for name in names if getattr(seen, name) != 0.5}
+    assert spoils == {"erasing", "degraded", "jpeg"}
+    assert names - spoils == {"flip", "rotation", "scale", "shift", "light", "erased_area", "size"}
 
 
 # train.py itself

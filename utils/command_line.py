@@ -121,11 +121,7 @@ def check(options: Options) -> Options:
             f"--cycles {options.cycles} of {options.total_epoch} epochs leave no room for "
             f"--warmup_epoch {options.warmup_epoch:g}"
         )
-    names = [name.strip() for name in options.class_names]
-    if "" in names or len(set(names)) < len(names):
-        raise OptionError(
-            f"--class_names {shlex.join(options.class_names)}: give each class a name of its own"
-        )
+    check_class_names(options.class_names)
     if options.ferplus and options.class_names:
         raise OptionError("--ferplus has classes of its own; leave out --class_names")
     if options.ferplus_target == "distribution":
@@ -141,6 +137,13 @@ def check(options: Options) -> Options:
     if not options.importance:
         options = replace(options, rank=False, relabel_group="all")
     return options
+
+
+def check_class_names(class_names: Sequence[str]) -> None:
+    """Raise an OptionError where two classes have one name, or one has none."""
+    names = [name.strip() for name in class_names]
+    if "" in names or len(set(names)) < len(names):
+        raise OptionError(f"--class_names {shlex.join(class_names)}: each needs a name of its own")
 
 
 def resumed(saved: dict[str, Any], argv: Sequence[str], description: str) -> Options:
