@@ -81,9 +81,7 @@ def main() -> None:
         raise OptionError("--model_path names the same weights twice, which makes no ensemble")
     if options.batch_size < 1:
         raise OptionError(f"--batch_size {options.batch_size} must be at least 1")
-    check_class_names(options.class_names)
-    if options.ferplus and options.class_names:
-        raise OptionError("--ferplus has classes of its own; leave out --class_names")
+    check_class_names(options.class_names, options.ferplus)
     checkpoints = [load_checkpoint(path) for path in options.model_path]
     networks = [each.network().to(device) for each in checkpoints]
     checkpoint = agreeing(checkpoints, options.model_path)

@@ -157,7 +157,7 @@ def test_mistakes(trained, tmp_path):
 
 @pytest.mark.parametrize("teacher", [(), ("a.pth", "b.pth")])
 @pytest.mark.parametrize("started", ["", "other.pth"])
-def test_a_card_tells_of_this_training_the_training_started(started, teacher):
+def test_a_card_tells_of_its_training(started, teacher):
     score = {"n": 3, "accuracy": 0.5, "accuracy_without_duplicates": None, "duplicates": 0}
     score |= {"balanced_accuracy": 0.5, "ece": 0.1, "landmark_error": None}
     score |= {"auroc_confidence": 0.75, "auroc_importance": None if started else 0.25}

@@ -121,9 +121,7 @@ def check(options: Options) -> Options:
             f"--cycles {options.cycles} of {options.total_epoch} epochs leave no room for "
             f"--warmup_epoch {options.warmup_epoch:g}"
         )
-    check_class_names(options.class_names)
-    if options.ferplus and options.class_names:
-        raise OptionError("--ferplus has classes of its own; leave out --class_names")
+    check_class_names(options.class_names, options.ferplus)
     if options.ferplus_target == "distribution":
         if not options.ferplus:
             raise OptionError("--ferplus_target distribution needs the votes: --ferplus PATH")
@@ -139,11 +137,13 @@ def check(options: Options) -> Options:
     return options
 
 
-def check_class_names(class_names: Sequence[str]) -> None:
-    """Raise an OptionError where two classes have one name, or one has none."""
+def check_class_names(class_names: Sequence[str], ferplus: str) -> None:
+    """Raise an OptionError where two classes have one name, one has none, or FER+ names them."""
     names = [name.strip() for name in class_names]
     if "" in names or len(set(names)) < len(names):
         raise OptionError(f"--class_names {shlex.join(class_names)}: each needs a name of its own")
+    if ferplus and class_names:
+        raise OptionError("--ferplus has classes of its own; leave out --class_names")
 
 
 def resumed(saved: dict[str, Any], argv: Sequence[str], description: str) -> Options:
