@@ -105,14 +105,14 @@ def main() -> None:
         network=describe(network),
         faces=faces,
         epoch=checkpoint.epoch,
-        command=command_line(replace(trained_with, model_path="", teacher=())),
+        command=command_line(replace(trained_with, model_path=(), teacher=())),
         options=trained_with,
         channels=checkpoint.channels,
         note=options.note,
     )
     # Where the run stood on its machine is nobody's business.
-    places = {name: "" for name in ("data", "out", "resume", "model_path", "ferplus", "gpu_ids")}
-    places["teacher"] = ()
+    places = {name: "" for name in ("data", "out", "resume", "ferplus", "gpu_ids")}
+    places |= {"model_path": (), "teacher": ()}
     released = replace(
         checkpoint, net=net, training={}, options=checkpoint.options | places, card=card
     )

@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from models.checkpoint import Checkpoint, load_checkpoint, transfer
 from models.network import Architecture, FERNet, Output
+from models.side_by_side import side_by_side
 from utils.devices import compiled
 from utils.errors import WeightsError
 from utils.group import Group
@@ -22,7 +23,8 @@ def build_network(
     """Make the network for a set of faces.
 
     Args:
-        options: of the run; its `model_path` names the weights to start from, if any.
+        options: of the run; its `model_path` names the weights to start from, if any: several
+            stand side by side in the network.
         class_names: of the set.
         channels: of the set's images, 1 or 3.
         grey_levels: mean and standard deviation of its Training pixels, 0 to 255.
@@ -42,10 +44,15 @@ def build_network(
         landmark_pool=options.landmark_pool,
     )
     if options.model_path:
-        checkpoint = load_weights(options.model_path, class_names)
-        network, fresh = transfer(checkpoint, architecture, options.model_path)
-        also = f"; new: {', '.join(fresh)}" if fresh else ""
-        print(f"weights  {options.model_path} (epoch {checkpoint.epoch}){also}")
+        paths = options.model_path
+        checkpoints = [load_weights(path, class_names) for path in paths]
+        together = " and ".join(paths)
+        network, fresh = transfer(side_by_side(checkpoints, paths), architecture, together)
+        for path, checkpoint in zip(paths, checkpoints):
+            beside = ", side by side with the others" * (len(paths) > 1)
+            print(f"weights  {path} (epoch {checkpoint.epoch}){beside}")
+        if fresh:
+            print(f"         new: {', '.join(fresh)}")
         return network
     network = FERNet(architecture)
     mean, std = grey_levels

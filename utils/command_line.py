@@ -194,6 +194,8 @@ def from_json(saved: Any) -> Options:
     for name, kind in get_type_hints(Options).items():
         value = saved.get(name, getattr(Options(), name))
         if get_origin(kind) is tuple:
+            if name == "model_path" and isinstance(value, str):  # of an old run
+                value = (value,) * bool(value)
             value = tuple(value) if isinstance(value, list) else value
             fine = isinstance(value, tuple) and {type(v) for v in value} <= {get_args(kind)[0]}
         elif get_origin(kind) is Literal:

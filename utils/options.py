@@ -21,8 +21,9 @@ class Options:
     """Go on with the run in this folder, under its own options."""
     out: str = ""
     """The run folder; by default a new one under model_save/."""
-    model_path: str = ""
-    """Weights to start from: a best.pth of this project, or the original method's resnet18.pth."""
+    model_path: tuple[str, ...] = ()
+    """Weights to start from: a best.pth of this project, or the original method's resnet18.pth.
+    Several are put side by side in one network, whose --width is the sum of theirs."""
     teacher: tuple[str, ...] = ()
     """Weights of trained networks, of any trunk but of the same classes and image_width, from whose
     opinions of each face this one learns (distillation)."""
