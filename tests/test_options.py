@@ -109,6 +109,8 @@ def test_a_resumed_run_keeps_its_options():
     saved = json.loads(json.dumps(asdict(replace(Options(), seed=7, class_names=("a", "b")))))
     options = resumed(saved, ["--resume", "RUN", "--jobs", "1"], "about")
     assert (options.seed, options.class_names, options.jobs) == (7, ("a", "b"), 1)
+    for old, now in (("", ()), ("w.pth", ("w.pth",))):  # before there could be several
+        assert resumed(saved | {"model_path": old}, ["--resume", "RUN"], "about").model_path == now
     with pytest.raises(OptionError, match="--seed, --start_lr"):
         resumed(saved, ["--start_lr", "0.2", "--seed", "8"], "about")
 

@@ -156,7 +156,7 @@ def test_mistakes(trained, tmp_path):
 
 
 @pytest.mark.parametrize("teacher", [(), ("a.pth", "b.pth")])
-@pytest.mark.parametrize("started", ["", "other.pth"])
+@pytest.mark.parametrize("started", [(), ("other.pth",), ("a.pth", "b.pth")])
 def test_a_card_tells_of_its_training(started, teacher):
     score = {"n": 3, "accuracy": 0.5, "accuracy_without_duplicates": None, "duplicates": 0}
     score |= {"balanced_accuracy": 0.5, "ece": 0.1, "landmark_error": None}
@@ -177,6 +177,10 @@ def test_a_card_tells_of_its_training(started, teacher):
         note="",
     )
     assert ("From scratch" in card) == (not started)
+    assert ("From the weights of another run" in card) == (len(started) == 1)
+    assert ("From the weights of 2 runs, side by side in one network" in card) == (
+        len(started) == 2
+    )
     assert ("no other network's weights" in card.replace("\n", " ")) == (not (started or teacher))
     assert ("and from the opinions of 2 trained networks, on the 7 Tr" in card) == bool(teacher)
     assert ("landmarks that dlib finds" in card) == ("68 landmarks" in card) == (not started)

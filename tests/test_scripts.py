@@ -268,6 +268,28 @@ def test_training_goes_on_from_weights(trained, faces_csv, tmp_path, capsys):
     assert "weights" in capsys.readouterr().out
 
 
+def test_training_goes_on_from_networks_side_by_side(faces_csv, tmp_path, capsys):
+    pair = [tmp_path / "a.pth", tmp_path / "b.pth"]
+    for path in pair:
+        narrow = FERNet(Architecture(width=0.25, landmark_num=0))
+        network = Checkpoint(narrow.architecture, narrow.state_dict(), EMOTIONS, 48)
+        save_checkpoint(path, network)
+    argv = ("--data", faces_csv, *TINY, "--no_landmarks", "--total_epoch", 1)
+    argv += ("--model_path", *pair, "--start_lr", 1e-9, "--out", tmp_path / "r")
+    with pytest.raises(
+        ProjectError, match=r"a\.pth and .*b\.pth .* width is 0.5 there and 0.25 he"
+    ):
+        run(train, *argv, "--width", 0.25)
+    run(train, *argv, "--width", 0.5)
+    assert "b.pth (epoch 0), side by side with the others" in capsys.readouterr().out
+    wide = load_checkpoint(tmp_path / "r/best.pth").network()
+    for place, path in zip((slice(16), slice(16, 32)), pair):
+        theirs = load_checkpoint(path).net["trunk.layer1.0.conv1.weight"]
+        ours = wide.trunk.layer1[0].conv1.weight[place, place]
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    run(train, "--resume", tmp_path / "r")  # whose options name both
+
+
 RESUMED = ("--no_landmarks", "--total_epoch", 3, "--relabel_epoch", 2, "--margin_2", 0.01)
 
 

@@ -170,7 +170,7 @@ open(f"{out}/metrics.json", "w").close()
 """
 
 
-def test_a_release_is_three_runs_each_from_the_last(checkout, tools, environment, tmp_path):
+def test_a_release_is_four_runs_each_from_earlier_ones(checkout, tools, environment, tmp_path):
     (checkout / "train.py").write_text(RELEASED)
     runs = tmp_path / "the runs"
 
@@ -193,8 +193,11 @@ def test_a_release_is_three_runs_each_from_the_last(checkout, tools, environment
     assert lines[0] == f"trained --resume {runs}/second"
     assert lines[1].startswith(f"{start} {runs}/third --model_path {runs}/second/best.pth")
     assert f" --teacher {runs}/first/best.pth {runs}/second/best.pth " in lines[1]
-    assert len(lines) == 2
-    assert f"release.py {runs}/third" in finished.stdout
+    both = f"{runs}/first/best.pth {runs}/third/best.pth"
+    assert lines[2].startswith(f"{start} {runs}/fourth --width 1 --clip 1 --model_path {both}")
+    assert f" --teacher {both} " in lines[2]
+    assert len(lines) == 3
+    assert f"release.py {runs}/fourth" in finished.stdout
     assert released()[1] == []  # all is done
 
 
