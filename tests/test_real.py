@@ -23,7 +23,7 @@ def csv(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("weights", ["", "resnet18_photos"])
+@pytest.mark.parametrize("weights", ["", "resnet18_half", "resnet18_photos"])
 def test_the_released_weights_give_what_their_card_and_the_readme_say(csv, tmp_path, weights):
     # As bash test.sh does, but for dlib, which would take minutes where nothing is cached.
     run = [sys.executable, ROOT / "test.py", "--data", csv, "--gpu_ids", "-1", "--no_landmarks"]

@@ -11,8 +11,8 @@ class Options:
     """Options of train.py, its command line and the saved config."""
 
     recipe: Literal["auto", "full", "release", "cpu", "sample"] = "auto"
-    """A set of defaults for the options below: full (a GPU), release (model_save/resnet18.pth, two
-    hours on two cores), cpu (a half-width network, few epochs), sample (a minute on the synthetic
+    """A set of defaults for the options below: full (a GPU), release (half the width, two hours on
+    two cores), cpu (a half-width network, few epochs), sample (a minute on the synthetic
     faces); auto takes full, or sample on the sample."""
     data: str = ""
     """FER2013 in any layout (CSV, folder tree, list files, zip, tar.gz), or "sample" for the
