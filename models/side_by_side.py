@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -30,12 +31,16 @@ def side_by_side(checkpoints: Sequence[Checkpoint], paths: Sequence[str]) -> Che
         paths: of their files.
 
     Raises:
-        WeightsError: they differ in more than that, or no network has as many channels as they
-            have together.
+        WeightsError: they differ in more than that, one comes twice, or no network has as many
+            channels as they have together.
     """
     first = checkpoints[0]
     if len(checkpoints) == 1:
         return first
+    if len({Path(path).resolve() for path in paths}) < len(paths):
+        raise WeightsError(
+            f"{' and '.join(paths)}: the same weights side by side learn the same; bring others"
+        )
     architecture = replace(
         first.architecture, width=sum(each.architecture.width for each in checkpoints)
     )

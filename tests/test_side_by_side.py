@@ -79,9 +79,11 @@ def test_what_joins_them_can_learn():
     assert convolution.grad[32:, :32].abs().mean() > 0
 
 
-def test_one_is_itself():
+def test_one_is_itself_and_twice_is_nothing():
     alone = trained(NARROW, 0)
     assert side_by_side([alone], "a") is alone
+    with pytest.raises(WeightsError, match=r"the same weights side by side"):
+        side_by_side([alone, alone], ["w.pth", "./w.pth"])
 
 
 @pytest.mark.parametrize(
