@@ -46,7 +46,7 @@ def build_network(
     if options.model_path:
         paths = options.model_path
         checkpoints = [load_weights(path, class_names) for path in paths]
-        together = " and ".join(paths)
+        together = " side by side with ".join(paths)
         network, fresh = transfer(side_by_side(checkpoints, paths), architecture, together)
         for path, checkpoint in zip(paths, checkpoints):
             beside = ", side by side with the others" * (len(paths) > 1)

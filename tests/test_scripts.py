@@ -277,7 +277,7 @@ def test_training_goes_on_from_networks_side_by_side(faces_csv, tmp_path, capsys
     argv = ("--data", faces_csv, *TINY, "--no_landmarks", "--total_epoch", 1)
     argv += ("--model_path", *pair, "--start_lr", 1e-9, "--out", tmp_path / "r")
     with pytest.raises(
-        ProjectError, match=r"a\.pth and .*b\.pth .* width is 0.5 there and 0.25 he"
+        ProjectError, match=r"a\.pth side by side with .*b\.pth .* width is 0.5 there and 0.25 he"
     ):
         run(train, *argv, "--width", 0.25)
     run(train, *argv, "--width", 0.5)
