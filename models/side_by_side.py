@@ -27,12 +27,12 @@ def side_by_side(checkpoints: Sequence[Checkpoint], paths: Sequence[str]) -> Che
     """Return the weights of one network in which several stand side by side; of one, its own.
 
     Args:
-        checkpoints: of networks that differ in width at most.
+        checkpoints: of networks that differ in width, and in dropout, at most.
         paths: of their files.
 
     Raises:
-        WeightsError: they differ in more than that, one comes twice, or no network has as many
-            channels as they have together.
+        WeightsError: they differ in more than that, one is broken or comes twice, or no network
+            has as many channels as they have together.
     """
     first = checkpoints[0]
     if len(checkpoints) == 1:
@@ -48,31 +48,32 @@ def side_by_side(checkpoints: Sequence[Checkpoint], paths: Sequence[str]) -> Che
         wide = FERNet(architecture).state_dict()
     except OptionError as error:
         raise WeightsError(f"{' and '.join(paths)} do not fit side by side: {error}") from None
-    for path, each in zip(paths, checkpoints):
+    nets = [each.network().state_dict() for each in checkpoints]
+    for path, each, net in zip(paths, checkpoints, nets):
+        theirs = replace(each.architecture, width=architecture.width, dropout=architecture.dropout)
         if (
-            replace(each.architecture, width=architecture.width) != architecture
+            theirs != architecture
             or each.image_width != first.image_width
-            or any(not torch.equal(each.net[name], first.net[name]) for name in SHARED)
+            or any(not torch.equal(net[name], nets[0][name]) for name in SHARED)
         ):
             raise WeightsError(
                 f"{path} and {paths[0]} do not fit side by side: they differ in more than width; "
                 "bring networks that were trained on the same faces with the same heads"
             )
-    net = {name: _joined(name, [each.net[name] for each in checkpoints], wide) for name in wide}
-    if any(net[name].shape != place.shape for name, place in wide.items()):
+    joined = {name: _joined(name, [net[name] for net in nets], wide) for name in wide}
+    if any(joined[name].shape != place.shape for name, place in wide.items()):
         raise WeightsError(
             f"{' and '.join(paths)} do not fit side by side: no network of width "
-            f"{architecture.width:g} has as many channels as they have together; bring such as "
-            "have twice or four times as many as another"
+            f"{architecture.width:g} has as many channels as they have together, for channels come "
+            "in sixteens; bring wider ones"
         )
-    return replace(first, architecture=architecture, net=net, epoch=0, scores={}, training={})
+    return replace(first, architecture=architecture, net=joined, epoch=0, scores={}, training={})
 
 
 def _joined(name: str, parts: list[Tensor], wide: dict[str, Tensor]) -> Tensor:
     """Return a tensor of the wide network from those of the narrow ones."""
     if name in SHARED or not parts[0].is_floating_point():
         return parts[0]
-    parts = [part.float() for part in parts]
     if name.startswith(HEADS):  # the mean of what they say
         n = len(parts)
         return torch.cat(parts, 1) / n if parts[0].ndim > 1 else sum(parts) / n

@@ -45,7 +45,7 @@ def outputs(checkpoint):
 @pytest.mark.parametrize("heads", [{}, {"importance": False, "landmark_num": 0}])
 def test_it_says_the_mean_of_what_they_say(trunk, widths, heads):
     narrow = [
-        trained(replace(NARROW, trunk=trunk, width=width, **heads), seed)
+        trained(replace(NARROW, trunk=trunk, width=width, dropout=seed / 5, **heads), seed)
         for seed, width in enumerate(widths)
     ]
     wide = side_by_side(narrow, "abc")
@@ -77,6 +77,13 @@ def test_what_joins_them_can_learn():
     assert not convolution[32:, :32].any()
     assert convolution.grad[:32, 32:].abs().mean() > 0
     assert convolution.grad[32:, :32].abs().mean() > 0
+
+
+def test_broken_weights_are_told():
+    broken = trained(NARROW, 1)
+    broken.net.pop("attention.bias")
+    with pytest.raises(WeightsError, match="do not fit their own architecture"):
+        side_by_side([trained(NARROW, 0), broken], "ab")
 
 
 def test_one_is_itself_and_twice_is_nothing():
