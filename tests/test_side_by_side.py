@@ -110,16 +110,10 @@ def test_networks_that_differ_in_more_than_width(change, net):
         side_by_side([trained(NARROW, 0), other], ["a.pth", "b.pth"])
 
 
-@pytest.mark.parametrize(
-    ("widths", "words"),
-    [((0.125, 0.125), "no network of width 0.25 has as many channels"), ((4, 5), "width = 9")],
-)
-def test_widths_that_do_not_add_up(widths, words, monkeypatch):
-    pair = [trained(NARROW, seed) for seed in (0, 1)]
-    if sum(widths) < 1:
-        pair = [trained(replace(NARROW, width=width), 0) for width in widths]
-    else:  # too large to build here
-        wide = [replace(NARROW, width=width) for width in widths]
-        pair = [replace(each, architecture=a) for each, a in zip(pair, wide)]
-    with pytest.raises(WeightsError, match=words):
+def test_widths_that_do_not_add_up():
+    pair = [trained(replace(NARROW, width=0.125), seed) for seed in (0, 1)]
+    with pytest.raises(WeightsError, match="no network of width 0.25 has as many channels"):
         side_by_side(pair, ["a.pth", "b.pth"])
+    wide = replace(NARROW, width=5)  # too large to build here, and not looked into
+    with pytest.raises(WeightsError, match="width = 10"):
+        side_by_side([replace(each, architecture=wide) for each in pair], ["a.pth", "b.pth"])

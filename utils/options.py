@@ -12,8 +12,8 @@ class Options:
 
     recipe: Literal["auto", "full", "release", "cpu", "sample"] = "auto"
     """A set of defaults for the options below: full (a GPU), release (half the width, two hours on
-    two cores), cpu (a half-width network, few epochs), sample (a minute on the synthetic
-    faces); auto takes full, or sample on the sample."""
+    two cores), cpu (half the width, few epochs), sample (a minute on the synthetic faces); auto
+    takes full, or sample on the sample."""
     data: str = ""
     """FER2013 in any layout (CSV, folder tree, list files, zip, tar.gz), or "sample" for the
     synthetic faces. By default what lies under data/, else a download, else the sample."""
