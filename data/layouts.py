@@ -15,12 +15,14 @@ from data.faces import Faces
 from data.fer_csv import read_csv, read_header
 from data.folders import find_tree, usage_of_split, visible
 from data.lists import find_lists
+from data.raf_db import LIST, find_raf_db
 from utils.errors import DataError
 
 LAYOUTS = (
     "a CSV (fer2013.csv, icml_face_data.csv, or train.csv with test.csv); "
     "folders train/<class>/*.jpg with test/ or validation/; "
-    "lists (train_images.txt with train_labels.txt); or a .zip or .tar.gz of one of these"
+    "lists (train_images.txt with train_labels.txt); RAF-DB (EmoLabel/ beside Image/); "
+    "or a .zip or .tar.gz of one of these"
 )
 SEARCH_DEPTH = 4  # folders around a data set, as unpacking and downloads leave them
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".gz")
@@ -103,13 +105,11 @@ def locate(path: Path) -> Layout | None:
             archive of an unknown kind.
     """
     if path.is_file():
-        if is_archive(path):
-            return Archive(path)
-        is_list = path.name.endswith(("_images.txt", "_labels.txt"))
-        return find_lists(path.parent) if is_list else CsvSet(path, (path,))
+        return _locate_file(path)
     for folder in _folders(path):
-        if layout := find_lists(folder) or find_csv(folder) or find_tree(folder):
-            return layout
+        for find in (find_raf_db, find_lists, find_csv, find_tree):
+            if layout := find(folder):
+                return layout
     files = [file for folder in _folders(path) for file in visible(folder) if file.is_file()]
     for file in files:
         if file.name.lower().endswith(ARCHIVE_SUFFIXES) and is_archive(file):
@@ -118,6 +118,15 @@ def locate(path: Path) -> Layout | None:
         if file.name.lower() in CSV_NAMES:  # no CSV of faces, so that reading it says why
             return CsvSet(file, (file,))
     return None
+
+
+def _locate_file(path: Path) -> Layout | None:
+    if is_archive(path):
+        return Archive(path)
+    if path.name == LIST.name:
+        return find_raf_db(path.absolute().parents[1])
+    is_list = path.name.endswith(("_images.txt", "_labels.txt"))
+    return find_lists(path.parent) if is_list else CsvSet(path, (path,))
 
 
 def nothing_found(path: Path) -> DataError:

@@ -68,7 +68,7 @@ class Lists:
 
     def _images(self, split: str) -> list[Path]:
         file = self._list(split, "images")
-        paths = [self.root / line for line in _lines(file)]
+        paths = [self.root / line for line in read_lines(file)]
         for number, path in enumerate(paths, start=1):
             if not path.is_file():
                 raise DataError(
@@ -81,7 +81,7 @@ class Lists:
         file = self._list(split, "labels")
         if not file.is_file():
             raise DataError(f"{file} is missing; put the labels there, one integer per line")
-        lines = _lines(file)
+        lines = read_lines(file)
         for number, line in enumerate(lines, start=1):
             if not re.fullmatch("[0-9]{1,9}", line) or int(line) >= class_num:
                 raise DataError(
@@ -103,7 +103,12 @@ def find_lists(folder: Path) -> Lists | None:
     return Lists(folder, splits) if splits else None
 
 
-def _lines(file: Path, most: int = 256 << 20) -> list[str]:
+def read_lines(file: Path, most: int = 256 << 20) -> list[str]:
+    """Return the lines of a text, without blanks around them, nor empty ones at the end.
+
+    Raises:
+        DataError: it is of more bytes than `most`, not UTF-8, or empty.
+    """
     if (size := file.stat().st_size) > most:
         raise DataError(
             f"{file} has {size:,} bytes, and such a file at most {most:,}; mend or remove it"
@@ -128,7 +133,7 @@ def _landmarks(file: Path, size: np.ndarray) -> np.ndarray:
         "mend or remove it"
     )
     numbers = []
-    for number, line in enumerate(_lines(file, 1 << 16), start=1):
+    for number, line in enumerate(read_lines(file, 1 << 16), start=1):
         try:
             numbers += map(float, re.split(r"[\s,]+", line.strip(" ,\t"))) if line else []
         except ValueError as error:

@@ -367,6 +367,60 @@ def test_the_files_of_lists_hold_the_landmarks(tmp_path):
     assert names == images | lists
 
 
+# RAF-DB
+
+RAF_LABELS = {"train_00001": 5, "train_00002": 1, "test_0001": 4, "test_0002": 7, "train_00003": 6}
+
+
+def make_raf_db(root):
+    """Write five faces as RAF-DB's authors hand theirs out; the list has an order of its own."""
+    for seed, name in enumerate(RAF_LABELS):
+        save(root / "Image" / "aligned" / f"{name}_aligned.jpg", face(seed, (8, 8)))
+        save(root / "Image" / "original" / f"{name}.jpg", face(9, (8, 8)))
+    text = "".join(f"{name}.jpg {label}\n" for name, label in RAF_LABELS.items())
+    (root / "EmoLabel").mkdir()
+    (root / "EmoLabel" / "list_patition_label.txt").write_text(text)
+    return root / "EmoLabel" / "list_patition_label.txt"
+
+
+def test_raf_db(tmp_path):
+    file = make_raf_db(tmp_path / "RAF-DB" / "basic")
+    aligned = file.parents[1] / "Image" / "aligned"
+    for place in (tmp_path, file.parents[1], file):
+        faces = read(place, width=8)
+        assert faces.class_names == EMOTIONS
+        expressions = [faces.class_names[label] for label in faces.labels]
+        assert expressions == ["sad", "surprise", "happy", "neutral", "angry"]
+        assert faces.usage.tolist() == ["Training"] * 2 + ["PrivateTest"] * 2 + ["Training"]
+        for image, name in zip(faces.images, RAF_LABELS):
+            stored = read_image(aligned / f"{name}_aligned.jpg", 1)
+            np.testing.assert_array_equal(image, stored)
+    assert len(locate(file).files()) == 6  # the list among them
+    assert read(file, channels=3).images.shape == (5, WIDTH, WIDTH, 3)
+
+
+def test_class_names_of_raf_db(tmp_path):
+    make_raf_db(tmp_path)
+    names = ("Neutral", "contempt", "anger", "sadness", "Happiness", "disgust", "fear", "surprise")
+    faces = read(tmp_path, class_names=names)
+    assert faces.class_names == names
+    assert faces.labels.tolist() == [3, 7, 4, 0, 2]
+    refused(tmp_path, "'surprise', 'neutral'", "name all seven", class_names=EMOTIONS[:5])
+
+
+@pytest.mark.parametrize("line", ["train_00002.jpg 8", "train_00002.jpg", "00002.jpg 1", "a,b"])
+def test_wrong_lines_of_raf_db(tmp_path, line):
+    file = make_raf_db(tmp_path)
+    file.write_text(f"train_00001.jpg 5\n{line}\n")
+    refused(tmp_path, f"{file}, line 2", line, "train_00001.jpg 5")
+
+
+def test_images_that_raf_db_lacks(tmp_path):
+    file = make_raf_db(tmp_path)
+    (tmp_path / "Image" / "aligned" / "test_0001_aligned.jpg").unlink()
+    refused(tmp_path, f"{file}, line 3", "test_0001_aligned.jpg", "aligned.zip")
+
+
 # Archives
 
 
