@@ -20,7 +20,7 @@ from torch import Tensor
 
 from data.faces import EMOTIONS, Faces
 from data.landmarks import add_landmarks
-from data.source import find_source
+from data.source import HELD_OUT_NOTE, find_source
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.network import FERNet, describe
 from test import TestOptions, corrupted, evaluate, faces_for
@@ -84,6 +84,11 @@ def main() -> None:
     if source.is_sample:
         raise OptionError("the card tells of FER2013, and these are drawn faces: name --data")
     faces = faces_for(checkpoint, source)
+    if HELD_OUT_NOTE in faces.source:
+        raise DataError(
+            f"{faces.source}; the card tells of FER2013 and its own PublicTest, so give best.pth "
+            "away with one of your own"
+        )
     for usage in ("Training", *USAGES):
         labels = faces.labels[faces.usage == usage]
         if lacking := [name for c, name in enumerate(faces.class_names) if c not in labels]:

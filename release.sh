@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train the released weights anew, in four runs under FOLDER: nine hours on two cores.
+# Train the released weights anew, in four runs under FOLDER: about nine hours on two slower cores.
 #   bash release.sh FOLDER --data fer2013.csv
 # The arguments after FOLDER go to each run. Started again, it goes on where it was stopped.
 set -euo pipefail
@@ -33,4 +33,5 @@ train third --model_path "$second/best.pth" --teacher "$first/best.pth" "$second
 both=("$first/best.pth" "$folder/third/best.pth")
 train fourth --width 1 --clip 1 --model_path "${both[@]}" --teacher "${both[@]}" \
   --jpeg 0.3 --sizes 48 --total_epoch 18 --start_lr 0.03 --warmup_epoch 1 "$@"
-echo "to measure and round them: $python $root/release.py $folder/fourth --data ... --out $folder/weights.pth"
+echo "to measure and round the weights of first, third or fourth:"
+echo "  $python $root/release.py $folder/fourth --data ... --out $folder/weights.pth"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -124,7 +125,7 @@ def _locate_file(path: Path) -> Layout | None:
     if is_archive(path):
         return Archive(path)
     if path.name == LIST.name:
-        return find_raf_db(path.absolute().parents[1])
+        return find_raf_db(Path(os.path.abspath(path.parent)).parent)
     is_list = path.name.endswith(("_images.txt", "_labels.txt"))
     return find_lists(path.parent) if is_list else CsvSet(path, (path,))
 

@@ -69,7 +69,7 @@ class RafDb:
             if not (match := LINE.fullmatch(line)):
                 raise DataError(
                     f"{file}, line {number}: '{line[:60]}' is not as 'train_00001.jpg 5', a name "
-                    "and a label from 1 to 7; take the file as it was handed out"
+                    "and a label from 1 to 7; take RAF-DB's basic/ as it was handed out"
                 )
             name, split, label = match.groups()
             path = self.root / "Image" / "aligned" / f"{name}_aligned.jpg"

@@ -19,7 +19,7 @@ from data.layouts import LAYOUTS, Layout, locate, nothing_found
 from utils.errors import DataError
 
 DATA_DIR = Path(__file__).resolve().parent
-FORMAT = 4  # of the cache: one more whenever the same files would give other faces
+FORMAT = 5  # of the cache: one more whenever the same files would give other faces
 HELD_OUT = 10  # every tenth Training face, where a set brings no PublicTest
 HELD_OUT_NOTE = "every tenth Training face held out as PublicTest, for it brings none"
 

@@ -383,7 +383,7 @@ def make_raf_db(root):
     return root / "EmoLabel" / "list_patition_label.txt"
 
 
-def test_raf_db(tmp_path):
+def test_raf_db(tmp_path, monkeypatch):
     file = make_raf_db(tmp_path / "RAF-DB" / "basic")
     aligned = file.parents[1] / "Image" / "aligned"
     for place in (tmp_path, file.parents[1], file):
@@ -396,6 +396,8 @@ def test_raf_db(tmp_path):
             stored = read_image(aligned / f"{name}_aligned.jpg", 1)
             np.testing.assert_array_equal(image, stored)
     assert len(locate(file).files()) == 6  # the list among them
+    monkeypatch.chdir(file.parent)
+    assert len(locate(Path(file.name)).files()) == 6
     assert read(file, channels=3).images.shape == (5, WIDTH, WIDTH, 3)
 
 

@@ -129,6 +129,9 @@ def test_mistakes(trained, tmp_path):
     argv = ("--data", tmp_path / "few.csv", "--gpu_ids", "-1", "--out", tmp_path / "w.pth")
     with pytest.raises(DataError, match="no PrivateTest faces of happy"):
         run(release, run_folder, *argv)
+    write_csv(synthetic_faces(training=20, public=0, private=3), tmp_path / "few.csv")
+    with pytest.raises(DataError, match="held out as PublicTest.* its own PublicTest"):
+        run(release, run_folder, *argv)
     other = synthetic_faces(training=7, public=3, private=3)
     other.labels[[0, 1]] = other.labels[[1, 0]]
     write_csv(other, tmp_path / "few.csv")

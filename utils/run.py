@@ -20,7 +20,7 @@ from utils.files import atomic_write, partial_files
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "model_save"
 RELEASED = RUNS / "resnet18.pth"  # the most accurate ones
-FOR_PHOTOS = RUNS / "resnet18_photos.pth"  # half as wide: films are read twice as fast
+FOR_PHOTOS = RUNS / "resnet18_photos.pth"  # half as wide: films are read about twice as fast
 LOCK = ".lock"
 
 
