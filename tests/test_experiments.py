@@ -109,9 +109,9 @@ def test_a_plan_from_its_first_cell_to_private_test(faces_csv, tmp_path, capsys,
     assert f"on-1 is done, with faces from {faces_csv}" in told
     assert "several commits" not in told
     config = json.loads((tmp_path / "o/on-1/config.json").read_text())
-    (tmp_path / "o/on-1/config.json").write_text(json.dumps(config | {"commit": "0ld"}))
+    (tmp_path / "o/on-1/config.json").write_text(json.dumps(config | {"commit": "0"}))
     run(plan, "--data", faces_csv, "--out", tmp_path / "o")
-    assert "these cells are of several commits: 0ld, " in capsys.readouterr().out
+    assert "these cells are of several commits: 0, " in capsys.readouterr().out
 
 
 def written(folder, labels, predicted):
