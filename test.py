@@ -99,8 +99,8 @@ def main() -> None:
     if held_out and "Training" not in options.usages and "PrivateTest" not in faces.counts():
         print("note     a tenth of the faces is looked at; --usages Training PublicTest takes all")
     if judged and held_out:
-        print("note     its PublicTest are Training faces, which these weights may have learnt:")
-        print("         that score is not a test of them, and not comparable with the model card's")
+        print("note     its PublicTest are Training faces, which these weights have learnt if they")
+        print("         are FER2013's: that score is then no test of them, as the model card's are")
     if options.ferplus:
         faces = ferplus.with_votes(faces, options.ferplus)
     if faces.class_names != checkpoint.class_names:
