@@ -289,7 +289,7 @@ def train_one_epoch(
         state.labels_before, state.sums = state.labels.clone(), {}
         state.even = options.compile  # as each length of a batch takes kernels of its own
     batches = Batches(store, options, epoch, group, taught=len(teachers) > 0, even=state.even)
-    faults = Faults(epoch, len(batches))
+    faults = Faults(epoch, len(batches), group)
     hide = None if group.is_main else True  # None: where no terminal shows it
     how = {"initial": state.batches, "unit": "batch", "leave": False, "disable": hide}
     bar = tqdm(None, f"epoch {epoch}/{options.total_epoch}", len(batches), **how)

@@ -46,7 +46,13 @@ from models.state import State
 from models.teachers import Teachers
 from train import train_one_epoch
 from utils.command_line import check
-from utils.devices import autocast, describe_device, pick_device, takes_bf16
+from utils.devices import (
+    autocast,
+    compile_faults_told,
+    describe_device,
+    pick_device,
+    takes_bf16,
+)
 from utils.errors import run_main
 from utils.forecast import Forecast
 from utils.group import Group
@@ -88,6 +94,7 @@ def main() -> None:
     with (
         tempfile.TemporaryDirectory(prefix="benchmark-") as folder,
         ProcessPoolExecutor(1, get_context("spawn")) as process,
+        compile_faults_told(),
     ):
         ways: dict[str, Callable[[], None]] = {
             "bare loop": bare_loop(options, device),

@@ -26,6 +26,7 @@ from utils import metrics
 from utils.errors import ProjectError, RunError, run_main
 from utils.faults import AT_THE_END, IN_A_ROW, Faults
 from utils.files import atomic_write
+from utils.group import Group
 from utils.run import RunFolder
 from utils.signals import Interrupted, signals_noted
 
@@ -310,7 +311,7 @@ def test_a_run_whose_importances_are_gone_stops(faces_csv, whole, tmp_path):
 
 
 def test_a_few_batches_without_importances_stop_nothing():
-    faults = Faults(1, 200)
+    faults = Faults(1, 200, Group())
     for batch in range(200):
         low = batch % IN_A_ROW > 0  # but once in so many batches
         faults.note(batch, {"importance_mean": torch.tensor(1e-9 if low and batch < 196 else 0.3)})
@@ -320,7 +321,7 @@ def test_a_few_batches_without_importances_stop_nothing():
 @pytest.mark.parametrize("batch_num", [AT_THE_END, 70])
 @pytest.mark.parametrize("missing", [0, 1])
 def test_an_epoch_that_ends_without_importances_is_not_kept(batch_num, missing):
-    faults = Faults(3, batch_num)
+    faults = Faults(3, batch_num, Group())
     for batch in range(batch_num):
         low = batch >= batch_num - AT_THE_END + missing
         faults.note(batch, {"importance_mean": torch.tensor(1e-9 if low else 0.3)})

@@ -222,13 +222,28 @@ def test_launch_starts_one_process_per_device(tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.glob("rank*")} == {"rank0", "rank1"}
 
 
+def gpus(monkeypatch, fault=None):
+    """Pretend that there are three; `fault` is what they answer to anything."""
+
+    zeros = torch.zeros
+
+    def answer(*shape, device):
+        if fault:
+            raise RuntimeError(fault)
+        return zeros(*shape)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "GTX 1080")
+    monkeypatch.setattr(torch, "zeros", answer)
+
+
 def test_gpus_are_named_and_shared_out(monkeypatch):
     assert [listed_gpus(text) for text in ("", "-1", "3", "0,2")] == [[], [-1], [3], [0, 2]]
     for wrong in ("x", "0,0", "0,-1"):
         with pytest.raises(OptionError, match=f"--gpu_ids {wrong}"):
             listed_gpus(wrong)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    gpus(monkeypatch)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     assert pick_device("") == torch.device("cuda", 0)
     assert not torch.backends.cudnn.allow_tf32  # nothing is rounded more than float32 says
@@ -239,3 +254,49 @@ def test_gpus_are_named_and_shared_out(monkeypatch):
         pick_device("0,3")
     with pytest.raises(OptionError, match="--nproc_per_node 1"):
         pick_device("0", 1)
+
+
+def test_a_gpu_that_pytorch_has_no_kernels_for_is_passed_over(monkeypatch):
+    gpus(monkeypatch, "CUDA error: no kernel image is available for execution on the device\nmore")
+    assert pick_device("") == torch.device("cpu")
+    with pytest.raises(OptionError, match="no kernels for GPU 1, GTX 1080; .* -1, the CPU"):
+        pick_device("1")
+
+
+def test_a_gpu_that_does_not_answer_is_told(monkeypatch):
+    gpus(monkeypatch, "CUDA error: all CUDA-capable devices are busy or unavailable\nmore")
+    with pytest.raises(OptionError, match=r"GPU 0 cannot be used \(CUDA error: [^\n]*\); .* -1"):
+        pick_device("")
+
+
+def test_several_gpus_without_nccl_are_told(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(dist, "is_nccl_available", lambda: False)
+    with pytest.raises(OptionError, match="NCCL"), Group().joined(torch.device("cuda", 0)):
+        pytest.fail("they met")
+
+
+def test_a_fault_of_one_process_ends_all(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from pathlib import Path; import torch\n"
+        "from utils.errors import RunError; from utils.faults import Faults\n"
+        "from utils.group import Group\n"
+        "group = Group()\n"
+        "with group.joined(torch.device('cpu')):\n"
+        "    faults = Faults(3, 100, group)\n"
+        "    try:\n"
+        "        for batch in range(100):\n"
+        "            gone = group.rank == 1 and batch >= 7\n"
+        "            mean = torch.tensor(0.0 if gone else 0.5)\n"
+        "            faults.note(batch, {'importance_mean': mean})\n"
+        "    except RunError as error:\n"
+        f"        file = Path({str(tmp_path)!r}, f'rank{{group.rank}}')\n"
+        "        file.write_text(f'{batch} {error}')\n"
+    )
+    finish(start(script=script))
+    told = [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)]
+    assert told[0] == told[1]
+    assert told[0].startswith("49 the importances have gone to 0")
+    assert "in epoch 3, batch 27: importance_mean = 0." in told[0]

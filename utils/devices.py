@@ -35,31 +35,66 @@ def listed_gpus(gpu_ids: str) -> list[int]:
 def pick_device(gpu_ids: str, place: int = 0) -> torch.device:
     """Return the device that `--gpu_ids` names: "" the first GPU if any, "-1" the CPU, "0" GPU 0.
 
+    A GPU that nobody named and PyTorch has no kernels for, such as an old one, is passed over for
+    the CPU: PyTorch itself warns of it.
+
     Args:
         gpu_ids: the option.
         place: of this process among those of the machine; each one takes a GPU of its own.
 
     Raises:
-        OptionError: no such GPU, or something that is no number.
+        OptionError: no such GPU, or one that cannot compute, or something that is no number.
     """
     ids = listed_gpus(gpu_ids)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if ids == [-1] or (not ids and not count):
-        _keep_freed_memory()
-        return torch.device("cpu")
+        return _cpu()
     if wrong := [i for i in ids if not 0 <= i < count]:
         raise OptionError(
             f"--gpu_ids {gpu_ids}: there is no GPU {wrong[0]}, PyTorch sees {count} CUDA GPUs "
             "here; -1 names the CPU"
         )
-    ids = ids or list(range(count))
+    named, ids = bool(ids), ids or list(range(count))
     if place >= len(ids):
         raise OptionError(
             f"process {place + 1} of this machine has no GPU of its own, for there are {len(ids)}; "
             f"start torchrun with --nproc_per_node {len(ids)}, or name more --gpu_ids"
         )
+    device = torch.device("cuda", ids[place])
+    if not _has_kernels(device):
+        if not named:
+            return _cpu()
+        raise OptionError(
+            f"--gpu_ids {gpu_ids}: this PyTorch ({torch.__version__}) has no kernels for GPU "
+            f"{device.index}, {torch.cuda.get_device_name(device)}; install one that has, or name "
+            "-1, the CPU"
+        )
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32, to the last digit reported
-    return torch.device("cuda", ids[place])
+    return device
+
+
+def _cpu() -> torch.device:
+    _keep_freed_memory()
+    return torch.device("cpu")
+
+
+def _has_kernels(gpu: torch.device) -> bool:
+    """Tell whether PyTorch can compute on a GPU: it also counts those too old or new for it.
+
+    Raises:
+        OptionError: the GPU answers nothing, as one that is another's alone.
+    """
+    try:
+        torch.zeros(1, device=gpu).add_(1).item()
+    except RuntimeError as error:
+        if "no kernel image" in str(error):
+            return False
+        reason = str(error).strip().splitlines()[0]
+        raise OptionError(
+            f"GPU {gpu.index} cannot be used ({reason}); name another one, or -1 for the CPU, with "
+            "--gpu_ids"
+        ) from error
+    return True
 
 
 @cache

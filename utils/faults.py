@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import RunError
+from utils.group import Group
 
 EVERY = 50  # batches between two looks, each of which waits for a GPU
 COLLAPSED = 1e-3  # a mean importance from which none was seen to come back...
@@ -26,10 +27,11 @@ class Faults:
     Args:
         epoch: the current one, counted from 1.
         batch_num: how many batches it has.
+        group: the processes that train together, each of which looks at its own share.
     """
 
-    def __init__(self, epoch: int, batch_num: int) -> None:
-        self._epoch, self._batch_num = epoch, batch_num
+    def __init__(self, epoch: int, batch_num: int, group: Group) -> None:
+        self._epoch, self._batch_num, self._group = epoch, batch_num, group
         self._names: tuple[str, ...] = ()
         self._first: Tensor | None = None  # [1 + K]: the batch (-1: none yet), and its measures
         self._low: Tensor | int = 0  # batches in a row without importances
@@ -53,12 +55,18 @@ class Faults:
             self.stop_if_any()
 
     def stop_if_any(self) -> None:
-        """Raise a RunError with batch and measures where a batch was at fault."""
+        """Raise a RunError with batch and measures where a batch was at fault, in all processes.
+
+        Importances may be gone in one process's share alone. The others are told, lest they wait
+        for it in vain.
+        """
         if self._first is None:
             return
-        batch, *values = self._first.tolist()
-        if batch < 0:
+        first = self._first.tolist()
+        if not self._group.any(first[0] >= 0):
             return
+        found = [each for each in self._group.gather(first) if each[0] >= 0]
+        batch, *values = min(found, key=lambda each: each[0])
         told = ", ".join(f"{name} = {v:.4g}" for name, v in zip(self._names, values))
         where = f"epoch {self._epoch}, batch {batch + 1:.0f}: {told}"
         raise diverged(where) if not all(map(math.isfinite, values)) else collapsed(where)

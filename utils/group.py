@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from utils.errors import RunError
+from utils.errors import OptionError, RunError
 
 AGREE_EVERY = 20  # batches: to ask the others costs a wait for the GPU
 SHUTDOWN = 600  # seconds that processes have to save a run, once they are told to end
@@ -43,11 +43,17 @@ class Group:
         """Meet the others, and part at the end; the others' output is silenced.
 
         Raises:
+            OptionError: this PyTorch has nothing for GPUs to talk with.
             RunError: a process was lost, or never came.
         """
         if self.size == 1:
             yield
             return
+        if device.type == "cuda" and not dist.is_nccl_available():
+            raise OptionError(
+                "several GPUs train one network over NCCL, which this PyTorch has not (it is made "
+                "for Linux); train on one: --gpu_ids 0"
+            )
         self.device = device
         if device.type == "cuda":
             torch.cuda.set_device(device)
