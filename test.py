@@ -61,7 +61,8 @@ class TestOptions:
     tta: bool = False
     """Test-time augmentation: average ten views, five shifts each plain and mirrored."""
     corruptions: bool = False
-    """Tell the accuracy on corrupted faces too: cut out otherwise, turned, dark, noisy, small."""
+    """Tell the accuracy on corrupted faces too: cut out otherwise, turned, dark, noisy, small. (A
+    face's noise depends on the faces before it: published figures are of the default --usages.)"""
     landmarks: bool = True
     """Compare with dlib's landmarks; --no_landmarks needs no dlib."""
     batch_size: int = 256

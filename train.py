@@ -175,6 +175,8 @@ def run_on(
             print(told if state.epoch < options.total_epoch else "all epochs are done", flush=True)
         if options.relabel and options.relabel_epoch > options.total_epoch:
             print(f"relabel  never: --relabel_epoch {options.relabel_epoch} is after the last one")
+        if options.ferplus_target == "distribution":
+            print("relabel  never: shares of votes are learnt, which nobody moves")
         if options.warmup_epoch >= options.total_epoch:
             print(f"rate     never falls: --warmup_epoch {options.warmup_epoch:g} lasts to the end")
         labels = " with FER+ labels" * bool(options.ferplus)

@@ -131,7 +131,8 @@ def transfer(
         The network, and the names of the heads that start afresh.
 
     Raises:
-        WeightsError: another trunk, width, or number of classes or landmarks, each named.
+        WeightsError: another trunk, width, or number of classes or landmarks, each named, or
+            weights that lack some, or do not fit their own architecture.
     """
     theirs = checkpoint.architecture
     differ = [
@@ -149,6 +150,10 @@ def transfer(
             f"{path} holds another network: {'; '.join(differ)}. Give the run its options"
         )
     network = FERNet(replace(wanted, channels=theirs.channels, pool=theirs.pool))
+    try:
+        checkpoint.network()
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
     ours = network.state_dict()
     known = {key: value for key, value in checkpoint.net.items() if key in ours}
     if theirs.landmark_num != wanted.landmark_num:

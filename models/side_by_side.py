@@ -1,9 +1,10 @@
 """Trained networks side by side in one: the start of a network as wide as all of them together.
 
-Its channels are those of the narrow ones, one after the other, and it says the mean of what they
-say. What leads from the channels of one to those of another is 0 at first, and learnt from then on:
-it begins as an ensemble, and is trained as one network. (Net2Net, Chen et al., 2016,
-arXiv:1511.05641, begins a wide network as one narrow one.)
+Its channels are those of the narrow ones, one after the other, and its heads give the mean of what
+theirs do (features pooled at landmarks are taken at the mean of theirs, too). What leads from the
+channels of one to those of another is 0 at first, and learnt from then on: it begins as an
+ensemble, and is trained as one network. (Net2Net, Chen et al., 2016, arXiv:1511.05641, begins a
+wide network as one narrow one.)
 """
 
 from __future__ import annotations

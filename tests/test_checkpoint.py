@@ -92,6 +92,16 @@ def test_another_network_is_named(change, text):
         transfer(checkpoint(), replace(SMALL, **change), "w.pth")
 
 
+@pytest.mark.parametrize("lacking", [True, False])
+def test_a_transfer_of_broken_weights_is_told(lacking):
+    broken = checkpoint()
+    weight = broken.net.pop("trunk.layer4.1.conv2.weight")
+    if not lacking:
+        broken.net["trunk.layer4.1.conv2.weight"] = weight[:1]
+    with pytest.raises(WeightsError, match=r"^w.pth: .* do not fit their own architecture"):
+        transfer(broken, SMALL, "w.pth")
+
+
 def test_pooled_features_are_not_dropped_in_silence():
     pooling = checkpoint(replace(SMALL, landmark_pool=True))
     for wanted in (SMALL, replace(SMALL, landmark_num=0)):

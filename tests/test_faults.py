@@ -318,12 +318,12 @@ def test_a_few_batches_without_importances_stop_nothing():
     faults.stop_if_any()
 
 
-@pytest.mark.parametrize("batch_num", [AT_THE_END, 70])
+@pytest.mark.parametrize("batch_num", [1, 3, AT_THE_END, 70])
 @pytest.mark.parametrize("missing", [0, 1])
 def test_an_epoch_that_ends_without_importances_is_not_kept(batch_num, missing):
     faults = Faults(3, batch_num, Group())
     for batch in range(batch_num):
-        low = batch >= batch_num - AT_THE_END + missing
+        low = batch >= max(0, batch_num - AT_THE_END) + missing
         faults.note(batch, {"importance_mean": torch.tensor(1e-9 if low else 0.3)})
     if missing:
         faults.stop_if_any()

@@ -165,7 +165,9 @@ def test_a_run_on_votes(faces, votes_csv, tmp_path, target, capsys):
         0.01,
     )
     run(train, *argv, *TINY, *more, "--out", tmp_path / "r")
-    assert "with FER+ labels" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "with FER+ labels" in told
+    assert ("relabel  never" in told) == (target == "distribution")
     scores = json.loads((tmp_path / "r/metrics.json").read_text())
     expected = with_votes(faces, votes_csv)
     labelled = (expected.labels != UNKNOWN) & (expected.usage == "PrivateTest")

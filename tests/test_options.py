@@ -71,6 +71,7 @@ def test_recipes_are_sound_and_can_be_overridden(recipe):
         {"sizes": (23, 48)},
         {"sizes": (24, 48), "trunk": "vgg11"},
         {"mixup": 1.5},
+        {"mixup": 0.5, "total_epoch": 1},  # the last tenth of which does not mix
         {"label_noise": 0.1, "ferplus": "new.csv", "ferplus_target": "distribution"},
         {"cutmix": -0.1},
         {"sizes": (48,) * 201},

@@ -105,6 +105,7 @@ def test_group_size_leaves_no_group_empty():
     assert [group_size(n, 0.7) for n in (1, 2, 3, 10, 128)] == [0, 1, 2, 7, 89]
     assert group_size(10, 0.001) == 1
     assert group_size(10, 0.9999) == 9
+    assert [group_size(n, 0.7) for n in (90, 170, 180)] == [63, 119, 126]  # 0.7 * 90 is below 63
 
 
 # Probabilities of three faces, as logits: what the softmax of a log gives back.

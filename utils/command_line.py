@@ -96,6 +96,11 @@ def check(options: Options) -> Options:
             f"--mixup {options.mixup:g} and --cutmix {options.cutmix:g} are shares of the same "
             "faces: together at most 1"
         )
+    if options.mixup + options.cutmix and not options.mixes_in(1):
+        raise OptionError(
+            "--mixup and --cutmix rest in the last tenth of the epochs, which are all of "
+            f"--total_epoch {options.total_epoch}"
+        )
     sizes = options.sizes
     least = least_width(options.trunk)
     if options.image_width < least:

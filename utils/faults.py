@@ -13,7 +13,7 @@ from utils.group import Group
 EVERY = 50  # batches between two looks, each of which waits for a GPU
 COLLAPSED = 1e-3  # a mean importance from which none was seen to come back...
 IN_A_ROW = 20  # ...where it is no single small batch's
-AT_THE_END = 5  # as many where an epoch ends with them, lest they be what is kept
+AT_THE_END = 5  # as many where an epoch ends with them (or is no more), lest they be what is kept
 
 
 class Faults:
@@ -49,7 +49,9 @@ class Faults:
         fault = ~values.isfinite().all()
         if "importance_mean" in measures:
             self._low = (self._low + 1) * (measures["importance_mean"].detach() < COLLAPSED)
-            fault |= self._low >= (AT_THE_END if batch + 1 == self._batch_num else IN_A_ROW)
+            at_the_end = batch + 1 == self._batch_num
+            allowed = min(AT_THE_END, self._batch_num) if at_the_end else IN_A_ROW
+            fault |= self._low >= allowed
         self._first = torch.where(fault & (self._first[0] < 0), now, self._first)
         if (batch + 1) % EVERY == 0:
             self.stop_if_any()

@@ -133,7 +133,8 @@ class Options:
     shift: float = 0.1
     """Shift up to this share of the width."""
     light: float = 0.3
-    """Contrast between 1 - light and 1 + light, and brightness likewise."""
+    """Contrast between 1 - light and 1 + light, and brightness moved by up to half of this share of
+    the range of greys."""
     erasing: float = 0.5
     """Share of faces with one rectangle hidden."""
     erased_area: float = 0.2
