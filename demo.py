@@ -13,7 +13,7 @@ import os
 import socket
 import sys
 import tempfile
-import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -105,7 +105,8 @@ def main() -> None:
         with served(page, options.port):
             address = f"http://{HOST}:{options.port}"
             print(f"the demo is at {address} (Ctrl-C ends it)", flush=True)
-            threading.Event().wait()
+            while True:  # an endless wait would not hear Ctrl-C on Windows
+                time.sleep(1)
 
 
 class Reader:
@@ -193,7 +194,9 @@ def write_examples(folder: Path) -> list[str]:
     faces = synthetic_faces(training=1, public=0, private=0, seed=EXAMPLES_SEED)
     paths = [str(folder / f"{name}.png") for name in EMOTIONS]
     for path, image in zip(paths, faces.images):
-        cv2.imwrite(path, cv2.resize(image, None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC))
+        large = cv2.resize(image, None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC)
+        # Not imwrite, which cannot write to every path of Windows, and does not say so.
+        Path(path).write_bytes(cv2.imencode(".png", large)[1].tobytes())
     return paths
 
 

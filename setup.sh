@@ -5,7 +5,7 @@
 # count, it belongs to everything) a virtualenv is made in .venv. A requirements file is
 # installed once, and again only when it changes.
 
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+root="$(CDPATH="" cd -- "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 needed_gb=10 # PyTorch with CUDA is 5.4 GB, and pip unpacks beside it
 
 fail() {
@@ -70,6 +70,9 @@ print(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest()[:16])' "$file")
     fail "$environment has $free GB of disk left, and about $needed_gb GB are needed" \
       "(PyTorch with CUDA alone takes 5.4 GB); free some, or put the repository elsewhere"
   fi
+  "$python" -c 'import pip' 2>/dev/null || "$python" -m ensurepip >/dev/null 2>&1 ||
+    fail "the environment $environment has no pip; install it there (with uv: uv pip install pip), then" \
+      "start again"
   echo "installing ${file#"$root/"} into $environment (the first time takes some minutes)"
   "$python" -m pip install --quiet --disable-pip-version-check -r "$file" ||
     fail "the packages of ${file#"$root/"} could not be installed (see above); is there a network?" \

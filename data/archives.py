@@ -74,7 +74,11 @@ def unpacked(path: Path) -> Iterator[Path]:
 
 def _damaged(path: Path, error: Exception) -> DataError:
     reason = (str(error) or type(error).__name__).splitlines()[0]
-    return DataError(f"{path} is a damaged or cut-off archive ({reason}); fetch it anew")
+    alone = isinstance(error, tarfile.ReadError) and path.suffix in (".gz", ".bz2", ".xz")
+    return DataError(
+        f"{path} is a damaged or cut-off archive ({reason}); fetch it anew"
+        + ", or if it is a single file, no .tar, unpack it and name that" * alone
+    )
 
 
 def _unpack(path: Path, folder: Path) -> None:

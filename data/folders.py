@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ IMAGE_SUFFIXES = (
     *(".jfif", ".jpe", ".jp2", ".avif", ".heic", ".heif"),
 )
 MAX_PIXELS = 80_000_000  # of one image, beyond which Pillow too would warn
+# What Linux and Windows keep at the top of a disk, where only they may look.
+OF_THE_SYSTEM = ("lost+found", "System Volume Information", "$RECYCLE.BIN")
 ORIENTATION = 0x0112  # EXIF's tag
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -58,7 +61,8 @@ def natural(name: str) -> tuple:
 
 def visible(folder: Path) -> list[Path]:
     """Return what stands in a folder, in natural order, without what systems leave there."""
-    found = (p for p in folder.iterdir() if not p.name.startswith((".", "__")))
+    left = (".", "__", *OF_THE_SYSTEM)
+    found = (path for path in folder.iterdir() if not path.name.startswith(left))
     return sorted(found, key=lambda path: natural(path.name))
 
 
@@ -126,11 +130,15 @@ class Tree:
     def _classes(self, wanted: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
         """Return the classes in the order of their labels, and the class of each folder name."""
         names = {name for folders in self.images.values() for name in folders}
+        if broken := sorted(name for name in names if not _is_text(name)):
+            raise DataError(
+                f"{self.root}: the name of the folder {broken[0]!r} is not in UTF-8; rename it"
+            )
         codes = {str(code): name for code, name in enumerate(wanted or EMOTIONS)}
         coded = names <= codes.keys() and not names & set(wanted)
-        class_of = {n: codes[n] if coded else canonical_class(n) or n for n in names}
+        class_of = {n: codes[n] if coded else _class_of(n) for n in names}
         # A class that is asked for has the name that it is asked by.
-        asked = {canonical_class(name) or name: name for name in wanted}
+        asked = {_class_of(name): name for name in wanted}
         class_of = {n: n if n in wanted else asked.get(c, c) for n, c in class_of.items()}
         present = set(class_of.values())
         classes = tuple(wanted)
@@ -157,6 +165,19 @@ class Tree:
                     "validation/ and test/, or train with the --class_names to take"
                 )
         return classes, class_of
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _class_of(name: str) -> str:
+    """Return the class of a folder's name: macOS takes an umlaut apart, others write it as one."""
+    return canonical_class(name) or unicodedata.normalize("NFC", name)
 
 
 def find_tree(folder: Path) -> Tree | None:

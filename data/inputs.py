@@ -11,7 +11,6 @@ from PIL import Image
 
 from data.folders import IMAGE_SUFFIXES, natural
 from utils.errors import DataError
-from utils.run import LOCK
 from utils.video import MATROSKA, SUFFIXES
 
 # Matroska and WebM, Windows Media, MPEG's program stream and video, Flash, Ogg.
@@ -55,15 +54,16 @@ def _is_of_a_run(folder: str | Path) -> bool:
         names = os.listdir(folder)
     except OSError:
         return False
-    return LOCK in names and any("predictions.json" in name for name in names)
+    # While it runs, or where it was killed, they have not taken their names yet.
+    return all(any(f"predictions.{kind}" in name for name in names) for kind in ("csv", "json"))
 
 
 def _files_in(path: Path, named: bool) -> list[Path]:
     """Return the pictures and videos in a folder, or the file itself.
 
     Left out are hidden ones, and what an earlier run of predict.py drew in a folder below, or in
-    this one where nobody `named` it. A folder that cannot be read stands for its files: whoever
-    reads it tells what is wrong.
+    this one where nobody `named` it, and links to folders. A folder that cannot be read stands for
+    its files, and so does a link that leads nowhere: whoever reads it tells what is wrong.
     """
     if not path.is_dir():
         return [path]
@@ -74,8 +74,11 @@ def _files_in(path: Path, named: bool) -> list[Path]:
             folders.clear()
             continue
         folders[:] = [name for name in folders if not name.startswith(".")]
+        for link in filter(os.path.islink, (os.path.join(folder, name) for name in folders)):
+            print(f"left out {link}: a link to a folder")
         files += [Path(folder, name) for name in names if not name.startswith(".")]
-    files = [file for file in files if file.suffix.lower() in known and file.is_file()]
+    files = [file for file in files if file.suffix.lower() in known]
+    files = [file for file in files if file.is_file() or file.is_symlink()]
     files += [Path(error.filename) for error in closed]
     return sorted(files, key=lambda file: natural(str(file)))
 

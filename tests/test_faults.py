@@ -225,6 +225,11 @@ def test_the_second_run_in_a_folder_is_refused(whole, faces_csv):
     assert {path: path.stat().st_mtime_ns for path in whole.iterdir()} == before
 
 
+def test_what_looking_at_a_folder_leaves_there_is_nothing(tmp_path):
+    (tmp_path / ".DS_Store").write_bytes(b"")
+    assert RunFolder.create(str(tmp_path), "x").path == tmp_path
+
+
 def test_partial_files_of_a_killed_process_are_removed(whole):
     (whole / ".last.pth.x.part").write_text("half")
     with RunFolder(whole):

@@ -2,9 +2,11 @@
 
 import contextlib
 import errno
+import gzip
 import io
 import os
 import random
+import sys
 import tarfile
 import zipfile
 import zlib
@@ -184,6 +186,41 @@ def test_class_names_that_are_numbers(tmp_path):
     make_tree(tmp_path, classes=("1", "2"))
     assert read(tmp_path, class_names=("2", "1")).class_names == ("2", "1")
     refused(tmp_path, "'angry'", "--class_names")
+
+
+def test_class_names_in_both_spellings_of_unicode(tmp_path):
+    one, apart = "\xe4rger", "a\u0308rger"
+    seeds = make_tree(tmp_path, ("train",), classes=(one, "b"))
+    seeds |= make_tree(tmp_path, ("test",), classes=(apart, "b"))
+    faces = read(tmp_path)
+    assert faces.class_names == ("b", one)
+    check_against(faces, seeds, lambda name: name.replace(apart, one))
+    assert read(tmp_path, class_names=(apart, "b")).class_names == (apart, "b")  # as asked for
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are not UTF-8 are Linux's")
+def test_a_class_name_that_is_not_utf8(tmp_path):
+    make_tree(tmp_path, ("train",), classes=("a", "b"))
+    os.rename(tmp_path / "train/b", os.fsencode(tmp_path / "train") + b"/caf\xe9")
+    refused(tmp_path, "'caf\\udce9' is not in UTF-8; rename it")
+
+
+def test_what_a_system_keeps_at_the_top_of_a_disk_is_not_looked_at(tmp_path, monkeypatch):
+    seeds = make_tree(tmp_path / "fer2013")
+    (tmp_path / "lost+found").mkdir()
+    iterdir = Path.iterdir
+
+    def closed(path):
+        if path.name == "lost+found":
+            raise PermissionError(13, "Permission denied", str(path))
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", closed)
+    check_against(read(tmp_path), seeds)
+    (tmp_path / "fer2013").rename(tmp_path / "other")
+    for split in ("train", "test"):
+        (tmp_path / "other" / split).rename(tmp_path / split)
+    check_against(read(tmp_path), seeds)
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -554,6 +591,12 @@ def test_declared_sizes_are_not_trusted(tmp_path, monkeypatch, scratch):
     size = (5_000_000).to_bytes(4, "little")
     path.write_bytes(path.read_bytes().replace(size, (1).to_bytes(4, "little")))
     refused(path, path, "a damaged or cut-off archive", "fetch it anew")
+
+
+def test_a_compressed_file_that_is_no_tar(tmp_path, scratch):
+    path = tmp_path / "fer2013.csv.gz"
+    path.write_bytes(gzip.compress(b"emotion,pixels,Usage\n"))
+    refused(path, path, "if it is a single file, no .tar, unpack it and name that")
 
 
 @pytest.mark.parametrize("name", ["a.zip", "a.tar.gz", "a.tar"])

@@ -325,6 +325,7 @@ def test_a_folder_s_earlier_results_are_left_out_and_a_closed_folder_is_named(
     assert len(table(tmp_path / "second")) == 1
     assert run(tmp_path / "in/first", *argv, tmp_path / "third") == 0  # it was asked for
     monkeypatch.undo()
+    (tmp_path / "in/first/.lock").unlink()  # as on Windows, or in a copy without hidden files
     (tmp_path / "in/closed").rmdir()
     for i, paths in enumerate(  # a shell's pattern, and two of ours
         (sorted((tmp_path / "in").iterdir()), [tmp_path / "in/*"], [tmp_path / "in/**/*.png"])
@@ -333,6 +334,20 @@ def test_a_folder_s_earlier_results_are_left_out_and_a_closed_folder_is_named(
         assert len(table(tmp_path / f"more{i}")) == 1
     with pytest.raises(DataError, match="results of earlier runs; name one alone"):
         run(tmp_path / "in/first", tmp_path / "second", *argv, tmp_path / "none")
+
+
+def test_links_in_a_folder_are_told(weights, tmp_path, astronaut, capsys):
+    (tmp_path / "in").mkdir()
+    save(tmp_path / "in/a.png", astronaut)
+    (tmp_path / "in/link.png").symlink_to(tmp_path / "in/a.png")
+    (tmp_path / "in/broken.jpg").symlink_to(tmp_path / "none.jpg")
+    (tmp_path / "in/album").symlink_to(tmp_path)
+    argv = ("--model_path", weights, "--gpu_ids", "-1", "--out")
+    assert run(tmp_path / "in", *argv, tmp_path / "o") == 3
+    told = capsys.readouterr()
+    assert f"left out {tmp_path}/in/album: a link to a folder" in told.out
+    assert f"{tmp_path}/in/broken.jpg" in told.err
+    assert len(table(tmp_path / "o")) == 1  # a.png and the link to it are one picture
 
 
 def test_a_class_may_be_named_as_a_column_is(tmp_path):

@@ -14,6 +14,7 @@ TOOLS = ("bash", "dirname", "df", "awk", "touch", "rm", "cat")
 
 # Stands in for an environment's Python: pip is noted down instead of run.
 PYTHON = f"""#!{BASH}
+[ "$WITHOUT_PIP" ] && [[ "$*" = "-c import pip" || "$2" = ensurepip ]] && exit 1
 if [ "$1 $2" = "-m pip" ]; then
   echo "$@" >> "$(dirname "$0")/../pip.log"
   exit "${{PIP_STATUS:-0}}"
@@ -131,6 +132,30 @@ def test_without_a_network(checkout, tools, environment):
     assert "trained" not in result.stdout
     assert installs(environment) == 1
     assert "trained" in train(checkout, path=tools, VIRTUAL_ENV=environment).stdout  # tried again
+
+
+def test_without_pip(checkout, tools, environment):
+    result = train(checkout, path=tools, VIRTUAL_ENV=environment, WITHOUT_PIP=1)
+    assert result.returncode == 1
+    assert f"the environment {environment} has no pip" in result.stderr
+    assert "trained" in train(checkout, path=tools, VIRTUAL_ENV=environment).stdout  # tried again
+
+
+def test_a_search_path_for_folders_leads_nowhere_else(checkout, tools, environment):
+    (checkout / "elsewhere/check out").mkdir(parents=True)
+    result = subprocess.run(
+        [BASH, "check out/train.sh"],
+        capture_output=True,
+        text=True,
+        cwd=checkout.parent,
+        env={
+            "PATH": str(tools),
+            "VIRTUAL_ENV": str(environment),
+            "CDPATH": f"{checkout}/elsewhere",
+        },
+        check=False,
+    )
+    assert "trained" in result.stdout, result.stderr
 
 
 def test_without_disk(checkout, tools, environment):

@@ -22,6 +22,7 @@ RUNS = ROOT / "model_save"
 RELEASED = RUNS / "resnet18.pth"  # the most accurate ones
 FOR_PHOTOS = RUNS / "resnet18_photos.pth"  # half as wide: films are read about twice as fast
 LOCK = ".lock"
+LEFT_BY_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini")  # in a folder that was only looked at
 
 
 class RunFolder:
@@ -73,7 +74,7 @@ class RunFolder:
         try:
             while not _make(path, exist_ok=bool(out)):  # two runs of one second
                 path = path.with_name(path.name + "_")
-            remnants = {LOCK, *(file.name for file in partial_files(path))}
+            remnants = {LOCK, *LEFT_BY_SYSTEMS, *(file.name for file in partial_files(path))}
             if any(file.name not in remnants for file in path.iterdir()):
                 raise RunError(
                     f"{path} holds files already, and they are not overwritten; name another --out"
