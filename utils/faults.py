@@ -64,11 +64,10 @@ class Faults:
         """
         if self._first is None:
             return
-        first = self._first.tolist()
-        if not self._group.any(first[0] >= 0):
+        firsts = [first for first in self._group.gather(self._first.tolist()) if first[0] >= 0]
+        if not firsts:
             return
-        found = [each for each in self._group.gather(first) if each[0] >= 0]
-        batch, *values = min(found, key=lambda each: each[0])
+        batch, *values = min(firsts, key=lambda first: first[0])
         told = ", ".join(f"{name} = {v:.4g}" for name, v in zip(self._names, values))
         where = f"epoch {self._epoch}, batch {batch + 1:.0f}: {told}"
         raise diverged(where) if not all(map(math.isfinite, values)) else collapsed(where)
