@@ -140,7 +140,7 @@ class Reader:
             return None, alert(str(error).replace(str(path), name))
         if not faces:
             return marked(image, [], []), alert(NO_FACE)
-        captions = [f"{f.expression} {100 * f.probabilities.max():.0f} %" for f in faces]
+        captions = [f"{f.expression} {100 * f.confidence:.0f} %" for f in faces]
         if len(faces) > 1:
             captions = [f"{i}: {caption}" for i, caption in enumerate(captions, 1)]
         return marked(image, faces, captions), bars(faces, self.class_names)

@@ -11,7 +11,6 @@ give that once, when all choices on PublicTest are made.
 
 from __future__ import annotations
 
-import json
 import os
 import queue
 import shlex
@@ -35,9 +34,8 @@ from utils.devices import listed_gpus
 from utils.errors import OptionError, RunError, run_main
 from utils.files import atomic_write
 from utils.plan import Plan, read_plan
-from utils.run import RUNS, RunFolder
+from utils.run import ROOT, RUNS, RunFolder
 
-ROOT = Path(__file__).resolve().parent
 MEANS = ("landmark_error", "ece", "auroc_confidence", "auroc_importance")
 MEANS += ("relabel_precision", "relabel_recall")
 
@@ -220,7 +218,9 @@ def check(cell: Cell, data: str = "") -> None:
         before = from_json(saved.get("options"))
     try:
         argv = [*cell.argv, "--seed", str(cell.seed)]
-        wanted = parse_run(argv, "", before.recipe if before else "full")
+        # What auto comes to is known of the sample alone, before the faces are looked for.
+        recipe = before.recipe if before else "sample" if data == "sample" else "full"
+        wanted = parse_run(argv, "", recipe)
     except SystemExit:  # it has told what is wrong
         raise OptionError(f"train.py refuses {shlex.join(cell.argv)} of {cell.variant}") from None
     except OptionError as error:
@@ -286,8 +286,8 @@ def report(cells: list[Cell], plan: Plan, usage: str, path: Path, inner: str = "
             )
         hits = (table["label"] == table["predicted"]).to_numpy()
         right.setdefault(cell.variant, {})[cell.seed] = hits
-        scores = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        training = json.loads((cell.folder / "metrics.json").read_text()).get("Training", {})
+        scores = RunFolder(folder).read_json("metrics.json")
+        training = RunFolder(cell.folder).read_json("metrics.json").get("Training", {})
         extra.setdefault(cell.variant, []).append(scores[usage] | training)
     comparison = compare(right, plan.baseline)
     for name in MEANS:

@@ -141,7 +141,7 @@ def export(checkpoint: Checkpoint, winograd: bool = True) -> onnx.ModelProto:
             (pixels,),
             input_names=["pixels"],
             output_names=list(names),
-            dynamic_shapes=({0: torch.export.Dim("faces", min=1)},),
+            dynamic_shapes=({0: torch.export.Dim("faces")},),
             dynamo=True,
             verbose=False,
         )

@@ -4,8 +4,9 @@
     python predict.py 0 --out DIR                     the first camera, until Ctrl-C
     python predict.py faces/ --cropped --out DIR      pictures of one face each, cut out tightly
 
-Exit status: 0 done; 1 or 2 nothing was begun, for an option is wrong or a path not there; 3 some
-inputs could not be read, or show no face, and were named.
+Exit status: 0 done; 1 an option is wrong, a path not there, or the disk full (what was written is
+kept); 2 the command line is wrong; 3 some inputs could not be read, or show no face, and were
+named.
 """
 
 from __future__ import annotations

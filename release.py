@@ -23,7 +23,7 @@ from data.landmarks import add_landmarks
 from data.source import HELD_OUT_NOTE, find_source
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.network import FERNet, describe
-from test import TestOptions, corrupted, evaluate, faces_for
+from test import corrupted, evaluate, faces_for
 from utils.command_line import command_line, from_json, parse
 from utils.comparison import wilson
 from utils.devices import pick_device
@@ -145,7 +145,7 @@ def measured(network: FERNet, faces: Faces, batch_size: int) -> dict[str, Any]:
     print(f"\n{summary(scores)}", flush=True)
     views = evaluate([network], faces, USAGES, batch_size, tta=True)
     print(f"\nten views:\n{summary(views.scores())}", flush=True)
-    table = corrupted([network], faces, plain, TestOptions(batch_size=batch_size))
+    table = corrupted([network], faces, plain, batch_size)
     print(f"\n{table.round(2).to_string(index=False)}", flush=True)
     private = plain.usage == "PrivateTest"
     labels, predicted = plain.labels[private], plain.predicted[private]

@@ -83,7 +83,8 @@ def main() -> None:
     runs = [describe_run(RunFolder(path), name) for path, name in zip(paths, names, strict=True)]
     pairs = [pair for one, other in combinations(runs, 2) for pair in compare_runs(one, other)]
     if options.data:
-        classes = ferplus.to_name(tuple(runs[0]["usages"][0]["recall"]))
+        scores = runs[0]["usages"][0]
+        classes = ferplus.to_name(tuple(scores["recall"]), scores.get("labels") == "FER+")
         faces = load_faces(find_source(options.data), class_names=classes)
         judge = ferplus.with_votes(faces, options.ferplus) if options.ferplus else None
         drawn = [pictured(pair, faces, judge) for pair in pairs]
@@ -134,7 +135,9 @@ def describe_run(run: RunFolder, name: str) -> dict[str, Any]:
             raise ValueError("no usage has labelled faces")
         relabels = None
         if (run / "relabels.csv").is_file():  # test.py leaves none
-            relabels = pd.read_csv(run / "relabels.csv")[["row", "from", "to"]]
+            relabels = pd.read_csv(
+                run / "relabels.csv", keep_default_na=False, dtype={"from": str, "to": str}
+            )[["row", "from", "to"]]
         options = {}
         if (run / "config.json").is_file():
             options = dict(run.read_json("config.json").get("options", {}))

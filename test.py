@@ -112,7 +112,7 @@ def main() -> None:
         )
     with RunFolder.create(options.out, f"test_{Path(options.model_path[0]).stem}") as run:
         if options.landmarks and any(n.architecture.landmark_num for n in networks):
-            faces = add_landmarks(faces, jobs=options.jobs or None)
+            faces = add_landmarks(faces, jobs=options.jobs)
         evaluation = evaluate(networks, faces, options.usages, options.batch_size, options.tta)
         marks = f", {len(networks)} networks" * (len(networks) > 1) + ", 10 views" * options.tta
         labels = " with FER+ labels" * bool(options.ferplus)
@@ -120,7 +120,7 @@ def main() -> None:
         scores = evaluation.write(run, title)
         print(f"\n{faces.source}{marks}:\n{summary(scores)}", flush=True)
         if options.corruptions:
-            table = corrupted(networks, faces, evaluation, options)
+            table = corrupted(networks, faces, evaluation, options.batch_size, options.tta)
             run.write_csv("corruptions.csv", table)
             print("\naccuracy and what is lost of it, in per cent:")
             print(table.round(2).to_string(index=False))
@@ -135,7 +135,7 @@ def faces_for(checkpoint: Checkpoint, source: Source, class_names: Sequence[str]
         source: of the faces.
         class_names: what the numbers for classes mean there, if not what they mean to the weights.
     """
-    named = ferplus.to_name(checkpoint.class_names)
+    named = ferplus.to_name(checkpoint.class_names, bool(checkpoint.options.get("ferplus")))
     if named and not class_names:
         print(f"classes  {', '.join(named)}: numbers in the data count in this order")
     classes = class_names or named
@@ -205,7 +205,11 @@ def look(networks: Sequence[FERNet], images: np.ndarray, batch_size: int, tta: b
 
 
 def corrupted(
-    networks: Sequence[FERNet], faces: Faces, clean: Evaluation, options: TestOptions
+    networks: Sequence[FERNet],
+    faces: Faces,
+    clean: Evaluation,
+    batch_size: int = 256,
+    tta: bool = False,
 ) -> pd.DataFrame:
     """Evaluate the same faces after each of CORRUPTIONS.
 
@@ -218,7 +222,7 @@ def corrupted(
     rights = {"none": clean.predicted[known] == labels}
     for name in tqdm(CORRUPTIONS, "corruptions", leave=False, disable=None):
         images = corrupt(faces.images[rows], name)
-        seen = look(networks, images, options.batch_size, options.tta)
+        seen = look(networks, images, batch_size, tta)
         rights[name] = seen.probabilities.argmax(1) == labels
     table = pd.DataFrame({"corruption": list(rights)})
     for each in dict.fromkeys(usage.tolist()):

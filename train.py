@@ -52,6 +52,7 @@ from utils.devices import (
     pick_device,
     seed_device,
     takes_bf16,
+    usable_gpus,
 )
 from utils.errors import OptionError, run_main
 from utils.faults import Faults, diverged
@@ -73,10 +74,11 @@ def main() -> None:
     options, earlier = begin(argv)
     group, gpus = Group(), listed_gpus(options.gpu_ids)
     if group.size == 1 and len(gpus) > 1:
-        pick_device(options.gpu_ids, len(gpus) - 1)  # they are all there, or an error tells
-        sys.exit(launch(__file__, argv, len(gpus)))
+        sys.exit(launch(__file__, argv, len(usable_gpus(options.gpu_ids))))
     device = pick_device(options.gpu_ids, group.local_rank)
-    with group.joined(device), compile_faults_told():
+    # A run that goes on is locked before it is read, for the process that it had may yet be saving.
+    lock = earlier if earlier and group.is_main else nullcontext()
+    with group.joined(device), compile_faults_told(), lock:
         run_on(device, group, options, earlier, argv)
 
 
@@ -140,7 +142,7 @@ def run_on(
             folder.write_json("config.json", {"options": asdict(options), **code})
         if options.landmarks:
             with group.first_here():
-                faces = add_landmarks(faces, jobs=options.jobs or None)
+                faces = add_landmarks(faces, jobs=options.jobs)
             if not network.mean_face.any():  # that is, where the head starts afresh
                 mean_face = to_half_widths(faces.mean_face(), options.image_width)
                 network.mean_face.copy_(torch.from_numpy(mean_face))
@@ -240,8 +242,8 @@ def train(
             if run:
                 saver.epoch(state)
                 log.epoch(state.history, state.relabels, time.perf_counter() - start)
-    if run:
-        saver.write(state)
+        if run:  # here, where a second signal waits if there are other processes
+            saver.write(state)
     if signals or state.epoch < options.total_epoch:  # then another process got the signal
         told = f": bash train.sh --resume {run.path}" if run else ""
         number = signals[0] if signals else signal.SIGTERM

@@ -55,6 +55,7 @@ from utils.devices import (
 )
 from utils.errors import run_main
 from utils.forecast import Forecast
+from utils.frame import to_half_widths
 from utils.group import Group
 from utils.options import Options
 
@@ -133,7 +134,6 @@ def training_options(options: BenchmarkOptions, sizes: tuple[int, ...]) -> Optio
             sizes=sizes,
             compile=options.compile,
             amp=options.amp,
-            clip=1.0,
             relabel_epoch=1,
             total_epoch=1000,
         )
@@ -235,7 +235,7 @@ class JpegFaces(Dataset):
 
     def __init__(self, folder: Path, faces: Faces) -> None:
         self.folder, self.labels = folder, faces.labels
-        self.landmarks = faces.landmarks / (faces.images.shape[2] / 2) - 1
+        self.landmarks = faces.landmarks
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -247,9 +247,10 @@ class JpegFaces(Dataset):
         matrix = cv2.getRotationMatrix2D((width / 2, width / 2), angle, scale)
         matrix[:, 2] += np.random.uniform(-0.1, 0.1, 2) * width
         image = cv2.warpAffine(image, matrix, (width, width), borderMode=cv2.BORDER_REPLICATE)
-        points = self.landmarks[i] @ matrix[:, :2].T + matrix[:, 2] / (width / 2)
+        points = self.landmarks[i] @ matrix[:, :2].T + matrix[:, 2]
         pixels = torch.from_numpy(image)[None].float()
-        return pixels, int(self.labels[i]), torch.from_numpy(points.astype(np.float32))
+        landmarks = to_half_widths(torch.from_numpy(points.astype(np.float32)), width)
+        return pixels, int(self.labels[i]), landmarks
 
 
 def random_faces(options: BenchmarkOptions) -> Faces:
@@ -325,9 +326,9 @@ def print_limits(options: BenchmarkOptions, device: torch.device, rate: float) -
     print(text)
 
 
-def matrix_rate(device: torch.device, n: int = 4096) -> float:
+def matrix_rate(device: torch.device) -> float:
     """Return the operations per second of a large bf16 matrix product."""
-    n = n if device.type == "cuda" else n // 2
+    n = 4096 if device.type == "cuda" else 2048
     a = torch.randn(n, n, device=device).bfloat16()
     return 2 * n**3 / _seconds(lambda: a @ a, device)
 
@@ -339,10 +340,10 @@ def copy_rate(device: torch.device) -> float:
     return 2 * a.numel() / _seconds(lambda: b.copy_(a), device)
 
 
-def _seconds(call: Callable[[], object], device: torch.device, times: int = 5) -> float:
-    """Return the least time that a call takes."""
+def _seconds(call: Callable[[], object], device: torch.device) -> float:
+    """Return the least time that a call takes, of five."""
     best = float("inf")
-    for _ in range(times):
+    for _ in range(5):
         _finish(device)
         start = time.perf_counter()
         call()

@@ -25,7 +25,8 @@ Arrays = dict[str, np.ndarray]
 def load_arrays(path: Path) -> Arrays | None:
     """Return the arrays that `store_arrays` wrote, or None where there is no whole file of them.
 
-    Large ones stay in the file, mapped read-only, so that a set may be larger than the memory.
+    Large ones stay in the file, mapped, so that a set may be larger than the memory; what
+    is changed in them is changed in memory alone.
     """
     try:
         with np.load(path, allow_pickle=False) as archive:  # reading checks each array's CRC
@@ -50,7 +51,7 @@ def _map(archive: np.lib.npyio.NpzFile, member: ZipInfo) -> np.ndarray:
         np.lib.format.read_magic(file)
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
         order = "F" if fortran else "C"
-        return np.asarray(np.memmap(path, dtype, "r", file.tell(), shape, order))
+        return np.asarray(np.memmap(path, dtype, "c", file.tell(), shape, order))
 
 
 def store_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -81,6 +82,9 @@ def cached(
     if arrays is not None and fits(arrays):
         return arrays
     arrays = make()
+    there = load_arrays(path)
+    if there is not None and fits(there):  # another process was faster, and has its arrays mapped
+        return there
     try:
         store_arrays(path, arrays)
     except ProjectError as error:

@@ -37,7 +37,7 @@ def download() -> Path | None:
 
 def _earlier_download() -> Path | None:
     """Return the newest version that kagglehub has marked as complete."""
-    cache = os.environ.get("KAGGLEHUB_CACHE") or Path.home() / ".cache" / "kagglehub"
+    cache = os.environ.get("KAGGLEHUB_CACHE") or os.path.expanduser("~/.cache/kagglehub")
     folder = Path(cache) / "datasets" / KAGGLE_SET
     versions = [int(mark.stem) for mark in folder.glob("*.complete") if mark.stem.isdigit()]
     newest = folder / "versions" / str(max(versions, default=0))

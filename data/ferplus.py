@@ -26,12 +26,12 @@ URL = "https://github.com/microsoft/FERPlus"
 LEAST_AGREEMENT, ENOUGH = 0.4, 100
 
 
-def to_name(class_names: tuple[str, ...]) -> tuple[str, ...]:
+def to_name(class_names: tuple[str, ...], votes: bool) -> tuple[str, ...]:
     """Return the classes to name when faces are read for what knows these: none of FER2013's own.
 
-    They come by themselves, and the eighth with the votes.
+    They come by themselves, and with the `votes`, if it learnt from those, the eighth.
     """
-    return () if class_names in (EMOTIONS, CLASSES) else class_names
+    return () if votes or class_names == EMOTIONS else class_names
 
 
 def with_votes(faces: Faces, path: str | Path) -> Faces:
@@ -75,11 +75,10 @@ def with_votes(faces: Faces, path: str | Path) -> Faces:
 def distributions(votes: np.ndarray) -> np.ndarray:
     """Return the shares of the eight classes in votes [N, 10] without single ones: float32 [N, 8].
 
-    A face for whom no class has two votes keeps its single ones.
+    They are 0 for a face for whom no class has two votes; it has no label either.
     """
     shares = votes[:, : len(CLASSES)].astype(np.float32)
-    counted = np.where(shares > 1, shares, 0)
-    shares = np.where(counted.any(1, keepdims=True), counted, shares)
+    shares[shares < 2] = 0
     return shares / np.maximum(shares.sum(1, keepdims=True), 1)
 
 

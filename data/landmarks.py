@@ -37,7 +37,7 @@ FLIP = np.concatenate([_JAW_BROWS_NOSE, _EYES_MOUTH]).astype(np.int64)
 
 
 def add_landmarks(
-    faces: Faces, cache: Path = CACHE_DIR, jobs: int | None = None, progress: bool = True
+    faces: Faces, cache: Path = CACHE_DIR, jobs: int = 0, progress: bool = True
 ) -> Faces:
     """Return the faces with their landmarks, NaN where dlib finds no face.
 
@@ -49,7 +49,7 @@ def add_landmarks(
     Args:
         faces: images uint8 [N, H, W] or [N, H, W, 3].
         cache: the folder that keeps the results; one that cannot be written is a warning.
-        jobs: processes, by default one per core that this process may use.
+        jobs: processes; 0 is one per core that this process may use.
         progress: show a bar, and at the end how many faces were found.
 
     Raises:

@@ -26,7 +26,7 @@ LAYOUTS = (
     "or a .zip or .tar.gz of one of these"
 )
 SEARCH_DEPTH = 4  # folders around a data set, as unpacking and downloads leave them
-ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".gz")
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz")
 CSV_SUFFIXES = (".csv", ".tsv", ".txt")
 CSV_NAMES = ("fer2013.csv", "icml_face_data.csv", "train.csv", "test.csv")
 

@@ -30,12 +30,10 @@ class Source:
 
     Attributes:
         path: its file or folder; None for the sample.
-        kind: "user", "data folder", "download" or "sample".
         line: what was taken and why, for a person to read.
     """
 
     path: Path | None
-    kind: str
     line: str
 
     @property
@@ -81,7 +79,7 @@ def find_source(data: str | None = None) -> Source:
         DataError: `data` does not exist, or is of no known layout.
     """
     if data == "sample":
-        return Source(None, "sample", "the synthetic sample: faces drawn in code, as asked")
+        return Source(None, "the synthetic sample: faces drawn in code, as asked")
     if data:
         path = Path(data).expanduser()
         with _readable(path):
@@ -89,18 +87,17 @@ def find_source(data: str | None = None) -> Source:
                 raise DataError(f"--data {path}: no such file or folder; it may be {LAYOUTS}")
             if locate(path) is None:
                 raise nothing_found(path)
-        return Source(path, "user", f"{path}, as asked")
+        return Source(path, f"{path}, as asked")
     with _readable(DATA_DIR):
         if layout := locate(DATA_DIR):
-            return Source(layout.root, "data folder", f"{layout.root}, in the data folder")
+            return Source(layout.root, f"{layout.root}, in the data folder")
     if folder := download():
         with _readable(folder):
             if locate(folder):
                 line = f"FER2013 from Kaggle ({KAGGLE_SET}), in {folder}"
-                return Source(folder, "download", line)
+                return Source(folder, line)
     return Source(
         None,
-        "sample",
         "the synthetic sample: faces drawn in code, which only shows that everything runs, for "
         f"{DATA_DIR} holds no data set and none could be downloaded. For FER2013, put "
         f"fer2013.csv or the unpacked {KAGGLE_URL} there, or name it with --data",

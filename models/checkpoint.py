@@ -143,8 +143,6 @@ def transfer(
     ]
     if theirs.landmark_pool and not wanted.landmark_pool:  # its classifier reads those features
         differ.append("landmark_pool is True there and False here")
-    if theirs.channels < wanted.channels:
-        differ.append("it takes grey faces and these are in colour")
     if differ:
         raise WeightsError(
             f"{path} holds another network: {'; '.join(differ)}. Give the run its options"

@@ -13,6 +13,7 @@ class EMA:
 
     The decay d starts low and rises to `decay`, so that a short run does not
     drag its random start along. The batch-norm statistics are averaged too.
+    From the first update on neither network may be moved to another device or format.
 
     Args:
         network: to follow.

@@ -45,7 +45,7 @@ def build_network(
     )
     if options.model_path:
         paths = options.model_path
-        checkpoints = [load_weights(path, class_names) for path in paths]
+        checkpoints = [load_weights(path, class_names, channels) for path in paths]
         together = " side by side with ".join(paths)
         network, fresh = transfer(side_by_side(checkpoints, paths), architecture, together)
         for path, checkpoint in zip(paths, checkpoints):
@@ -78,7 +78,7 @@ def model_of(
     return compiled(network, graphs=not graphed) if options.compile else network
 
 
-def load_weights(path: str, class_names: tuple[str, ...], channels: int = 1) -> Checkpoint:
+def load_weights(path: str, class_names: tuple[str, ...], channels: int) -> Checkpoint:
     """Read weights that are to be used on a set of faces.
 
     Raises:

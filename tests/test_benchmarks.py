@@ -3,12 +3,17 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import cv2
+import numpy as np
 from kills import write_csv
 
 from benchmarks.inference import untrained
+from benchmarks.throughput import JpegFaces
 from data.sample import synthetic_faces
+from utils.frame import to_pixels
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -30,6 +35,20 @@ def test_throughput_names_every_way():
         assert float(lines[way]) > 0
     assert float(lines["plain way"]) == 1.0
     assert "peak memory" in output
+
+
+def test_the_plain_way_s_landmarks_move_with_its_pixels(tmp_path):
+    faces = synthetic_faces(training=1, public=0, private=0)
+    spot = cv2.circle(np.zeros((48, 48), np.uint8), (30, 20), 3, 255, -1)
+    cv2.imwrite(str(tmp_path / "0.jpg"), spot)
+    points = np.full((len(faces), 68, 2), (30, 20), np.float32)
+    plain = JpegFaces(tmp_path, replace(faces, landmarks=points))
+    y, x = np.indices((48, 48))
+    for _ in range(20):
+        pixels, _, landmarks = plain[0]
+        light = np.maximum(pixels[0].numpy() - 30, 0)
+        middle = [(axis * light).sum() / light.sum() for axis in (x, y)]
+        np.testing.assert_allclose(to_pixels(landmarks, 48)[5], middle, atol=0.3)
 
 
 def test_the_full_network_has_the_known_number_of_operations():

@@ -84,7 +84,6 @@ def test_weights_that_do_not_fit_their_own_architecture():
         ({"classes": 8}, "classes is 7 there and 8 here"),
         ({"landmark_num": 5}, "landmark_num is 68 there and 5 here"),
         ({"width": 0.25}, "width is 0.125 there and 0.25 here"),
-        ({"channels": 3}, "grey"),
     ],
 )
 def test_another_network_is_named(change, text):

@@ -146,6 +146,9 @@ def test_each_way_of_looking_has_a_table_of_its_own(tmp_path):
     cells = [experiments.Cell("c", 0, (), tmp_path / "c")]
     with pytest.raises(RunError, match="no labelled faces of PrivateTest"):
         experiments.report(cells, plan, "PrivateTest", tmp_path / "c.csv", "private")
+    (tmp_path / "a/private/metrics.json").write_text("{")
+    with pytest.raises(RunError, match=r"a/private.metrics\.json"):
+        experiments.report(others[:1], plan, "PrivateTest", tmp_path / "x.csv", "private")
 
 
 def test_private_test_is_judged_by_the_labels_that_were_learnt(tmp_path, monkeypatch):
@@ -293,6 +296,7 @@ def test_cells_that_run_at_once_share_the_cores(faces_csv, tmp_path, monkeypatch
         ("baseline = '../a'\nseeds = [0]\n[variants]\n'../a' = ''", "cannot name a folder"),
         ("baseline = 'a'\nseeds = [0]\n[variants]\na = '--seed=3'", "--seed in '--seed=3' would"),
         ("baseline = 'a'\ncommon = '--data x'\nseeds = [0]\n[variants]\na = ''", "--data in "),
+        ("baseline = 'a'\nseeds = [0]\n[variants]\na = '--final_test'", "would be overridden"),
     ],
 )
 def test_faults_of_a_plan_are_named(tmp_path, text, words):
@@ -318,6 +322,13 @@ def test_a_cell_s_options_are_checked_before_the_first_one_runs(
         run(plan, "--out", tmp_path / "o")
     assert told in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
+
+
+def test_a_plan_on_the_sample_is_checked_by_its_recipe(tmp_path):
+    cell = experiments.Cell("a", 0, ("--cycles", "16", "--warmup_epoch", "0"), tmp_path / "a-0")
+    experiments.check(cell, "sample")  # of 16 epochs
+    with pytest.raises(OptionError, match="do not divide 200 epochs"):
+        experiments.check(cell, "")
 
 
 def test_some_variants_of_a_plan_alone(tmp_path):

@@ -57,9 +57,10 @@ def network_with_a_past(architecture):
     return network.eval()
 
 
-def save(network, path, class_names=EMOTIONS):
+def save(network, path, class_names=EMOTIONS, **options):
     net = network.state_dict()
-    save_checkpoint(path, Checkpoint(network.architecture, net, class_names, 48, epoch=3))
+    checkpoint = Checkpoint(network.architecture, net, class_names, 48, options=options, epoch=3)
+    save_checkpoint(path, checkpoint)
     return path
 
 
@@ -234,9 +235,9 @@ def test_classes_are_those_of_the_weights(tmp_path, capsys):
 
 
 def test_labels_of_other_classes_tell_no_accuracy(faces_csv, tmp_path, capsys):
-    for names in (ferplus.CLASSES, ("smile", "frown")):
+    for names, votes in ((ferplus.CLASSES, "votes.csv"), (("smile", "frown"), "")):
         architecture = Architecture(width=0.1, classes=len(names), landmark_num=0)
-        save(network_with_a_past(architecture), tmp_path / "w.pth", names)
+        save(network_with_a_past(architecture), tmp_path / "w.pth", names, ferplus=votes)
         argv = ("--model_path", tmp_path / "w.pth", "--data", faces_csv, "--int8")
         run(*argv, "--out", tmp_path / "m.onnx")
         assert "accuracy unknown, for these faces have no labels" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """What happens to a long run: signals, a full disk, a second run, numbers that are none."""
 
+import errno
 import json
 import os
 import random
@@ -28,6 +29,7 @@ from utils.faults import AT_THE_END, IN_A_ROW, Faults
 from utils.files import atomic_write
 from utils.group import Group
 from utils.run import RunFolder
+from utils.run_log import RunLog
 from utils.signals import Interrupted, signals_noted
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -155,6 +157,12 @@ def test_exit_codes(capsys):
         run_main(lambda: torch.empty(1 << 45))
     with pytest.raises(RuntimeError, match="another"):
         ends(RuntimeError("another"))
+    assert ends(OSError(errno.ENOSPC, "No space left on device")) == (
+        "error: the disk that takes the output: No space left on device; free some space, and "
+        "start again"
+    )
+    with pytest.raises(PermissionError):
+        ends(PermissionError(errno.EACCES, "Permission denied"))
     with pytest.raises(SystemExit, match="143"):
         run_main(partial(os.kill, os.getpid(), signal.SIGTERM))
 
@@ -223,6 +231,47 @@ def test_the_second_run_in_a_folder_is_refused(whole, faces_csv):
     with pytest.raises(ProjectError, match="holds files already, and they are not overwritten"):
         run("--data", faces_csv, "--out", whole, *TINY)
     assert {path: path.stat().st_mtime_ns for path in whole.iterdir()} == before
+
+
+def test_a_folder_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, capsys):
+    def refuse(*_args, **_options):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    with RunFolder(tmp_path) as run:
+        assert run.path == tmp_path
+    assert "file system without locks" in capsys.readouterr().err
+    monkeypatch.setattr("utils.run.WITHOUT_LOCKS", ())
+    with pytest.raises(RunError, match="cannot be written"), RunFolder(tmp_path):
+        pass
+
+
+def test_a_run_that_goes_on_is_locked_before_it_is_read(whole, tmp_path, monkeypatch):
+    shutil.copytree(whole, tmp_path / "r")
+
+    def loaded(path):
+        with pytest.raises(RunError, match="another process works"), RunFolder(tmp_path / "r"):
+            pass
+        raise RunError("looked")
+
+    monkeypatch.setattr(train, "load_checkpoint", loaded)
+    with pytest.raises(RunError, match="looked"):
+        run("--resume", tmp_path / "r")
+
+
+def test_tensorboard_may_lose_what_the_disk_does_not_take(tmp_path, monkeypatch, capsys):
+    log = RunLog(RunFolder(tmp_path), ("a", "b"), 1, 0)
+
+    def refuse(*_args, **_options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(log._board, "flush", refuse)
+    row = {"epoch": 1, "loss": 1.0, "train_accuracy": 0.5, "public_accuracy": 0.5, "relabeled": 0}
+    log.epoch([row], [], 1.0)
+    told = capsys.readouterr()
+    assert "TensorBoard's file of the run is not whole (No space left" in told.err
+    assert "PublicTest 50.00 %" in told.out
+    assert (tmp_path / "metrics.csv").exists()
 
 
 def test_what_looking_at_a_folder_leaves_there_is_nothing(tmp_path):

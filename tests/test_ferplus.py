@@ -5,6 +5,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import train
 from data.faces import EMOTIONS, UNKNOWN
 from data.ferplus import CLASSES, distributions, with_votes
 from data.sample import synthetic_faces
+from data.source import find_source
 from models.scn import weighted_cross_entropy
 from utils.errors import DataError, OptionError
 
@@ -79,7 +81,7 @@ def test_shares_by_hand():
             [1, 1, 0, 0, 0, 0, 0, 0, 8, 0],
         ]
     )
-    expected = [[0.5, 0, 0, 0, 0, 0, 0.5, 0], [0, 0, 0, 1, 0, 0, 0, 0], [0.5, 0.5, *[0] * 6]]
+    expected = [[0.5, 0, 0, 0, 0, 0, 0.5, 0], [0, 0, 0, 1, 0, 0, 0, 0], [0] * 8]
     np.testing.assert_allclose(distributions(votes), expected)
 
 
@@ -125,6 +127,18 @@ def test_another_file_is_refused(faces, tmp_path, spoil, words):
         with_votes(faces, path)
     with pytest.raises(DataError, match=r"github\.com/microsoft/FERPlus"):
         with_votes(faces, tmp_path / "none.csv")
+
+
+def test_weights_of_one_s_own_classes_may_have_ferplus_s_names(faces, tmp_path):
+    eight = replace(faces, labels=np.arange(len(faces)) % 8)
+    source = find_source(str(write_csv(eight, tmp_path / "eight.csv")))
+    own = SimpleNamespace(class_names=CLASSES, options={}, image_width=32, channels=1)
+    read = test.faces_for(own, source)
+    assert read.class_names == CLASSES
+    assert (read.labels == eight.labels).all()
+    source = find_source(str(write_csv(faces, tmp_path / "seven.csv")))
+    own.options["ferplus"] = "votes.csv"  # the eighth comes with the votes
+    assert test.faces_for(own, source).class_names == EMOTIONS
 
 
 def run(script, *argv):

@@ -18,7 +18,7 @@ from torch import nn
 
 from data.sample import synthetic_faces
 from models.batch_norm import synchronized
-from utils.devices import listed_gpus, pick_device
+from utils.devices import listed_gpus, pick_device, usable_gpus
 from utils.errors import OptionError
 from utils.group import Group, launch
 
@@ -196,6 +196,14 @@ def test_a_lost_process_ends_the_run_and_one_process_goes_on(faces_csv, tmp_path
 
 
 @needs_proc
+def test_a_fault_before_training_ends_all_at_once(tmp_path):
+    process = start("--data", tmp_path / "none.csv", *SETTING)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "none.csv: no such file or folder" in output
+
+
+@needs_proc
 def test_a_signal_to_all_saves_what_they_did(faces_csv, tmp_path):
     argv = ("--data", faces_csv, *SETTING, "--batch_size", 8, "--no_landmarks")
     process = start(*argv, "--out", tmp_path / "r", "--total_epoch", 400)
@@ -250,15 +258,17 @@ def test_gpus_are_named_and_shared_out(monkeypatch):
     assert pick_device("", 2) == torch.device("cuda", 2)
     assert pick_device("2,0", 1) == torch.device("cuda", 0)
     assert pick_device("-1", 5) == torch.device("cpu")
-    with pytest.raises(OptionError, match="there is no GPU 3"):
-        pick_device("0,3")
+    for ask in (pick_device, usable_gpus):
+        with pytest.raises(OptionError, match="there is no GPU 3"):
+            ask("0,3")
     with pytest.raises(OptionError, match="--nproc_per_node 1"):
         pick_device("0", 1)
 
 
-def test_a_gpu_that_pytorch_has_no_kernels_for_is_passed_over(monkeypatch):
+def test_a_gpu_that_pytorch_has_no_kernels_for_is_passed_over(monkeypatch, capsys):
     gpus(monkeypatch, "CUDA error: no kernel image is available for execution on the device\nmore")
     assert pick_device("") == torch.device("cpu")
+    assert "the CPU computes, for this PyTorch" in capsys.readouterr().err
     with pytest.raises(OptionError, match="no kernels for GPU 1, GTX 1080; .* -1, the CPU"):
         pick_device("1")
 
@@ -267,6 +277,44 @@ def test_a_gpu_that_does_not_answer_is_told(monkeypatch):
     gpus(monkeypatch, "CUDA error: all CUDA-capable devices are busy or unavailable\nmore")
     with pytest.raises(OptionError, match=r"GPU 0 cannot be used \(CUDA error: [^\n]*\); .* -1"):
         pick_device("")
+
+
+def test_gpus_out_of_pytorch_s_reach_are_told(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("utils.devices.Path.exists", lambda path: False)
+    assert pick_device("") == torch.device("cpu")
+    assert capsys.readouterr().err == ""  # no GPU here
+    monkeypatch.setattr("utils.devices.Path.exists", lambda path: "nvidia" in str(path))
+    assert pick_device("") == torch.device("cpu")
+    assert "the CPU computes, for this PyTorch" in (told := capsys.readouterr().err)
+    assert "is made for CUDA 13.0, and the NVIDIA driver may be older" in told
+    with pytest.raises(OptionError, match=r"sees 0 CUDA GPUs here, for .* may be older"):
+        pick_device("0")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert pick_device("") == torch.device("cpu")
+    assert "is one without CUDA" in capsys.readouterr().err
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # as was wanted
+    assert pick_device("") == pick_device("-1") == torch.device("cpu")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("places", "words"),
+    [
+        ({"RANK": ""}, r"is no number .*; start several processes with torchrun"),
+        ({"WORLD_SIZE": "2"}, r"WORLD_SIZE in the environment is 2, but .*; start several"),
+    ],
+)
+def test_places_that_torchrun_did_not_give_are_told(monkeypatch, places, words):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in places.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(OptionError, match=words), Group().joined(torch.device("cpu")):
+        pytest.fail("it met nobody")
 
 
 def test_several_gpus_without_nccl_are_told(monkeypatch):

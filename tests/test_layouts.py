@@ -471,7 +471,8 @@ def pack(folder, archive):
             for path in files:
                 packed.write(path, path.relative_to(folder))
     else:
-        with tarfile.open(archive, "w" if archive.suffix == ".tar" else "w:gz") as packed:
+        kind = {".tar": "", ".xz": "xz", ".bz2": "bz2"}.get(archive.suffix, "gz")
+        with tarfile.open(archive, f"w:{kind}") as packed:
             packed.add(folder, ".")
     return archive
 
@@ -486,12 +487,14 @@ def scratch(tmp_path, monkeypatch):
     assert not list(scratch.iterdir())
 
 
-@pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tar.gz", "a.tgz", "zip_by_content"])
+@pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tar.gz", "a.tgz", "a.tar.xz", "a.tar.bz2"])
 def test_archives(tmp_path, name, scratch):
     seeds = make_tree(tmp_path / "set" / "archive")
-    path = pack(tmp_path / "set", tmp_path / (name if "." in name else "a.zip"))
-    path = path.rename(tmp_path / name)
+    (tmp_path / "folder").mkdir()
+    path = pack(tmp_path / "set", tmp_path / "folder" / name)
     check_against(read(path), seeds)
+    check_against(read(path.parent), seeds)  # where it is looked for by its name
+    check_against(read(path.rename(tmp_path / "by_content")), seeds)
 
 
 def test_an_archive_in_an_archive(tmp_path, scratch):

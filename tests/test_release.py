@@ -109,7 +109,6 @@ def test_a_command_line_is_read_back():
     assert words == "--recipe cpu --seed 3 --no_landmarks --sizes 32 48"
     assert parse_run(shlex.split(words), "", "full") == options
     assert command_line(parse_run([], "", "full")) == "--recipe full"
-    assert isinstance(options, Options)
 
 
 def test_mistakes(trained, tmp_path):

@@ -22,6 +22,7 @@ from data.sample import synthetic_faces
 from utils.errors import DataError, OptionError, RunError
 from utils.figures import BLUE, RED, learning_curves, relabeled_faces, two_readings
 from utils.metrics import expected_calibration_error, reliability
+from utils.run import RunFolder
 
 
 def run(script, *argv):
@@ -123,6 +124,13 @@ def test_runs_of_other_classes_find_their_faces(tmp_path):
     both = (tmp_path / "0", tmp_path / "1")
     run(report, *both, "--data", tmp_path / "faces", "--out", tmp_path / "page.html")
     assert "<td>happy</td>" in (tmp_path / "page.html").read_text()
+
+
+def test_classes_in_relabels_are_words_whatever_they_look_like(runs, tmp_path):
+    shutil.copytree(runs / "one", tmp_path / "run")
+    (tmp_path / "run/relabels.csv").write_text("row,from,to,epoch\n3,0,NA,2\n")
+    moves = report.describe_run(RunFolder(tmp_path / "run"), "a")["relabels"]
+    assert moves.to_numpy().tolist() == [[3, "0", "NA"]]
 
 
 def test_relabels_of_one_epoch_fill_three_rows():

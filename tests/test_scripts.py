@@ -115,7 +115,7 @@ def test_scores_and_predictions_agree(trained):
 
 def test_relabels_are_recorded(trained, faces_csv):
     moves = table(trained / "relabels.csv")
-    assert moves  # a margin of 0.01 is soon exceeded
+    assert moves  # a margin of 0 is soon exceeded
     assert len(moves) == sum(int(row["relabeled"]) for row in table(trained / "metrics.csv"))
     given = [EMOTIONS[int(row["emotion"])] for row in table(faces_csv)]
     labels = list(given)

@@ -2,15 +2,17 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 BASH = shutil.which("bash")
-TOOLS = ("bash", "dirname", "df", "awk", "touch", "rm", "cat")
+TOOLS = ("bash", "dirname", "df", "awk", "touch", "rm", "cat", "mkdir", "sleep")
 
 # Stands in for an environment's Python: pip is noted down instead of run.
 PYTHON = f"""#!{BASH}
@@ -118,11 +120,28 @@ def test_with_an_old_python(checkout, tools):
 
 
 def test_without_the_venv_module(checkout, tools):
-    write_executable(tools / "python3", f'#!{BASH}\n[ "$1" = -c ]\n')
+    fake = '[[ "$2" = *print* ]] && echo 3.12; [ "$1" = -c ]'
+    write_executable(tools / "python3", f"#!{BASH}\n{fake}\n")
     result = train(checkout, path=tools)
     assert result.returncode == 1
-    assert "python3-venv" in result.stderr
+    assert "apt install python3.12-venv" in result.stderr
     assert not (checkout / ".venv").exists()
+    assert not (checkout / ".venv.lock").exists()
+
+
+def test_without_what_brings_pip_into_an_environment(checkout, tools, environment):
+    fake = f"""case "$*" in
+"-m venv --without-pip "*) mkdir -p "$4/bin" && cat "{environment}/bin/python" > "$4/bin/python" &&
+  "{shutil.which("chmod")}" +x "$4/bin/python" ;;
+"-m pip --python "*) echo "$@" > "{checkout}/pip" ;;
+*) [ "$1" = -c ]
+esac"""
+    write_executable(tools / "python3", f"#!{BASH}\n{fake}\n")
+    result = train(checkout, path=tools)
+    assert "trained" in result.stdout, result.stderr
+    told = (checkout / "pip").read_text()
+    assert told == f"-m pip --python {checkout}/.venv/bin/python install --quiet pip\n"
+    assert installs(checkout / ".venv") == 1
 
 
 def test_without_a_network(checkout, tools, environment):
@@ -139,6 +158,41 @@ def test_without_pip(checkout, tools, environment):
     assert result.returncode == 1
     assert f"the environment {environment} has no pip" in result.stderr
     assert "trained" in train(checkout, path=tools, VIRTUAL_ENV=environment).stdout  # tried again
+
+
+def test_an_environment_that_cannot_be_marked_is_used(checkout, tools, environment):
+    (tools / "touch").unlink()
+    write_executable(tools / "touch", f"#!{BASH}\necho Read-only >&2; exit 1\n")
+    result = train(checkout, path=tools, VIRTUAL_ENV=environment)
+    assert ("trained" in result.stdout, result.stderr) == (True, "")
+
+
+def test_one_process_at_a_time_sets_up(checkout, tools, environment):
+    lock = environment.with_name("environment.lock")
+    lock.mkdir()
+    (lock / "owner").write_text(f"{socket.gethostname()} {os.getpid()}\n")
+    waiting = subprocess.Popen(
+        [BASH, str(checkout / "train.sh")],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={"PATH": str(tools), "VIRTUAL_ENV": str(environment)},
+    )
+    assert f"waiting for another process that sets up {environment}" in waiting.stdout.readline()
+    assert installs(environment) == 0
+    shutil.rmtree(lock)
+    assert "trained" in waiting.communicate(timeout=60)[0]
+    assert installs(environment) == 1
+    assert not lock.exists()
+
+
+def test_the_lock_of_a_process_that_was_killed_is_taken_over(checkout, tools, environment):
+    ended = subprocess.Popen([BASH, "-c", ":"])
+    ended.wait()
+    lock = environment.with_name("environment.lock")
+    lock.mkdir()
+    (lock / "owner").write_text(f"{socket.gethostname()} {ended.pid}\n")
+    assert "trained" in train(checkout, path=tools, VIRTUAL_ENV=environment).stdout
+    assert not lock.exists()
 
 
 def test_a_search_path_for_folders_leads_nowhere_else(checkout, tools, environment):
@@ -175,8 +229,12 @@ def test_without_disk(checkout, tools, environment):
 def test_a_real_environment_is_made(checkout):
     path = os.pathsep.join((str(Path(sys.executable).parent), "/usr/bin", "/bin"))
     (checkout / "requirements.txt").write_text("# nothing\n")
-    result = train(checkout, "--x", path=path)
-    assert "trained ['--x']" in result.stdout, result.stderr
+    with ThreadPoolExecutor(3) as pool:  # jobs that start at once
+        results = list(pool.map(lambda i: train(checkout, "--x", str(i), path=path), range(3)))
+    for i, result in enumerate(results):
+        assert f"trained ['--x', '{i}']" in result.stdout, result.stderr
+    told = "".join(result.stdout for result in results)
+    assert told.count("making a virtual environment") == told.count("installing") == 1
     assert (checkout / ".venv/bin/python").exists()
 
 

@@ -57,7 +57,7 @@ def test_the_user_comes_first(tmp_path, data_dir):
     make_csv(data_dir / "fer2013.csv")
     make_csv(tmp_path / "mine.csv", seed=1)
     source = find_source(str(tmp_path / "mine.csv"))
-    assert (source.path, source.kind, source.is_sample) == (tmp_path / "mine.csv", "user", False)
+    assert (source.path, source.is_sample) == (tmp_path / "mine.csv", False)
     assert "mine.csv" in source.line
 
 
@@ -65,15 +65,15 @@ def test_then_the_data_folder(data_dir):
     make_csv(data_dir / "raw" / "fer2013.csv")
     (data_dir / "faces.py").write_text("import this")
     source = find_source(None)
-    assert (source.path, source.kind) == (data_dir / "raw" / "fer2013.csv", "data folder")
-    assert str(source.path) in source.line
+    assert source.path == data_dir / "raw" / "fer2013.csv"
+    assert source.line == f"{source.path}, in the data folder"
     assert len(load_faces(source, 4, cache=data_dir / "cache")) == 70
 
 
 def test_a_broken_csv_in_the_data_folder_is_no_reason_for_the_sample(data_dir):
     (data_dir / "fer2013.csv").write_bytes(b"")
     source = find_source(None)
-    assert source.kind == "data folder"
+    assert source.path == data_dir / "fer2013.csv"
     with pytest.raises(DataError, match=r"fer2013.csv is empty"):
         load_faces(source, cache=data_dir / "cache")
 
@@ -84,7 +84,7 @@ def test_then_a_download(data_dir, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "kagglehub", hub)
     monkeypatch.setattr(download_module, "_reachable", lambda: True)
     source = find_source(None)
-    assert (source.path, source.kind) == (tmp_path / "downloaded", "download")
+    assert source.path == tmp_path / "downloaded"
     assert "Kaggle" in source.line
     monkeypatch.setenv("FER_OFFLINE", "1")
     assert find_source(None).is_sample
@@ -101,7 +101,7 @@ def test_then_an_earlier_download(data_dir, tmp_path):
 
 def test_then_the_sample(data_dir):
     source = find_source(None)
-    assert (source.path, source.kind, source.is_sample) == (None, "sample", True)
+    assert (source.path, source.is_sample) == (None, True)
     for part in ("sample", "FER2013", "--data", str(data_dir), "https://www.kaggle.com/"):
         assert part in source.line
 
@@ -193,7 +193,7 @@ def test_several_csvs_of_faces(tmp_path):
 
 
 def test_data_that_vanishes(tmp_path):
-    source = Source(tmp_path / "gone", "user", "")
+    source = Source(tmp_path / "gone", "")
     with pytest.raises(DataError, match=r"gone cannot be read \(No such file"):
         load_faces(source, cache=tmp_path / "cache")
 

@@ -103,8 +103,6 @@ def check(options: Options) -> Options:
         )
     sizes = options.sizes
     least = least_width(options.trunk)
-    if options.image_width < least:
-        raise OptionError(f"--image_width {options.image_width}: {options.trunk} needs {least}")
     if sizes and (sizes[-1] != options.image_width or not all(least <= s <= 224 for s in sizes)):
         raise OptionError(
             f"--sizes {' '.join(map(str, sizes))}: give widths of {least} to 224 pixels, the last "

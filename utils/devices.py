@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import platform
+import shutil
+import sys
 from collections.abc import Callable, Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,11 +36,29 @@ def listed_gpus(gpu_ids: str) -> list[int]:
     return ids
 
 
+def usable_gpus(gpu_ids: str) -> list[int]:
+    """Return the numbers of the GPUs that `--gpu_ids` means, none for the CPU; no GPU is touched.
+
+    Raises:
+        OptionError: one that is not there, or something that is no number.
+    """
+    ids = listed_gpus(gpu_ids)
+    if ids == [-1]:
+        return []
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wrong := [i for i in ids if not 0 <= i < count]:
+        raise OptionError(
+            f"--gpu_ids {gpu_ids}: there is no GPU {wrong[0]}, PyTorch sees {count} CUDA GPUs "
+            f"here{_out_of_reach() if not count else ''}; -1 names the CPU"
+        )
+    return ids or list(range(count))
+
+
 def pick_device(gpu_ids: str, place: int = 0) -> torch.device:
     """Return the device that `--gpu_ids` names: "" the first GPU if any, "-1" the CPU, "0" GPU 0.
 
-    A GPU that nobody named and PyTorch has no kernels for, such as an old one, is passed over for
-    the CPU: PyTorch itself warns of it.
+    A GPU that nobody named and PyTorch cannot use, for it has no kernels for such an old one or
+    is made for a newer driver, is passed over for the CPU, with a warning.
 
     Args:
         gpu_ids: the option.
@@ -45,16 +67,11 @@ def pick_device(gpu_ids: str, place: int = 0) -> torch.device:
     Raises:
         OptionError: no such GPU, or one that cannot compute, or something that is no number.
     """
-    ids = listed_gpus(gpu_ids)
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if ids == [-1] or (not ids and not count):
+    named, ids = listed_gpus(gpu_ids), usable_gpus(gpu_ids)
+    if not ids:
+        if not named and (why := _out_of_reach()):
+            print(f"warning: the CPU computes{why}", file=sys.stderr)
         return _cpu()
-    if wrong := [i for i in ids if not 0 <= i < count]:
-        raise OptionError(
-            f"--gpu_ids {gpu_ids}: there is no GPU {wrong[0]}, PyTorch sees {count} CUDA GPUs "
-            "here; -1 names the CPU"
-        )
-    named, ids = bool(ids), ids or list(range(count))
     if place >= len(ids):
         raise OptionError(
             f"process {place + 1} of this machine has no GPU of its own, for there are {len(ids)}; "
@@ -62,15 +79,31 @@ def pick_device(gpu_ids: str, place: int = 0) -> torch.device:
         )
     device = torch.device("cuda", ids[place])
     if not _has_kernels(device):
-        if not named:
-            return _cpu()
-        raise OptionError(
-            f"--gpu_ids {gpu_ids}: this PyTorch ({torch.__version__}) has no kernels for GPU "
-            f"{device.index}, {torch.cuda.get_device_name(device)}; install one that has, or name "
-            "-1, the CPU"
-        )
+        name = torch.cuda.get_device_name(device)
+        lack = f"this PyTorch ({torch.__version__}) has no kernels for GPU {device.index}, {name}"
+        if named:
+            raise OptionError(
+                f"--gpu_ids {gpu_ids}: {lack}; install one that has, or name -1, the CPU"
+            )
+        print(f"warning: the CPU computes, for {lack}", file=sys.stderr)
+        return _cpu()
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32, to the last digit reported
     return device
+
+
+def _out_of_reach() -> str:
+    """Return why PyTorch sees none of the NVIDIA GPUs that are here; nothing where none is."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1")
+    there = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi")
+    if hidden or not there or torch.backends.mps.is_built():
+        return ""
+    if not torch.version.cuda:
+        return f", for this PyTorch ({torch.__version__}) is one without CUDA"
+    return (
+        f", for this PyTorch ({torch.__version__}) is made for CUDA {torch.version.cuda}, and the "
+        "NVIDIA driver may be older: install a newer driver, or the PyTorch for an older CUDA "
+        "(pytorch.org tells how)"
+    )
 
 
 def _cpu() -> torch.device:
@@ -98,8 +131,8 @@ def _has_kernels(gpu: torch.device) -> bool:
 
 
 @cache
-def _keep_freed_memory(size: int = 1 << 30) -> None:
-    """Have the C library keep blocks of up to so many bytes that are freed, for the next ones.
+def _keep_freed_memory() -> None:
+    """Have the C library keep blocks of up to 1 GiB that are freed, for the next ones.
 
     glibc takes blocks of more than 32 MB, such as a batch's maps, from the system anew each time,
     which clears them page by page: half of the time of a batch of 256 faces that are read.
@@ -108,7 +141,7 @@ def _keep_freed_memory(size: int = 1 << 30) -> None:
     with contextlib.suppress(AttributeError, OSError, TypeError, ValueError):
         mallopt = ctypes.CDLL(None).mallopt
         for threshold in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of malloc.h
-            mallopt(threshold, size)
+            mallopt(threshold, 1 << 30)
 
 
 def seed_device(device: torch.device, seed: int) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
 from collections.abc import Callable
 
 from utils.signals import Interrupted, termination_raised
+
+FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows has no quota
 
 
 class ProjectError(Exception):
@@ -53,6 +56,11 @@ def run_main(main: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
         print("stopped: nothing reads the output any more", file=sys.stderr)
         sys.exit(141)  # 128 + SIGPIPE, which Windows has not
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        place = error.filename or "the disk that takes the output"
+        sys.exit(f"error: {place}: {error.strerror}; free some space, and start again")
     except KeyboardInterrupt as interrupt:
         number = interrupt.number if isinstance(interrupt, Interrupted) else signal.SIGINT
         print(f"\n{str(interrupt) or 'interrupted'}", file=sys.stderr)

@@ -51,7 +51,7 @@ def learning_curves(history: Sequence[Mapping[str, float]], title: str) -> Figur
         ("public_accuracy", BLUE, "PublicTest"),
     ):
         right.plot(epochs, 100 * _column(history, name), color=color, label=label, marker=".")
-    best = max(range(len(history)), key=lambda i: _column(history, "public_accuracy")[i])
+    best = int(_column(history, "public_accuracy").argmax())
     accuracy = 100 * history[best]["public_accuracy"]
     right.scatter([epochs[best]], [accuracy], color=RED, zorder=3, label=f"best: {accuracy:.2f} %")
     right.set(xlabel="epoch", ylabel="accuracy, %")
@@ -110,12 +110,12 @@ def reliability(bins: Sequence[tuple[float, float, int]], error: float, title: s
     return figure
 
 
-def importance_by_class(importance: Mapping[str, np.ndarray], title: str, bins: int = 30) -> Figure:
+def importance_by_class(importance: Mapping[str, np.ndarray], title: str) -> Figure:
     """Draw a histogram of the importances of each class, one below the other, on one axis."""
     figure = Figure(figsize=(7, 0.8 + 0.8 * len(importance)), layout="constrained")
     all_axes = figure.subplots(len(importance), 1, squeeze=False, sharex=True)[:, 0]
     values = np.concatenate([np.ravel(each) for each in importance.values()])
-    edges = np.linspace(values.min(), max(values.max(), values.min() + 1e-3), bins + 1)
+    edges = np.linspace(values.min(), max(values.max(), values.min() + 1e-3), 31)
     for axes, (name, each) in zip(all_axes, importance.items()):
         axes.hist(each, edges, color=EXPRESSIONS.get(name, BLUE))
         axes.axvline(np.mean(each), color="black", lw=1)

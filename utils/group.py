@@ -14,9 +14,11 @@ from torch import Tensor
 from torch import distributed as dist
 
 from utils.errors import OptionError, RunError
+from utils.signals import signals_end_at_once
 
 AGREE_EVERY = 20  # batches: to ask the others costs a wait for the GPU
-SHUTDOWN = 600  # seconds that processes have to save a run, once they are told to end
+SHUTDOWN = 120  # seconds that GPUs' processes have to save a run, once they are told to end
+REMEDY = "start several processes with torchrun, which sets them, or unset them for one"
 PATIENCE = timedelta(hours=1)  # while the first process parses, downloads or looks for landmarks
 
 
@@ -26,12 +28,21 @@ class Group:
     `python` starts one, `torchrun` several: it tells them their places in RANK,
     WORLD_SIZE and LOCAL_RANK. They do the same with the same random numbers, each
     on its share of every batch; the main one alone writes and speaks.
+
+    Raises:
+        OptionError: something else than torchrun has set one of these, and to no number.
     """
 
     def __init__(self) -> None:
-        self.rank = int(os.environ.get("RANK", "0"))
-        self.size = int(os.environ.get("WORLD_SIZE", "1"))
-        self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        try:
+            self.rank = int(os.environ.get("RANK", "0"))
+            self.size = int(os.environ.get("WORLD_SIZE", "1"))
+            self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        except ValueError as error:
+            raise OptionError(
+                f"RANK, WORLD_SIZE or LOCAL_RANK in the environment is no number ({error}); "
+                f"{REMEDY}"
+            ) from error
         self.device = torch.device("cpu")
 
     @property
@@ -43,7 +54,7 @@ class Group:
         """Meet the others, and part at the end; the others' output is silenced.
 
         Raises:
-            OptionError: this PyTorch has nothing for GPUs to talk with.
+            OptionError: this PyTorch has nothing for GPUs to talk with, or nobody said where.
             RunError: a process was lost, or never came.
         """
         if self.size == 1:
@@ -58,12 +69,13 @@ class Group:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         else:  # torchrun gives each process one thread, which leaves cores idle
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+            limited = hasattr(os, "sched_getaffinity")
+            cores = len(os.sched_getaffinity(0)) if limited else os.cpu_count() or 1
             torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
         output = sys.stdout
         try:
             backend, own = ("nccl", device) if device.type == "cuda" else ("gloo", None)
-            dist.init_process_group(backend, timeout=PATIENCE, device_id=own)
+            self._meet(backend, own)
             if not self.is_main:
                 sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (open as long as the process)
             yield
@@ -73,17 +85,27 @@ class Group:
                 raise
             raise RunError(
                 f"process {self.rank} lost another one of the {self.size}, whose own message may "
-                f"stand above ({str(error).splitlines()[0][:200]}). The last checkpoint stands: "
-                "go on with --resume"
+                f"stand above ({str(error).splitlines()[0][:200]}). Where training had begun, the "
+                "last checkpoint stands: go on with --resume"
             ) from error
         finally:
             sys.stdout = output
+
+    def _meet(self, backend: str, device: torch.device | None) -> None:
+        try:
+            dist.init_process_group(backend, timeout=PATIENCE, device_id=device)
+        except ValueError as error:  # of what it finds in the environment
+            raise OptionError(
+                f"WORLD_SIZE in the environment is {self.size}, but not all is there that several "
+                f"processes need ({error}); {REMEDY}"
+            ) from error
 
     @contextmanager
     def first_here(self) -> Iterator[None]:
         """Let the first process of each machine do the block before the others: it fills caches."""
         if self.size > 1 and self.local_rank:
-            dist.barrier()
+            with signals_end_at_once():  # Python would note them only when the wait is over
+                dist.barrier()
         yield
         if self.size > 1 and not self.local_rank:
             dist.barrier()
@@ -107,7 +129,7 @@ class Group:
 
     def sum(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the sum of each scalar over all processes, which name them alike."""
-        if self.size == 1 or not values:
+        if not values:
             return values
         total = torch.stack(list(values.values())).double()
         dist.all_reduce(total)
@@ -115,8 +137,7 @@ class Group:
 
     def largest(self, values: Tensor) -> Tensor:
         """Return the largest of each value over all processes."""
-        if self.size > 1:
-            dist.all_reduce(values, dist.ReduceOp.MAX)
+        dist.all_reduce(values, dist.ReduceOp.MAX)
         return values
 
     def gather(self, part: Any) -> Sequence[Any]:

@@ -15,8 +15,9 @@ class Options:
     two cores), cpu (half the width, few epochs), sample (a minute on the synthetic faces); auto
     takes full, or sample on the sample."""
     data: str = ""
-    """FER2013 in any layout (CSV, folder tree, list files, zip, tar.gz), or "sample" for the
-    synthetic faces. By default what lies under data/, else a download, else the sample."""
+    """FER2013, RAF-DB or faces of your own in any layout (CSV, folder tree, list files, zip,
+    tar.gz), or "sample" for the synthetic faces. By default what lies under data/, else a
+    download, else the sample."""
     resume: str = ""
     """Go on with the run in this folder, under its own options."""
     out: str = ""

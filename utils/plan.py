@@ -16,8 +16,8 @@ else:
     import tomli as tomllib
 
 
-# Options of train.py that experiments.py gives itself.
-TAKEN = {"--seed", "--data", "--out", "--resume"}
+# Options of train.py that experiments.py gives itself; --gpu_ids, where it is asked for.
+TAKEN = {"--seed", "--data", "--out", "--resume", "--final_test"}
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,14 @@ from utils.signals import signals_ignored
 
 
 def map_unordered(
-    function: Callable[[Any], Any], items: Sequence[Any], jobs: int | None = None
+    function: Callable[[Any], Any], items: Sequence[Any], jobs: int = 0
 ) -> Iterator[tuple[int, Any]]:
     """Yield (index, function(item)) of each item, in whichever order they are done.
 
     Args:
         function: of a module, so that a new process can import it.
         items: what it is called with, one at a time.
-        jobs: processes, by default one per core that this process may use.
+        jobs: processes; 0 is one per core that this process may use.
 
     Raises:
         RunError: the system ended a process. Errors of `function` come as they are.

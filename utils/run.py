@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -22,6 +23,7 @@ RUNS = ROOT / "model_save"
 RELEASED = RUNS / "resnet18.pth"  # the most accurate ones
 FOR_PHOTOS = RUNS / "resnet18_photos.pth"  # half as wide: films are read about twice as fast
 LOCK = ".lock"
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # as some network drives are
 LEFT_BY_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini")  # in a folder that was only looked at
 
 
@@ -50,11 +52,13 @@ class RunFolder:
                 file.unlink(missing_ok=True)
         except Timeout as error:
             raise RunError(
-                f"another process works in {self.path}; wait for its end, or name another --out"
+                f"another process works in {self.path}; wait for its end, or name another --out "
+                f"(if there is none any more, remove {self.path / LOCK})"
             ) from error
-        except NotImplementedError:
-            print(f"warning: {self.path} is on a file system without locks", file=sys.stderr)
-        except OSError as error:
+        except (NotImplementedError, OSError) as error:
+            if isinstance(error, NotImplementedError) or error.errno in WITHOUT_LOCKS:
+                print(f"warning: {self.path} is on a file system without locks", file=sys.stderr)
+                return self
             raise RunError(
                 f"{self.path} cannot be written ({error.strerror}); name another folder"
             ) from error

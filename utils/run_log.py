@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pandas as pd
@@ -37,20 +39,31 @@ class RunLog:
     ) -> None:
         """Tell of the epoch that is the last of `history`."""
         self._write_tables(history, relabels)
-        row = history[-1]
-        for name, value in {**row, "seconds": seconds}.items():
-            if name != "epoch" and value is not None:  # public_accuracy -> public/accuracy
-                self._board.add_scalar(name.replace("_", "/", 1), value, row["epoch"])
-        self._board.flush()
+        with self._losable():
+            for name, value in {**history[-1], "seconds": seconds}.items():
+                if name != "epoch" and value is not None:  # public_accuracy -> public/accuracy
+                    tag = name.replace("_", "/", 1)
+                    self._board.add_scalar(tag, value, history[-1]["epoch"])
+            self._board.flush()
         print(self._line(history, seconds), flush=True)
 
     def close(
         self, history: Sequence[Row], relabels: Sequence[tuple[int, int, int, int]], title: str
     ) -> None:
         """Draw the learning curves, and mend the tables of a run killed before it wrote them."""
-        self._board.close()
+        with self._losable():
+            self._board.close()
         self._write_tables(history, relabels)
         self._run.write_figure("learning_curves.png", learning_curves(history, title))
+
+    @contextmanager
+    def _losable(self) -> Iterator[None]:
+        """Warn where the disk takes no more of TensorBoard: metrics.csv has all that it shows."""
+        try:
+            yield
+        except OSError as error:
+            told = f"warning: TensorBoard's file of the run is not whole ({error.strerror})"
+            print(told, file=sys.stderr)
 
     def _write_tables(
         self, history: Sequence[Row], relabels: Sequence[tuple[int, int, int, int]]

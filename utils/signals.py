@@ -58,6 +58,13 @@ def signals_ignored() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def signals_end_at_once() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the process in the block as they do by themselves."""
+    with _handled(_ends(), signal.SIG_DFL):
+        yield
+
+
 def _ends() -> tuple[int, ...]:
     """Return SIGTERM, and the SIGHUP of a terminal that closes, unless nohup has it ignored."""
     hangup = getattr(signal, "SIGHUP", None)  # Windows has none

@@ -18,7 +18,8 @@ SUFFIXES = (
     *(".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"),
     *(".3gp", ".flv", ".ogv", ".mts", ".m2ts"),
 )
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # Video tells what is wrong
+# Silent, for Video tells what is wrong; before OpenCV 4.13 the same stood elsewhere.
+getattr(cv2.utils, "logging", cv2).setLogLevel(0)
 DEFAULT_RATE = 25.0  # frames a second, where a video does not tell
 LONGEST_PAUSE = 60.0  # seconds between frames, or the whole file's; else its clock was set anew
 MATROSKA = b"\x1a\x45\xdf\xa3"  # the first bytes of MKV and WebM, which count no frames
