@@ -2,9 +2,12 @@
 
 import base64
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -265,6 +268,13 @@ def test_reliability_by_hand():
     np.testing.assert_allclose(rows, expected)
     error = (0.4 + 0.35 + 2 * 0.4) / 4
     assert expected_calibration_error(labels, probabilities, bins=5) == pytest.approx(error)
+
+
+def test_figures_need_no_notebook():
+    # Which asks for this in all that it starts, also where its package is not.
+    asked = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    command = [sys.executable, "-c", "import utils.figures"]
+    subprocess.run(command, env=os.environ | asked, cwd=Path(report.__file__).parent, check=True)
 
 
 def test_a_loss_of_some_epochs_is_drawn_there():

@@ -132,6 +132,22 @@ def test_large_arrays_stay_in_their_file(tmp_path, monkeypatch):
     assert load_arrays(file) is None
 
 
+def test_mapped_arrays_may_be_changed_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("data.cache.MAPPED_BYTES", 1000)
+    read = cached("x", "1", lambda: {"large": np.zeros(3000, np.uint8)}, tmp_path)
+    torch.from_numpy(read["large"]).fill_(7)
+    assert (read["large"] == 7).all()
+    assert not load_arrays(tmp_path / "x-1.npz")["large"].any()
+
+
+def test_what_another_process_has_made_meanwhile_stays(tmp_path):
+    def make():
+        cached("x", "1", lambda: {"by": np.array(1)}, tmp_path)  # is faster
+        return {"by": np.array(2)}
+
+    assert cached("x", "1", make, tmp_path)["by"] == 1
+
+
 def test_grey_levels_are_those_of_the_pixels(faces):
     training = faces.of("Training").images.astype(float)
     np.testing.assert_allclose(faces.grey_levels("Training"), (training.mean(), training.std()))
