@@ -203,9 +203,8 @@ def fused(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _compile(function: Callable[..., Any], **how: Any) -> Callable[..., Any]:
-    # Anew for each of --sizes, and each length of a teacher's share. Since PyTorch 2.7 this is
-    # recompile_limit's other name.
-    torch._dynamo.config.cache_size_limit = 32
+    # Anew for each of --sizes, and each length of a teacher's share.
+    torch._dynamo.config.recompile_limit = 32
     return torch.compile(function, dynamic=False, **how)
 
 
