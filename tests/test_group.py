@@ -313,6 +313,7 @@ def test_places_that_torchrun_did_not_give_are_told(monkeypatch, places, words):
         monkeypatch.delenv(name, raising=False)
     for name, value in places.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)  # of all tests to come
     with pytest.raises(OptionError, match=words), Group().joined(torch.device("cpu")):
         pytest.fail("it met nobody")
 
