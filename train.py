@@ -134,8 +134,8 @@ def run_on(
         network = build_network(options, faces.class_names, channels, levels)
     teachers = load_teachers(options, faces.class_names, channels, device)
     run = nullcontext()  # of a process that writes nothing
-    if group.is_main:
-        run = earlier or RunFolder.create(options.out, options.trunk)
+    if group.is_main:  # an earlier one is locked already
+        run = nullcontext(earlier) if earlier else RunFolder.create(options.out, options.trunk)
     with run as folder:
         code = {"torch": torch.__version__, "commit": commit()}
         if folder and not checkpoint:

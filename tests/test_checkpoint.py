@@ -10,8 +10,10 @@ import torch
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, transfer
 from models.ema import EMA
 from models.network import Architecture, FERNet
+from models.start import build_network
 from utils.errors import RunError, WeightsError
 from utils.files import atomic_write
+from utils.options import Options
 
 SMALL = Architecture(width=0.125)
 NAMES = tuple("abcdefg")
@@ -89,6 +91,14 @@ def test_weights_that_do_not_fit_their_own_architecture():
 def test_another_network_is_named(change, text):
     with pytest.raises(WeightsError, match=text):
         transfer(checkpoint(), replace(SMALL, **change), "w.pth")
+
+
+def test_grey_weights_do_not_begin_a_run_on_colour(tmp_path):
+    save_checkpoint(tmp_path / "w.pth", checkpoint())
+    options = Options(width=0.125, model_path=(str(tmp_path / "w.pth"),))
+    assert build_network(options, NAMES, 1, (128, 50)).architecture.channels == 1
+    with pytest.raises(WeightsError, match=r"w.pth takes grey faces .* read them as grey"):
+        build_network(options, NAMES, 3, (128, 50))
 
 
 @pytest.mark.parametrize("lacking", [True, False])

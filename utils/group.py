@@ -129,7 +129,7 @@ class Group:
 
     def sum(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the sum of each scalar over all processes, which name them alike."""
-        if not values:
+        if self.size == 1 or not values:
             return values
         total = torch.stack(list(values.values())).double()
         dist.all_reduce(total)
@@ -137,7 +137,8 @@ class Group:
 
     def largest(self, values: Tensor) -> Tensor:
         """Return the largest of each value over all processes."""
-        dist.all_reduce(values, dist.ReduceOp.MAX)
+        if self.size > 1:
+            dist.all_reduce(values, dist.ReduceOp.MAX)
         return values
 
     def gather(self, part: Any) -> Sequence[Any]:
