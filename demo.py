@@ -25,14 +25,14 @@ from typing import Any
 import cv2
 import numpy as np
 
-from data.faces import EMOTIONS
-from data.folders import read_image
-from data.sample import synthetic_faces
-from predictor import Face, FacePredictor, marks
-from utils.command_line import parse
-from utils.drawing import annotate_whole
+from data.dataset import EMOTIONS
+from data.readers.folders import read_image
+from data.synthetic.generate import synthetic_dataset
+from inference.predictor import Face, FacePredictor, marks
+from inference.visualize import annotate_picture
+from utils.cli import parse
 from utils.errors import DataError, OptionError, run_main
-from utils.run import FOR_PHOTOS
+from utils.run_folder import PHOTO_WEIGHTS
 
 os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
 # At the start gradio asks its own server, by HTTP, whether it is there: no proxy knows that.
@@ -88,7 +88,7 @@ STYLE = """
 class DemoOptions:
     """Options of demo.py."""
 
-    model_path: str = str(FOR_PHOTOS)
+    model_path: str = str(PHOTO_WEIGHTS)
     """The weights: a best.pth, the original method's resnet18.pth, or an .onnx of export.py."""
     port: int = 7860
     """Where the page is found, on this machine only: http://127.0.0.1:PORT."""
@@ -148,7 +148,7 @@ class Reader:
 
 def marked(image: np.ndarray, faces: Sequence[Face], captions: Sequence[str]) -> np.ndarray:
     """Return an image with its faces marked, at a size at which marks can be seen and sent."""
-    return annotate_whole(image, *marks(faces), captions, SIDES)
+    return annotate_picture(image, *marks(faces), captions, SIDES)
 
 
 def bars(faces: Sequence[Face], class_names: Sequence[str]) -> str:
@@ -191,7 +191,7 @@ def tell_of_cameras() -> str:
 
 def write_examples(folder: Path) -> list[str]:
     """Draw a face of each class, and return the paths of the pictures."""
-    faces = synthetic_faces(training=1, public=0, private=0, seed=EXAMPLES_SEED)
+    faces = synthetic_dataset(training=1, public=0, private=0, seed=EXAMPLES_SEED)
     paths = [str(folder / f"{name}.png") for name in EMOTIONS]
     for path, image in zip(paths, faces.images):
         large = cv2.resize(image, None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC)

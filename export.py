@@ -21,19 +21,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data.faces import UNKNOWN, Faces
-from data.source import find_source, load_faces
-from data.store import images_to_device
+from data.dataset import UNLABELED, FaceDataset
+from data.in_memory import images_to_device
+from data.source import find_source, load_dataset
+from engine.evaluate import load_dataset_for
+from inference.runtime import META, NAMES, OnnxRuntime, TorchRuntime
 from models.checkpoint import Checkpoint, load_checkpoint
-from models.network import FERNet, describe
-from models.runtime import META, NAMES, OnnxRuntime, TorchRuntime
-from models.winograd import with_fewer_products
-from test import faces_for
-from utils.command_line import parse
+from models.fernet import FERNet, describe
+from utils.cli import parse
+from utils.coordinates import to_pixels
 from utils.errors import DataError, OptionError, run_main
 from utils.files import atomic_write
-from utils.frame import to_pixels
-from utils.run import FOR_PHOTOS
+from utils.run_folder import PHOTO_WEIGHTS
 
 try:
     import onnx
@@ -49,7 +48,7 @@ TOLERANCE = 1e-3  # of probabilities; and of landmarks, in pixels, ten times tha
 class ExportOptions:
     """Options of export.py."""
 
-    model_path: str = str(FOR_PHOTOS)
+    model_path: str = str(PHOTO_WEIGHTS)
     """The weights: a best.pth or last.pth, or the original method's released ones."""
     out: str = "model.onnx"
     """The file to write."""
@@ -69,18 +68,18 @@ def main() -> None:
     print(f"weights  {options.model_path} (epoch {checkpoint.epoch})")
     print(f"network  {describe(network)}")
     source = find_source(options.data)
-    print(f"data     {source.line}")
+    print(f"data     {source.description}")
     try:
-        faces = faces_for(checkpoint, source)
+        faces = load_dataset_for(checkpoint, source)
     except DataError as error:
         try:  # of other classes, which can check the export too
-            faces = load_faces(source, checkpoint.image_width, checkpoint.channels)
+            faces = load_dataset(source, checkpoint.image_width, checkpoint.channels)
         except DataError:
             raise error from None
     model = export(checkpoint)
-    usage = "PublicTest" if "PublicTest" in faces.counts() else next(iter(faces.counts()))
-    public = faces.of(usage)
-    told = f"{'drawn ' * source.is_sample}{usage} faces"
+    split = "PublicTest" if "PublicTest" in faces.counts() else next(iter(faces.counts()))
+    public = faces.subset(split)
+    told = f"{'drawn ' * source.is_synthetic}{split} faces"
     with atomic_write(out) as partial:
         partial.write_bytes(model.SerializeToString())
         runtimes = TorchRuntime(options.model_path, "-1"), OnnxRuntime(partial)
@@ -97,7 +96,7 @@ def main() -> None:
     if options.int8:
         small = out.with_suffix(".int8.onnx")
         write(quantized(checkpoint, faces), small)
-        labelled = public.select(public.labels != UNKNOWN)
+        labelled = public.select(public.labels != UNLABELED)
         print(f"{small}: {small.stat().st_size / 1e6:.1f} MB; accuracy ", end="")
         if faces.class_names == checkpoint.class_names and len(labelled):
             before, after = (accuracy(OnnxRuntime(path), labelled) for path in (out, small))
@@ -121,18 +120,15 @@ class Exported(nn.Module):
         return *read, to_pixels(output.landmarks, self.width)
 
 
-def export(checkpoint: Checkpoint, winograd: bool = True) -> onnx.ModelProto:
+def export(checkpoint: Checkpoint) -> onnx.ModelProto:
     """Return the network as an ONNX model that carries all that its use needs.
 
     Args:
         checkpoint: the trained weights.
-        winograd: whether convolutions become products of matrices where that is faster.
     """
     network, width = checkpoint.network(), checkpoint.image_width
     pixels = torch.zeros(2, checkpoint.channels, width, width, dtype=torch.uint8)
-    if winograd:
-        network = with_fewer_products(network, pixels)
-    names = NAMES[: 3 if network.architecture.landmark_num else 2]
+    names = NAMES[: 3 if network.architecture.landmarks else 2]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own, who also misses torchvision
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -157,10 +153,10 @@ def export(checkpoint: Checkpoint, winograd: bool = True) -> onnx.ModelProto:
     return model
 
 
-def quantized(checkpoint: Checkpoint, faces: Faces) -> onnx.ModelProto:
+def quantized(checkpoint: Checkpoint, faces: FaceDataset) -> onnx.ModelProto:
     """Return the network with 8-bit convolutions, whose ranges some Training faces tell."""
-    model = export(checkpoint, winograd=False)
-    training = faces.of("Training") if "Training" in faces.counts() else faces
+    model = export(checkpoint)
+    training = faces.subset("Training") if "Training" in faces.counts() else faces
     rows = np.linspace(0, len(training) - 1, min(CALIBRATION, len(training))).astype(int)
     with tempfile.TemporaryDirectory() as folder:
         paths = [str(Path(folder) / name) for name in ("model.onnx", "folded.onnx", "int8.onnx")]
@@ -199,7 +195,7 @@ def write(model: onnx.ModelProto, path: Path) -> None:
 
 
 def largest_difference(
-    one: TorchRuntime, other: OnnxRuntime, faces: Faces
+    one: TorchRuntime, other: OnnxRuntime, faces: FaceDataset
 ) -> tuple[float, float | None]:
     """Return how far two runtimes differ: in probabilities, and in pixels of landmarks."""
     first, second = (readings(runtime, faces) for runtime in (one, other))
@@ -208,13 +204,13 @@ def largest_difference(
     return float(probabilities), landmarks
 
 
-def accuracy(runtime: OnnxRuntime, faces: Faces) -> float:
+def accuracy(runtime: OnnxRuntime, faces: FaceDataset) -> float:
     """Return the share of the faces, which have labels, that a runtime reads right."""
     return float((readings(runtime, faces)[0].argmax(1) == faces.labels).mean())
 
 
 def readings(
-    runtime: TorchRuntime | OnnxRuntime, faces: Faces
+    runtime: TorchRuntime | OnnxRuntime, faces: FaceDataset
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Return probabilities [N, C] and landmarks [N, 68, 2] of all faces."""
     pixels = pixels_of(faces, runtime.channels)
@@ -224,7 +220,7 @@ def readings(
     return np.concatenate([part.probabilities for part in parts]), joined
 
 
-def pixels_of(faces: Faces, channels: int) -> np.ndarray:
+def pixels_of(faces: FaceDataset, channels: int) -> np.ndarray:
     """Return faces as uint8 [N, channels, W, W]; grey may stand for colour."""
     pixels = images_to_device(faces.images, torch.device("cpu")).numpy()
     return np.repeat(pixels, channels // pixels.shape[1], axis=1)

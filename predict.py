@@ -27,20 +27,20 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from data.detect import MIN_SCORE
-from data.folders import read_image
-from data.inputs import inputs_of, is_video
-from predictor import DETAIL, Cuts, Face, FacePredictor, marks
-from utils.command_line import parse
-from utils.drawing import annotate, annotate_whole
+from data.readers.folders import read_image
+from inference.detector import MIN_SCORE
+from inference.inputs import find_inputs, is_video
+from inference.pipeline import OrderedExecutor, map_ahead
+from inference.predictor import DETAIL, Face, FaceCrops, FacePredictor, marks
+from inference.records import Records
+from inference.tracking import STEP, Tracker
+from inference.video import Video, VideoWriter
+from inference.visualize import annotate, annotate_picture
+from utils.cli import parse
 from utils.errors import DataError, OptionError, ProjectError, RunError, run_main
-from utils.figures import expressions_over_time
 from utils.files import printable
-from utils.pipeline import InOrder, ahead
-from utils.records import Records
-from utils.run import FOR_PHOTOS, RunFolder
-from utils.tracks import STEP, Tracker
-from utils.video import Video, VideoWriter
+from utils.plots import plot_expressions_over_time
+from utils.run_folder import PHOTO_WEIGHTS, RunFolder
 
 EDGES = ("left", "top", "right", "bottom")
 COLUMNS = ("file", "annotated", "frame", "time", "face", *EDGES)
@@ -57,7 +57,7 @@ class PredictOptions:
 
     paths: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Pictures, folders, patterns such as "*.jpg", videos, or a camera's number."""
-    model_path: str = str(FOR_PHOTOS)
+    model_path: str = str(PHOTO_WEIGHTS)
     """The weights: a best.pth, the original method's resnet18.pth, or an .onnx of export.py."""
     out: str = ""
     """The folder for the results; by default a new one under model_save/."""
@@ -91,10 +91,10 @@ def main() -> None:
     options = parse(PredictOptions, sys.argv[1:], __doc__)
     if not options.paths:
         raise OptionError("name a picture, a folder, a video or a camera: predict.py PATH...")
-    check(options)
+    validate_options(options)
     # A picture that a folder and a pattern both name is read once.
     alone, known = len(options.paths) == 1, {}
-    for source in (source for path in options.paths for source in inputs_of(path, alone)):
+    for source in (source for path in options.paths for source in find_inputs(path, alone)):
         known.setdefault(source if isinstance(source, int) else os.path.realpath(source), source)
     sources = list(known.values())
     if not sources:
@@ -113,7 +113,7 @@ def main() -> None:
         RunFolder.create(options.out, "predict") as run,
         Records.opened(run.path, blank) as records,
     ):
-        job = Job(options, predictor, run, records)
+        job = InferenceRunner(options, predictor, run, records)
         videos = [s for s in sources if is_video(s)]
         job.pictures([source for source in sources if source not in videos])
         for video in videos:
@@ -125,7 +125,7 @@ def main() -> None:
         sys.exit(3)
 
 
-def check(options: PredictOptions) -> None:
+def validate_options(options: PredictOptions) -> None:
     """Raise an OptionError for a value out of range; the library checks those that it shares."""
     if options.every < 1:
         raise OptionError(f"--every {options.every} must be at least 1")
@@ -135,7 +135,7 @@ def check(options: PredictOptions) -> None:
         raise OptionError(f"--smooth {options.smooth:g} must be 0 seconds or more")
 
 
-class Job:
+class InferenceRunner:
     """One call of the script: what it reads, and what it has written so far."""
 
     def __init__(
@@ -149,15 +149,15 @@ class Job:
     def pictures(self, paths: Sequence[Path]) -> None:
         """Read pictures, several at a time."""
 
-        def look(path: Path) -> tuple[Path, np.ndarray | None, Cuts | ProjectError]:
+        def look(path: Path) -> tuple[Path, np.ndarray | None, FaceCrops | ProjectError]:
             try:
                 image = read_image(path, 3)
                 return path, image, self.predictor.find(image)
             except ProjectError as error:
                 return path, None, error
 
-        with ThreadPoolExecutor(CORES) as pool, InOrder() as drawing:
-            for path, image, cuts, found in self._read(ahead(pool, look, _shown(paths))):
+        with ThreadPoolExecutor(CORES) as pool, OrderedExecutor() as drawing:
+            for path, image, cuts, found in self._read(map_ahead(pool, look, _shown(paths))):
                 if found is None:
                     self.trouble(str(cuts))
                     continue
@@ -191,7 +191,7 @@ class Job:
         target = self._free(f"{name}_faces.mp4") if self.options.draw else None
         writer = VideoWriter(target, video.rate / self.options.every) if target else None
 
-        def look(item: tuple[int, float, np.ndarray]) -> tuple[Any, np.ndarray, Cuts]:
+        def look(item: tuple[int, float, np.ndarray]) -> tuple[Any, np.ndarray, FaceCrops]:
             number, seconds, image = item
             return (number, seconds), image, self.predictor.find(image, detail)
 
@@ -206,10 +206,10 @@ class Job:
             with (
                 ThreadPoolExecutor(CORES) as pool,
                 closing(writer) if writer else nullcontext(),
-                InOrder() as drawing,
+                OrderedExecutor() as drawing,
             ):
                 waiting = 1 if isinstance(source, int) else 16  # a camera's frames cannot wait
-                for when, image, _, found in self._read(ahead(pool, look, frames), waiting):
+                for when, image, _, found in self._read(map_ahead(pool, look, frames), waiting):
                     if target:
                         try:
                             writer.open(image.shape[1::-1])
@@ -254,7 +254,7 @@ class Job:
             lot: list[tuple[Any, np.ndarray | None, Any]] = []
             for look in looks:
                 lot.append(look)
-                count = sum(len(cuts.boxes) for _, _, cuts in lot if isinstance(cuts, Cuts))
+                count = sum(len(cuts.boxes) for _, _, cuts in lot if isinstance(cuts, FaceCrops))
                 size = sum(image.nbytes for _, image, _ in lot if image is not None)
                 if count >= self.options.batch_size or len(lot) >= most or size > WAITING_BYTES:
                     yield lot
@@ -263,12 +263,12 @@ class Job:
                 yield lot
 
         def read(lot: list[tuple[Any, np.ndarray | None, Any]]) -> Iterator[Any]:
-            faces = iter(self.predictor.read([c for _, _, c in lot if isinstance(c, Cuts)]))
+            faces = iter(self.predictor.read([c for _, _, c in lot if isinstance(c, FaceCrops)]))
             for key, image, cuts in lot:
-                yield key, image, cuts, next(faces) if isinstance(cuts, Cuts) else None
+                yield key, image, cuts, next(faces) if isinstance(cuts, FaceCrops) else None
 
         with ThreadPoolExecutor(1) as network:
-            for lot in ahead(network, lambda lot: list(read(lot)), lots(), 1):
+            for lot in map_ahead(network, lambda lot: list(read(lot)), lots(), 1):
                 yield from lot
 
     def _confident(self, faces: Sequence[Face]) -> list[Face]:
@@ -306,7 +306,7 @@ class Job:
                 shares[step - first] = total / count
             tracks[f"face {track.number}"] = tracker.step * np.arange(first, last + 2), shares
         if tracks:
-            figure = expressions_over_time(tracks, self.predictor.class_names, name)
+            figure = plot_expressions_over_time(tracks, self.predictor.class_names, name)
             self.run.write_figure(self._free(f"{name}_expressions.png").name, figure)
 
     def _free(self, name: str) -> Path:
@@ -339,7 +339,7 @@ def _shown(paths: Sequence[Path]) -> Iterable[Path]:
 
 
 def _draw_picture(path: Path, image: np.ndarray, faces: list[Face], captions: list[str]) -> None:
-    drawn = annotate_whole(image, *marks(faces), captions, SIDES)
+    drawn = annotate_picture(image, *marks(faces), captions, SIDES)
     _, content = cv2.imencode(".png", cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
     try:
         path.write_bytes(content)

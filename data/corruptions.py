@@ -7,7 +7,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from data.faces import resize_image
+from data.dataset import resize_image
 
 Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # of one uint8 image
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from data.faces import EMOTIONS, UNKNOWN, USAGES, Faces
+from data.dataset import EMOTIONS, UNLABELED, FaceDataset
 from utils.errors import DataError
 
 CLASSES = (*EMOTIONS, "contempt")  # FER2013's order, and FER+'s eighth
@@ -26,7 +26,7 @@ URL = "https://github.com/microsoft/FERPlus"
 LEAST_AGREEMENT, ENOUGH = 0.4, 100
 
 
-def to_name(class_names: tuple[str, ...], votes: bool) -> tuple[str, ...]:
+def explicit_class_names(class_names: tuple[str, ...], votes: bool) -> tuple[str, ...]:
     """Return the classes to name when faces are read for what knows these: none of FER2013's own.
 
     They come by themselves, and with the `votes`, if it learnt from those, the eighth.
@@ -34,7 +34,7 @@ def to_name(class_names: tuple[str, ...], votes: bool) -> tuple[str, ...]:
     return () if votes or class_names == EMOTIONS else class_names
 
 
-def with_votes(faces: Faces, path: str | Path) -> Faces:
+def with_ferplus_labels(faces: FaceDataset, path: str | Path) -> FaceDataset:
     """Return the faces with FER+'s votes, and its majority as their labels.
 
     As in the paper a class that a single tagger named is taken for a slip and
@@ -55,7 +55,7 @@ def with_votes(faces: Faces, path: str | Path) -> Faces:
     counted = np.where(votes > 1, votes, 0)
     best = counted.argmax(1)
     decided = (2 * counted.max(1) > counted.sum(1)) & (best < len(CLASSES))
-    both = decided & (faces.labels != UNKNOWN)
+    both = decided & (faces.labels != UNLABELED)
     agreement = (best == faces.labels)[both].mean() if both.sum() >= ENOUGH else 1.0
     if agreement < LEAST_AGREEMENT:
         raise DataError(
@@ -65,14 +65,14 @@ def with_votes(faces: Faces, path: str | Path) -> Faces:
         )
     return replace(
         faces,
-        labels=np.where(decided, best, UNKNOWN),
+        labels=np.where(decided, best, UNLABELED),
         class_names=CLASSES,
         votes=votes,
         source=f"{faces.source}, with FER+ labels",
     )
 
 
-def distributions(votes: np.ndarray) -> np.ndarray:
+def vote_distributions(votes: np.ndarray) -> np.ndarray:
     """Return the shares of the eight classes in votes [N, 10] without single ones: float32 [N, 8].
 
     They are 0 for a face for whom no class has two votes; it has no label either.
@@ -82,13 +82,13 @@ def distributions(votes: np.ndarray) -> np.ndarray:
     return shares / np.maximum(shares.sum(1, keepdims=True), 1)
 
 
-def _read(path: Path, faces: Faces) -> np.ndarray:
+def _read(path: Path, faces: FaceDataset) -> np.ndarray:
     try:
         table = pd.read_csv(path)
         if lacking := {"Usage", *COLUMNS, *OTHERS} - set(table.columns):
             raise ValueError(f"it lacks the columns {', '.join(sorted(lacking))}")
         votes = table[[*COLUMNS, *OTHERS]].to_numpy()
-        usage = table["Usage"].to_numpy(str)
+        split = table["Usage"].to_numpy(str)
         if not np.issubdtype(votes.dtype, np.integer) or (votes < 0).any():
             raise ValueError("a number of votes is no whole number")
     except (OSError, ValueError) as error:
@@ -100,10 +100,10 @@ def _read(path: Path, faces: Faces) -> np.ndarray:
             f"{path} has votes for {len(votes):,} faces, and {faces.source} has {len(faces):,}; "
             "FER+ belongs to the whole fer2013.csv, whose rows are in its order"
         )
-    if (differ := np.flatnonzero(usage != faces.usage)).size:
+    if (differ := np.flatnonzero(split != faces.split)).size:
         i = differ[0]
         raise DataError(
-            f"{path}: its face {i} is {usage[i]}, and that of {faces.source} is {faces.usage[i]}; "
-            f"FER+ belongs to fer2013.csv with its own order and usages ({', '.join(USAGES)})"
+            f"{path}: its face {i} is {split[i]}, and that of {faces.source} is {faces.split[i]}; "
+            f"FER+ belongs to fer2013.csv with its own order and usages ({', '.join(SPLITS)})"
         )
     return votes.astype(np.int64)

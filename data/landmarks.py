@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data.cache import CACHE_DIR, load_arrays, store_arrays
-from data.faces import LANDMARK_NUM, Faces
+from data.dataset import LANDMARK_NUM, FaceDataset
 from utils.errors import DataError, ProjectError
 from utils.processes import map_unordered
 
@@ -37,8 +37,8 @@ FLIP = np.concatenate([_JAW_BROWS_NOSE, _EYES_MOUTH]).astype(np.int64)
 
 
 def add_landmarks(
-    faces: Faces, cache: Path = CACHE_DIR, jobs: int = 0, progress: bool = True
-) -> Faces:
+    faces: FaceDataset, cache: Path = CACHE_DIR, jobs: int = 0, progress: bool = True
+) -> FaceDataset:
     """Return the faces with their landmarks, NaN where dlib finds no face.
 
     Faces that already have landmarks are returned as they are. Each block of

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.network import Output
-from models.scn import landmark_loss, rank_regularization, relabel, weighted_cross_entropy
+from models.fernet import Output
+from models.losses import landmark_loss, rank_regularization, relabel, weighted_cross_entropy
 from utils.options import Options
 
 
@@ -16,9 +16,9 @@ def compute_losses(
     landmarks: Tensor | None,
     options: Options,
     *,
-    opinion: Tensor | None = None,
+    soft_targets: Tensor | None = None,
     weight: float = 1.0,
-    known_num: Tensor | None = None,
+    num_with_landmarks: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Return the loss that is minimised, and the parts that it is the weighted sum of.
 
@@ -40,10 +40,10 @@ def compute_losses(
         options.importance_smoothing,
     )
     losses = {"loss": expression, "loss_expression": expression}
-    if opinion is not None:  # smooth as it is
+    if soft_targets is not None:  # smooth as it is
         smooth = options.importance_smoothing
         importance = output.importance if smooth else output.importance.detach()
-        taught = weight * weighted_cross_entropy(output.logits, importance, opinion)
+        taught = weight * weighted_cross_entropy(output.logits, importance, soft_targets)
         losses["loss_teacher"] = taught
         losses["loss"] = expression.lerp(taught, options.teacher_weight)
     if options.rank:
@@ -51,7 +51,7 @@ def compute_losses(
         losses["loss_rank"] = rank
         losses["loss"] = losses["loss"] + options.rank_weight * rank
     if options.landmarks:
-        points = landmark_loss(output.landmarks, landmarks, known_num)
+        points = landmark_loss(output.landmarks, landmarks, num_with_landmarks)
         losses["loss_landmarks"] = points
         losses["loss"] = losses["loss"] + options.landmark_weight * points
     return losses

@@ -39,7 +39,7 @@ def astronaut():
 
 @pytest.fixture(scope="session")
 def hopper():
-    from data.folders import read_image  # noqa: PLC0415  (of the project, see above)
+    from data.readers.folders import read_image  # noqa: PLC0415  (of the project, see above)
 
     path = cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
     return read_image(Path(path), 3)
@@ -58,4 +58,4 @@ def echo(monkeypatch):
     """Let FacePredictor have a network that reads happy faces and echoes their corners."""
     from photos import Echo  # noqa: PLC0415
 
-    monkeypatch.setattr("predictor.load_runtime", lambda *args: Echo())
+    monkeypatch.setattr("inference.predictor.load_runtime", lambda *args: Echo())

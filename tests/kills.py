@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 import tyro
 
-from data.faces import Faces
-from data.sample import synthetic_faces
+from data.dataset import FaceDataset
+from data.synthetic.generate import synthetic_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 EPOCHS = 12
@@ -46,12 +46,12 @@ def main(kills: int = 20, seed: int = 0) -> None:
     print("every run that was gone on with left what the undisturbed one did, to the bit")
 
 
-def write_csv(faces: Faces, path: Path) -> Path:
+def write_csv(faces: FaceDataset, path: Path) -> Path:
     """Write faces as a fer2013.csv."""
     with open(path, "w") as file:
         file.write("emotion,pixels,Usage\n")
-        for image, label, usage in zip(faces.images, faces.labels, faces.usage):
-            file.write(f"{label},{' '.join(map(str, image.flat))},{usage}\n")
+        for image, label, split in zip(faces.images, faces.labels, faces.split):
+            file.write(f"{label},{' '.join(map(str, image.flat))},{split}\n")
     return path
 
 
@@ -69,7 +69,7 @@ class Harness:
             AssertionError: a run left something else than the undisturbed one.
         """
         self.csv = write_csv(
-            synthetic_faces(training=40, public=10, private=10), self.folder / "faces.csv"
+            synthetic_dataset(training=40, public=10, private=10), self.folder / "faces.csv"
         )
         start = time.monotonic()
         whole, output = self._start("whole")

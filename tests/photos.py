@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 import predict
-from data.faces import EMOTIONS
-from models.predictions import Predictions
+from data.dataset import EMOTIONS
+from utils.predictions import Predictions
 
 
 def save(path, image, **options):

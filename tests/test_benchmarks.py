@@ -10,16 +10,16 @@ import cv2
 import numpy as np
 from kills import write_csv
 
-from benchmarks.inference import untrained
-from benchmarks.throughput import JpegFaces
-from data.sample import synthetic_faces
-from utils.frame import to_pixels
+from data.synthetic.generate import synthetic_dataset
+from tools.benchmarks.inference import untrained
+from tools.benchmarks.throughput import JpegFaces
+from utils.coordinates import to_pixels
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def run(module, *argv):
-    command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, argv)]
+    command = [sys.executable, "-m", f"tools.benchmarks.{module}", *map(str, argv)]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert result.returncode == 0, result.stderr
     return result.stdout
@@ -38,7 +38,7 @@ def test_throughput_names_every_way():
 
 
 def test_the_plain_way_s_landmarks_move_with_its_pixels(tmp_path):
-    faces = synthetic_faces(training=1, public=0, private=0)
+    faces = synthetic_dataset(training=1, public=0, private=0)
     spot = cv2.circle(np.zeros((48, 48), np.uint8), (30, 20), 3, 255, -1)
     cv2.imwrite(str(tmp_path / "0.jpg"), spot)
     points = np.full((len(faces), 68, 2), (30, 20), np.float32)
@@ -76,7 +76,7 @@ def test_inference_names_every_runtime():
 
 
 def test_margins_are_compared_on_the_same_faces(tmp_path):
-    write_csv(synthetic_faces(training=1, public=2, private=1), tmp_path / "faces.csv")
+    write_csv(synthetic_dataset(training=1, public=2, private=1), tmp_path / "faces.csv")
     untrained(0.1, tmp_path / "w.pth")
     argv = ("--data", tmp_path / "faces.csv", "--model_path", tmp_path / "w.pth")
     output = run("margin", *argv, "--margins", 1, 1.2)

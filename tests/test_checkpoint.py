@@ -7,10 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from engine.build import build_network
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, transfer
-from models.ema import EMA
-from models.network import Architecture, FERNet
-from models.start import build_network
+from models.fernet import Architecture, FERNet
 from utils.errors import RunError, WeightsError
 from utils.files import atomic_write
 from utils.options import Options

@@ -7,14 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from data.augment import affine, warp
 from data.corruptions import CORRUPTIONS, corrupt
-from data.sample import synthetic_faces
+from data.synthetic.generate import synthetic_dataset
+from data.transforms import affine, warp
 
 
 @pytest.fixture(scope="module")
 def images():
-    return synthetic_faces(training=1, public=1, private=0).images
+    return synthetic_dataset(training=1, public=1, private=0).images
 
 
 @pytest.mark.parametrize("name", list(CORRUPTIONS))

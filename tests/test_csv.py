@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.faces import EMOTIONS, UNKNOWN, USAGES
-from data.fer_csv import parse_pixels, read_csv
-from data.layouts import locate
-from data.source import find_source, load_faces
+from data.dataset import EMOTIONS, SPLITS, UNLABELED
+from data.readers.fer_csv import parse_pixels, read_csv
+from data.readers.layouts import locate
+from data.source import find_source, load_dataset
 from utils.errors import DataError
 
 FER2013 = Path(__file__).resolve().parents[2] / "shared" / "fer2013"
@@ -26,7 +26,7 @@ def some_faces(n=6, width=5, seed=0):
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (n, width, width), dtype=np.uint8)
     images[0].flat[:4] = 0, 9, 99, 255
-    return images, rng.integers(0, 7, n), [USAGES[i % 3] for i in range(n)]
+    return images, rng.integers(0, 7, n), [SPLITS[i % 3] for i in range(n)]
 
 
 def text_of(image):
@@ -34,8 +34,8 @@ def text_of(image):
 
 
 def full_rows(n=6, width=5):
-    images, labels, usages = some_faces(n, width)
-    return [f"{label},{text_of(i)},{usage}" for i, label, usage in zip(images, labels, usages)]
+    images, labels, splits = some_faces(n, width)
+    return [f"{label},{text_of(i)},{split}" for i, label, split in zip(images, labels, splits)]
 
 
 def write(path, header, rows, end="\n"):
@@ -52,23 +52,23 @@ def refused(path, *parts, **options):
 
 
 def test_fer2013(tmp_path):
-    images, labels, usages = some_faces()
+    images, labels, splits = some_faces()
     faces = read_csv(write(tmp_path / "any.name", FULL, full_rows()))
     np.testing.assert_array_equal(faces.images, images)
     np.testing.assert_array_equal(faces.labels, labels)
-    assert faces.usage.tolist() == usages
+    assert faces.split.tolist() == splits
     assert (faces.images.dtype, faces.labels.dtype) == (np.uint8, np.int64)
     assert faces.class_names == EMOTIONS
     assert faces.landmarks is None
 
 
 def test_icml_face_data(tmp_path):
-    images, labels, usages = some_faces()
-    rows = [f"{label}, {usage},{text_of(i)}" for i, label, usage in zip(images, labels, usages)]
+    images, labels, splits = some_faces()
+    rows = [f"{label}, {split},{text_of(i)}" for i, label, split in zip(images, labels, splits)]
     faces = read_csv(write(tmp_path / "icml_face_data.csv", "emotion, Usage, pixels", rows))
     np.testing.assert_array_equal(faces.images, images)
     np.testing.assert_array_equal(faces.labels, labels)
-    assert faces.usage.tolist() == usages
+    assert faces.split.tolist() == splits
 
 
 @pytest.mark.parametrize("lower", [False, True])
@@ -76,23 +76,23 @@ def test_icml_face_data(tmp_path):
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 @pytest.mark.parametrize("quoting", [csv.QUOTE_ALL, csv.QUOTE_MINIMAL])
 def test_dialects(tmp_path, delimiter, end, quoting, lower):
-    images, labels, usages = some_faces()
+    images, labels, splits = some_faces()
     path = tmp_path / "fer.csv"
     with open(path, "w", newline="", encoding="utf-8-sig") as file:
         writer = csv.writer(file, delimiter=delimiter, lineterminator=end, quoting=quoting)
         writer.writerow(["", "USAGE", " Emotion", "Pixels"])
-        for number, (image, label, usage) in enumerate(zip(images, labels, usages)):
-            spelling = usage.lower() if lower else f" {usage} "
+        for number, (image, label, split) in enumerate(zip(images, labels, splits)):
+            spelling = split.lower() if lower else f" {split} "
             writer.writerow([number, spelling, label, f" {text_of(image)}"])
     faces = read_csv(path)
     np.testing.assert_array_equal(faces.images, images)
     np.testing.assert_array_equal(faces.labels, labels)
-    assert faces.usage.tolist() == usages
+    assert faces.split.tolist() == splits
 
 
 def test_many_rows_and_odd_spaces(tmp_path):
-    images, labels, usages = some_faces(300)
-    rows = [f"{label},{text_of(i)},{usage}" for i, label, usage in zip(images, labels, usages)]
+    images, labels, splits = some_faces(300)
+    rows = [f"{label},{text_of(i)},{split}" for i, label, split in zip(images, labels, splits)]
     rows[200] = rows[200].replace(" ", "  ", 3)
     rows.insert(5, "")
     faces = read_csv(write(tmp_path / "fer.csv", FULL, [*rows, "", " "]))
@@ -114,14 +114,14 @@ def test_challenge_files(tmp_path):
     write(tmp_path / "train.csv", "emotion,pixels", train)
     write(tmp_path / "test.csv", "pixels", [text_of(image) for image in images[4:]])
     both = locate(tmp_path).read(5, 1, ())
-    order = np.argsort(both.usage == "PrivateTest", kind="stable")
+    order = np.argsort(both.split == "PrivateTest", kind="stable")
     np.testing.assert_array_equal(both.images[order], images)
-    assert both.labels[order].tolist() == [*labels[:4], UNKNOWN, UNKNOWN]
+    assert both.labels[order].tolist() == [*labels[:4], UNLABELED, UNLABELED]
     assert both.counts() == {"Training": 4, "PrivateTest": 2}
     assert read_csv(tmp_path / "train.csv").counts() == {"Training": 4}
     test = read_csv(tmp_path / "test.csv")
     assert test.counts() == {"PrivateTest": 2}
-    assert (test.labels == UNKNOWN).all()
+    assert (test.labels == UNLABELED).all()
 
 
 def test_a_full_csv_comes_before_the_challenge_files(tmp_path):
@@ -141,7 +141,7 @@ def test_two_csvs_of_one_kind_are_refused(tmp_path):
 
 def test_another_width(tmp_path):
     path = write(tmp_path / "fer.csv", FULL, full_rows())
-    faces = load_faces(find_source(str(path)), width=8, channels=3, cache=tmp_path / "cache")
+    faces = load_dataset(find_source(str(path)), width=8, channels=3, cache=tmp_path / "cache")
     assert faces.images.shape == (6, 8, 8)
 
 
@@ -267,9 +267,9 @@ def test_damaged_bytes_give_faces_or_a_data_error(tmp_path_factory, data):
         faces = read_csv(path)
         assert faces.images.dtype == np.uint8
         assert faces.images.shape[1] == faces.images.shape[2]
-        assert len(faces.images) == len(faces.labels) == len(faces.usage)
-        assert ((faces.labels >= UNKNOWN) & (faces.labels < 7)).all()
-        assert set(faces.usage) <= set(USAGES)
+        assert len(faces.images) == len(faces.labels) == len(faces.split)
+        assert ((faces.labels >= UNLABELED) & (faces.labels < 7)).all()
+        assert set(faces.split) <= set(SPLITS)
 
 
 @settings(deadline=None)
@@ -301,10 +301,10 @@ def test_the_real_fer2013(tmp_path):
         rows = list(csv.DictReader(file))
     source, pixels = find_source(str(path)), load_pixels()
     for _ in range(2):  # parsed, then from the cache
-        faces = load_faces(source, cache=tmp_path / "cache")
+        faces = load_dataset(source, cache=tmp_path / "cache")
         np.testing.assert_array_equal(faces.images, pixels)
         assert faces.labels.tolist() == [int(row["emotion"]) for row in rows]
-        assert faces.usage.tolist() == [row["Usage"] for row in rows]
+        assert faces.split.tolist() == [row["Usage"] for row in rows]
         assert faces.class_names == EMOTIONS
         assert faces.source == str(path)
     (stored,) = (tmp_path / "cache").iterdir()

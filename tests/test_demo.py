@@ -20,14 +20,14 @@ import torch
 from PIL import Image
 from skimage import data as photographs
 
-from data.faces import EMOTIONS
-from data.sample import synthetic_faces
+from data.dataset import EMOTIONS
+from data.synthetic.generate import synthetic_dataset
+from inference.predictor import Face, FacePredictor
+from inference.visualize import BLUE
 from models.checkpoint import Checkpoint, save_checkpoint
-from models.network import Architecture, FERNet
-from predictor import Face, FacePredictor
-from utils.drawing import BLUE
+from models.fernet import Architecture, FERNet
+from utils.coordinates import to_normalized
 from utils.errors import ProjectError
-from utils.frame import to_half_widths
 
 pytest.importorskip("gradio", reason="the demo needs gradio: pip install -r requirements-demo.txt")
 
@@ -49,8 +49,8 @@ def weights(tmp_path_factory):
     with torch.no_grad():
         network.classifier.bias.copy_(torch.linspace(2, -2, len(EMOTIONS)))
         network.classifier.weight.mul_(4)
-        points = synthetic_faces(training=2, public=0, private=0).landmarks.mean(0)
-        network.mean_face.copy_(to_half_widths(torch.from_numpy(points), 48))
+        points = synthetic_dataset(training=2, public=0, private=0).landmarks.mean(0)
+        network.mean_face.copy_(to_normalized(torch.from_numpy(points), 48))
     path = tmp_path_factory.mktemp("weights") / "untrained.pth"
     save_checkpoint(path, Checkpoint(architecture, network.state_dict(), EMOTIONS, 48))
     return path

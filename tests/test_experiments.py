@@ -1,4 +1,4 @@
-"""experiments.py on a tiny plan, and its statistics against values worked out by hand."""
+"""tools.experiments.py on a tiny plan, and its statistics against values worked out by hand."""
 
 import json
 import os
@@ -17,11 +17,11 @@ import pandas as pd
 import pytest
 from kills import write_csv
 
-import experiments
-from data.sample import synthetic_faces
-from utils.comparison import bootstrap, compare, mcnemar
+from data.synthetic.generate import synthetic_dataset
+from tools import experiments
 from utils.errors import DataError, OptionError, RunError
 from utils.metrics import relabel_scores
+from utils.statistics import bootstrap, compare, mcnemar
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = "--gpu_ids -1 --width 0.1 --image_width 32 --batch_size 16 --total_epoch 2"
@@ -29,7 +29,7 @@ TINY = "--gpu_ids -1 --width 0.1 --image_width 32 --batch_size 16 --total_epoch 
 
 @pytest.fixture(scope="module")
 def faces_csv(tmp_path_factory):
-    faces = synthetic_faces(training=7, public=3, private=3)
+    faces = synthetic_dataset(training=7, public=3, private=3)
     return write_csv(faces, tmp_path_factory.mktemp("data") / "faces.csv")
 
 
@@ -44,7 +44,7 @@ def write_plan(path, **content):
 
 def run(*argv):
     with pytest.MonkeyPatch.context() as context:
-        context.setattr(sys, "argv", ["experiments.py", *map(str, argv)])
+        context.setattr(sys, "argv", ["tools.experiments.py", *map(str, argv)])
         experiments.main()
 
 
@@ -123,7 +123,7 @@ def written(folder, labels, predicted):
 
 
 def test_each_way_of_looking_has_a_table_of_its_own(tmp_path):
-    cells = [experiments.Cell(name, 0, (), tmp_path / name) for name in "ab"]
+    cells = [experiments.Run(name, 0, (), tmp_path / name) for name in "ab"]
     plan = experiments.Plan(baseline="a", seeds=(0,), common="", variants={"a": "", "b": ""})
     labels = ["happy", "sad", "sad", ""]  # the last is unlabelled: neither right nor wrong
     written(tmp_path / "a/private", labels, ["happy", "sad", "happy", "sad"])
@@ -138,12 +138,12 @@ def test_each_way_of_looking_has_a_table_of_its_own(tmp_path):
     assert means["private"] == pytest.approx([66.6667, 33.3333])
     assert means["private_tta"] == [100, 100]
     written(tmp_path / "d/private", ["happy", "sad", "happy", ""], ["happy"] * 4)
-    others = [cells[0], experiments.Cell("d", 0, (), tmp_path / "d")]
+    others = [cells[0], experiments.Run("d", 0, (), tmp_path / "d")]
     with pytest.raises(RunError, match=r"d/private was judged by other faces than .*a/private"):
         experiments.report(others, plan, "PrivateTest", tmp_path / "x.csv", "private")
     assert not (tmp_path / "x.csv").exists()
     written(tmp_path / "c/private", [""], ["sad"])
-    cells = [experiments.Cell("c", 0, (), tmp_path / "c")]
+    cells = [experiments.Run("c", 0, (), tmp_path / "c")]
     with pytest.raises(RunError, match="no labelled faces of PrivateTest"):
         experiments.report(cells, plan, "PrivateTest", tmp_path / "c.csv", "private")
     (tmp_path / "a/private/metrics.json").write_text("{")
@@ -154,10 +154,10 @@ def test_each_way_of_looking_has_a_table_of_its_own(tmp_path):
 def test_private_test_is_judged_by_the_labels_that_were_learnt(tmp_path, monkeypatch):
     commands = []
     monkeypatch.setattr(
-        "experiments.subprocess.run",
+        "tools.experiments.subprocess.run",
         lambda command, **_: commands.append(command) or subprocess.CompletedProcess(command, 0),
     )
-    cell = experiments.Cell("a", 0, (), tmp_path)
+    cell = experiments.Run("a", 0, (), tmp_path)
     options = {"options": {"ferplus": "votes.csv"}}
     (tmp_path / "config.json").write_text(json.dumps(options))
     experiments.evaluate(cell, experiments.ExperimentOptions("p.toml", tta=True))
@@ -168,7 +168,7 @@ def test_private_test_is_judged_by_the_labels_that_were_learnt(tmp_path, monkeyp
 def test_a_run_that_begins_while_all_are_stopped_is_stopped_too(tmp_path):
     stopped = threading.Event()
     stopped.set()
-    cell = experiments.Cell("a", 0, ("--data", "sample"), tmp_path / "a-0")
+    cell = experiments.Run("a", 0, ("--data", "sample"), tmp_path / "a-0")
     options = experiments.ExperimentOptions("p.toml")
     assert not experiments.train(cell, "", options, set(), stopped)
     assert not (tmp_path / "a-0/metrics.json").exists()
@@ -177,7 +177,7 @@ def test_a_run_that_begins_while_all_are_stopped_is_stopped_too(tmp_path):
 def test_last_words_of_any_encoding(tmp_path):
     log = tmp_path / "a.log"
     log.write_bytes(b"one\nerror: caf\xe9\n \n")
-    assert experiments.last_words(log) == "error: caf\ufffd"
+    assert experiments.last_log_line(log) == "error: caf\ufffd"
 
 
 def test_a_cell_that_fails_is_named_and_the_others_go_on(faces_csv, tmp_path, capsys):
@@ -230,7 +230,7 @@ def test_a_run_in_progress_is_stopped_and_gone_on_with(faces_csv, tmp_path, numb
         variants={"a": "--no_landmarks", "b": "--no_landmarks"},
     )
     argv = [str(x) for x in (plan, "--data", faces_csv, "--out", tmp_path / "o")]
-    command = [sys.executable, ROOT / "experiments.py", *argv]
+    command = [sys.executable, ROOT / "tools.experiments.py", *argv]
     process = subprocess.Popen(command, start_new_session=True)
     while not (tmp_path / "o/a-0/last.pth").exists() and process.poll() is None:
         time.sleep(0.05)
@@ -325,7 +325,7 @@ def test_a_cell_s_options_are_checked_before_the_first_one_runs(
 
 
 def test_a_plan_on_the_sample_is_checked_by_its_recipe(tmp_path):
-    cell = experiments.Cell("a", 0, ("--cycles", "16", "--warmup_epoch", "0"), tmp_path / "a-0")
+    cell = experiments.Run("a", 0, ("--cycles", "16", "--warmup_epoch", "0"), tmp_path / "a-0")
     experiments.check(cell, "sample")  # of 16 epochs
     with pytest.raises(OptionError, match="do not divide 200 epochs"):
         experiments.check(cell, "")
@@ -352,7 +352,7 @@ def test_the_plans_that_come_with_it_are_sound(path, tmp_path):
     plan = experiments.read_plan(path)
     for text in plan.variants.values():
         argv = experiments.shlex.split(f"{plan.common} {text}")
-        run_options = experiments.parse_run(argv, "", "full")
+        run_options = experiments.parse_train_options(argv, "", "full")
         assert (
             run_options.relabel_epoch <= run_options.total_epoch
             or "relabel" not in path.read_text()
@@ -399,15 +399,15 @@ def test_pairs_are_made_by_seed():
 
 
 def test_noise_is_as_much_as_was_asked_for():
-    faces = synthetic_faces(training=20, public=3, private=3)
-    noisy = faces.with_noise(0.3, seed=1)
+    faces = synthetic_dataset(training=20, public=3, private=3)
+    noisy = faces.with_label_noise(0.3, seed=1)
     changed = noisy.labels != faces.labels
     assert changed.sum() == round(0.3 * 140)
-    assert set(faces.usage[changed]) == {"Training"}
+    assert set(faces.split[changed]) == {"Training"}
     assert set(noisy.labels) == set(range(7))
-    assert (faces.with_noise(0.3, seed=1).labels == noisy.labels).all()
-    assert (faces.with_noise(0.3, seed=2).labels != noisy.labels).any()
-    assert (faces.with_noise(0, seed=1).labels == faces.labels).all()
+    assert (faces.with_label_noise(0.3, seed=1).labels == noisy.labels).all()
+    assert (faces.with_label_noise(0.3, seed=2).labels != noisy.labels).any()
+    assert (faces.with_label_noise(0, seed=1).labels == faces.labels).all()
 
 
 def test_what_relabeling_found_by_hand():

@@ -16,20 +16,20 @@ import onnxruntime
 import pytest
 import torch
 from kills import write_csv
+from models.winograd import Winograd, pays, with_fewer_products
 from skimage import data as photographs
 from test_network import original, save_original
 from torch import nn
 
 import export
 from data import ferplus
-from data.faces import EMOTIONS
-from data.sample import synthetic_faces
-from data.source import find_source, load_faces
+from data.dataset import EMOTIONS
+from data.source import find_source, load_dataset
+from data.synthetic.generate import synthetic_dataset
+from inference.runtime import OnnxRuntime, TorchRuntime
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from models.inference import predict
-from models.network import Architecture, FERNet
-from models.runtime import OnnxRuntime, TorchRuntime
-from models.winograd import Winograd, pays, with_fewer_products
+from models.fernet import Architecture, FERNet
+from models.predict import predict
 from utils.errors import DataError, OptionError, WeightsError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def faces():
-    return synthetic_faces(training=7, public=3, private=3)
+    return synthetic_dataset(training=7, public=3, private=3)
 
 
 @pytest.fixture(scope="module")
@@ -200,16 +200,16 @@ def test_eight_bits_are_near_and_smaller(exported, faces):
     [
         Architecture(width=0.1, landmark_num=0),
         Architecture(width=0.1, landmark_pool=True),
-        Architecture(width=0.1, importance=False, channels=3, trunk="vgg11"),
+        Architecture(width=0.1, importance=False, channels=3, backbone="vgg11"),
     ],
 )
 def test_networks_of_every_kind(architecture, faces_csv, tmp_path, capsys):
     save(network_with_a_past(architecture), tmp_path / "w.pth")
     run("--model_path", tmp_path / "w.pth", "--data", faces_csv, "--out", tmp_path / "m.onnx")
-    assert ("px in a landmark" in capsys.readouterr().out) == (architecture.landmark_num > 0)
+    assert ("px in a landmark" in capsys.readouterr().out) == (architecture.landmarks > 0)
     runtime = OnnxRuntime(tmp_path / "m.onnx")
     readings = runtime(np.zeros((3, architecture.channels, 48, 48), np.uint8))
-    assert (readings.landmarks is None) == (architecture.landmark_num == 0)
+    assert (readings.landmarks is None) == (architecture.landmarks == 0)
     if not architecture.importance:
         assert readings.importance.tolist() == [1, 1, 1]
 
@@ -228,7 +228,7 @@ def test_classes_are_those_of_the_weights(tmp_path, capsys):
     told = capsys.readouterr().out
     assert "on 8 PrivateTest faces" in told  # there are no others
     assert re.search(r"accuracy [0-9.]+ %, in 32 bits [0-9.]+ % \(PrivateTest faces\)", told)
-    seen = load_faces(find_source(str(tmp_path / "faces")), class_names=("smile", "frown"))
+    seen = load_dataset(find_source(str(tmp_path / "faces")), class_names=("smile", "frown"))
     pixels = seen.images[:, None]
     right = OnnxRuntime(tmp_path / "m.onnx")(pixels).probabilities.argmax(1) == seen.labels
     assert f"in 32 bits {100 * right.mean():.2f} %" in told

@@ -19,18 +19,18 @@ import torch
 from kills import Harness, assert_same_run, write_csv
 
 import train
-from data.sample import synthetic_faces
+from data.synthetic.generate import synthetic_dataset
+from engine.distributed import DistributedContext
+from engine.divergence import AT_THE_END, IN_A_ROW, DivergenceGuard
+from engine.logger import TrainingLogger
 from models import learner
 from models.checkpoint import load_checkpoint
-from models.scn import rank_regularization, relabel, weighted_cross_entropy
+from models.losses import rank_regularization, relabel, weighted_cross_entropy
 from utils import metrics
 from utils.errors import ProjectError, RunError, run_main
-from utils.faults import AT_THE_END, IN_A_ROW, Faults
 from utils.files import atomic_write
-from utils.group import Group
-from utils.run import LOCK, RunFolder
-from utils.run_log import RunLog
-from utils.signals import Interrupted, signals_noted
+from utils.run_folder import LOCK, RunFolder
+from utils.signals import Interrupted, record_signals
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = (
@@ -41,7 +41,7 @@ TINY = (
 
 @pytest.fixture(scope="module")
 def faces_csv(tmp_path_factory):
-    faces = synthetic_faces(training=7, public=3, private=3)
+    faces = synthetic_dataset(training=7, public=3, private=3)
     return write_csv(faces, tmp_path_factory.mktemp("data") / "faces.csv")
 
 
@@ -107,7 +107,7 @@ def test_a_signal_saves_the_batches_that_are_done(whole, faces_csv, tmp_path, nu
 
 def test_a_second_signal_does_not_wait():
     signal.signal(signal.SIGINT, signal.default_int_handler)  # torchrun's may have been left here
-    with signals_noted() as signals:
+    with record_signals() as signals:
         os.kill(os.getpid(), signal.SIGTERM)
         assert signals == [signal.SIGTERM]
         with pytest.raises(Interrupted, match="at once"):
@@ -126,12 +126,12 @@ def test_a_terminal_that_closes_ends_what_ran_in_it_but_for_nohup():
         with pytest.raises(SystemExit) as status:
             run_main(closing)
         assert status.value.code == 129
-        with signals_noted() as signals:
+        with record_signals() as signals:
             closing()
         assert signals == [signal.SIGHUP]
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         run_main(closing)
-        with signals_noted() as signals:
+        with record_signals() as signals:
             closing()
         assert signals == []
     finally:
@@ -243,7 +243,7 @@ def test_a_folder_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, ca
     with RunFolder(tmp_path) as run:
         assert run.path == tmp_path
     assert "file system without locks" in capsys.readouterr().err
-    monkeypatch.setattr("utils.run.WITHOUT_LOCKS", ())
+    monkeypatch.setattr("utils.run_folder.WITHOUT_LOCKS", ())
     with pytest.raises(RunError, match="cannot be written"), RunFolder(tmp_path):
         pass
 
@@ -262,7 +262,7 @@ def test_a_run_that_goes_on_is_locked_before_it_is_read(whole, tmp_path, monkeyp
 
 
 def test_tensorboard_may_lose_what_the_disk_does_not_take(tmp_path, monkeypatch, capsys):
-    log = RunLog(RunFolder(tmp_path), ("a", "b"), 1, 0)
+    log = TrainingLogger(RunFolder(tmp_path), ("a", "b"), 1, 0)
 
     def refuse(*_args, **_options):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -288,12 +288,12 @@ def test_partial_files_of_a_killed_process_are_removed(whole):
 
 
 def test_runs_that_start_in_one_second_get_folders_of_their_own(tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.run.RUNS", tmp_path)
+    monkeypatch.setattr("utils.run_folder.RUNS", tmp_path)
     assert len({RunFolder.create("", "x").path for _ in range(5)}) == 5
 
 
 def test_trainings_that_start_at_once_share_the_caches(tmp_path):
-    csv = write_csv(synthetic_faces(training=30, public=10, private=10), tmp_path / "faces.csv")
+    csv = write_csv(synthetic_dataset(training=30, public=10, private=10), tmp_path / "faces.csv")
     argv = ["--gpu_ids", "-1", "--width", "0.1", "--image_width", "32", "--total_epoch", "1"]
     processes = [
         subprocess.Popen(
@@ -367,42 +367,42 @@ def test_a_run_whose_importances_are_gone_stops(faces_csv, whole, tmp_path):
 
 
 def test_a_few_batches_without_importances_stop_nothing():
-    faults = Faults(1, 200, Group())
+    faults = DivergenceGuard(1, 200, DistributedContext())
     for batch in range(200):
         low = batch % IN_A_ROW > 0  # but once in so many batches
         faults.note(batch, {"importance_mean": torch.tensor(1e-9 if low and batch < 196 else 0.3)})
-    faults.stop_if_any()
+    faults.raise_if_diverged()
 
 
 @pytest.mark.parametrize("batch_num", [1, 3, AT_THE_END, 70])
 @pytest.mark.parametrize("missing", [0, 1])
 def test_an_epoch_that_ends_without_importances_is_not_kept(batch_num, missing):
-    faults = Faults(3, batch_num, Group())
+    faults = DivergenceGuard(3, batch_num, DistributedContext())
     for batch in range(batch_num):
         low = batch >= max(0, batch_num - AT_THE_END) + missing
         faults.note(batch, {"importance_mean": torch.tensor(1e-9 if low else 0.3)})
     if missing:
-        faults.stop_if_any()
+        faults.raise_if_diverged()
     else:
         with pytest.raises(RunError, match=rf"epoch 3, batch {batch_num}: .*--clip to 1"):
-            faults.stop_if_any()
+            faults.raise_if_diverged()
 
 
 @pytest.mark.parametrize("trunk", ["resnet18", "vgg11"])
 @pytest.mark.parametrize("size", [1, 2])  # less than the 1 / 0.7 that both groups would need
-def test_tiny_batches(faces_csv, tmp_path, trunk, size):
+def test_tiny_batches(faces_csv, tmp_path, backbone, size):
     argv = ("--data", faces_csv, "--out", tmp_path / "r", *TINY, "--total_epoch", 1)
-    run(*argv, "--batch_size", size, "--trunk", trunk, "--image_width", 48, "--start_lr", 1e-4)
+    run(*argv, "--batch_size", size, "--trunk", backbone, "--image_width", 48, "--start_lr", 1e-4)
     saved = load_checkpoint(tmp_path / "r/last.pth")
     assert all(value.isfinite().all() for value in saved.net.values())
 
 
 def test_batches_without_landmarks(tmp_path):
-    faces = synthetic_faces(training=7, public=3, private=3)
+    faces = synthetic_dataset(training=7, public=3, private=3)
     faces.landmarks[1:] = np.nan  # one face of all has some, so most batches have none
     lists = [("train", "Training"), ("validation", "PublicTest")]
-    for split, usage in lists:
-        rows = np.flatnonzero(faces.usage == usage)
+    for split, split in lists:
+        rows = np.flatnonzero(faces.split == split)
         for row in rows:
             train_image = tmp_path / f"{row}.pgm"
             train_image.write_bytes(b"P5 48 48 255\n" + faces.images[row].tobytes())

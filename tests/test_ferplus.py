@@ -14,11 +14,11 @@ from kills import write_csv
 
 import test
 import train
-from data.faces import EMOTIONS, UNKNOWN
-from data.ferplus import CLASSES, distributions, with_votes
-from data.sample import synthetic_faces
+from data.dataset import EMOTIONS, UNLABELED
+from data.ferplus import CLASSES, vote_distributions, with_ferplus_labels
 from data.source import find_source
-from models.scn import weighted_cross_entropy
+from data.synthetic.generate import synthetic_dataset
+from models.losses import weighted_cross_entropy
 from utils.errors import DataError, OptionError
 
 REAL = Path(__file__).resolve().parents[2] / "shared/fer2013"
@@ -31,7 +31,7 @@ TINY = ("--gpu_ids", "-1", "--width", "0.1", "--image_width", "32", "--batch_siz
 def write_votes(path, faces, votes):
     """Write votes [N, 10], in the file's own order of columns."""
     rows = [
-        f"{u},f{i}.png,{','.join(map(str, v))}" for i, (u, v) in enumerate(zip(faces.usage, votes))
+        f"{u},f{i}.png,{','.join(map(str, v))}" for i, (u, v) in enumerate(zip(faces.split, votes))
     ]
     path.write_text("\n".join([HEADER, *rows]) + "\n")
     return path
@@ -39,7 +39,7 @@ def write_votes(path, faces, votes):
 
 @pytest.fixture(scope="module")
 def faces():
-    return synthetic_faces(training=7, public=3, private=3)
+    return synthetic_dataset(training=7, public=3, private=3)
 
 
 def some(faces, n):
@@ -63,8 +63,10 @@ def test_majorities_by_hand(faces, tmp_path):
         (0, 0, 0, 0, 10, 0, 0, 0, 0, 0): "angry",
     }
     some_faces = some(faces, len(cases))
-    labelled = with_votes(some_faces, write_votes(tmp_path / "v.csv", some_faces, list(cases)))
-    names = [None if label == UNKNOWN else CLASSES[label] for label in labelled.labels]
+    labelled = with_ferplus_labels(
+        some_faces, write_votes(tmp_path / "v.csv", some_faces, list(cases))
+    )
+    names = [None if label == UNLABELED else CLASSES[label] for label in labelled.labels]
     assert names == list(cases.values())
     assert labelled.class_names == (*EMOTIONS, "contempt")
     assert labelled.votes.shape == (13, 10)
@@ -82,7 +84,7 @@ def test_shares_by_hand():
         ]
     )
     expected = [[0.5, 0, 0, 0, 0, 0, 0.5, 0], [0, 0, 0, 1, 0, 0, 0, 0], [0] * 8]
-    np.testing.assert_allclose(distributions(votes), expected)
+    np.testing.assert_allclose(vote_distributions(votes), expected)
 
 
 def test_the_loss_of_shares_is_the_mean_of_the_labels_losses():
@@ -95,15 +97,15 @@ def test_the_loss_of_shares_is_the_mean_of_the_labels_losses():
 
 
 def test_faces_in_another_order_are_refused(tmp_path):
-    faces = synthetic_faces(training=20, public=1, private=1)
+    faces = synthetic_dataset(training=20, public=1, private=1)
     column = np.array([4, 5, 6, 1, 3, 2, 0])  # of each of FER2013's classes
     votes = 10 * np.eye(10, dtype=int)[column[faces.labels]]
     path = write_votes(tmp_path / "v.csv", faces, votes)
-    assert (with_votes(faces, path).labels == faces.labels).all()
+    assert (with_ferplus_labels(faces, path).labels == faces.labels).all()
     order = np.random.default_rng(0).permutation(len(faces))
-    moved = replace(faces.select(order), usage=faces.usage)
+    moved = replace(faces.select(order), split=faces.split)
     with pytest.raises(DataError, match="in another order"):
-        with_votes(moved, path)
+        with_ferplus_labels(moved, path)
 
 
 @pytest.mark.parametrize(
@@ -124,21 +126,21 @@ def test_another_file_is_refused(faces, tmp_path, spoil, words):
     path = write_votes(tmp_path / "v.csv", faces, votes)
     path.write_text(spoil(path.read_text()))
     with pytest.raises(DataError, match=words):
-        with_votes(faces, path)
+        with_ferplus_labels(faces, path)
     with pytest.raises(DataError, match=r"github\.com/microsoft/FERPlus"):
-        with_votes(faces, tmp_path / "none.csv")
+        with_ferplus_labels(faces, tmp_path / "none.csv")
 
 
 def test_weights_of_one_s_own_classes_may_have_ferplus_s_names(faces, tmp_path):
     eight = replace(faces, labels=np.arange(len(faces)) % 8)
     source = find_source(str(write_csv(eight, tmp_path / "eight.csv")))
     own = SimpleNamespace(class_names=CLASSES, options={}, image_width=32, channels=1)
-    read = test.faces_for(own, source)
+    read = test.load_dataset_for(own, source)
     assert read.class_names == CLASSES
     assert (read.labels == eight.labels).all()
     source = find_source(str(write_csv(faces, tmp_path / "seven.csv")))
     own.options["ferplus"] = "votes.csv"  # the eighth comes with the votes
-    assert test.faces_for(own, source).class_names == EMOTIONS
+    assert test.load_dataset_for(own, source).class_names == EMOTIONS
 
 
 def run(script, *argv):
@@ -183,8 +185,8 @@ def test_a_run_on_votes(faces, votes_csv, tmp_path, target, capsys):
     assert "with FER+ labels" in told
     assert ("relabel  never" in told) == (target == "distribution")
     scores = json.loads((tmp_path / "r/metrics.json").read_text())
-    expected = with_votes(faces, votes_csv)
-    labelled = (expected.labels != UNKNOWN) & (expected.usage == "PrivateTest")
+    expected = with_ferplus_labels(faces, votes_csv)
+    labelled = (expected.labels != UNLABELED) & (expected.split == "PrivateTest")
     assert scores["PrivateTest"]["n"] == labelled.sum() < 21
     assert scores["PrivateTest"]["labels"] == "FER+"
     with open(tmp_path / "r/predictions.csv", newline="") as file:
@@ -215,14 +217,14 @@ def test_the_real_votes():
         rows = list(csv.DictReader(file))
     n = len(rows)
     faces = replace(
-        synthetic_faces(training=1, public=0, private=0),
+        synthetic_dataset(training=1, public=0, private=0),
         images=np.zeros((n, 1, 1), np.uint8),
         labels=np.array([int(row["emotion"]) for row in rows]),
-        usage=np.array([row["Usage"] for row in rows]),
+        split=np.array([row["Usage"] for row in rows]),
         landmarks=None,
     )
-    labelled = with_votes(faces, REAL / "fer2013new.csv")
-    known = labelled.labels != UNKNOWN
+    labelled = with_ferplus_labels(faces, REAL / "fer2013new.csv")
+    known = labelled.labels != UNLABELED
     assert 0.8 < known.mean() < 0.95
     agree = (labelled.labels == faces.labels)[known].mean()
     assert 0.6 < agree < 0.8  # FER2013's own labels are noisy

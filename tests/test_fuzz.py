@@ -17,18 +17,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.faces import EMOTIONS, UNKNOWN, USAGES
-from data.layouts import locate
-from data.source import find_source, load_faces
+from data.dataset import EMOTIONS, SPLITS, UNLABELED
+from data.readers.layouts import locate
+from data.source import find_source, load_dataset
+from engine.distributed import DistributedContext
+from engine.state import TrainingState
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from models.ema import EMA
-from models.network import Architecture, FERNet
-from models.state import State
-from utils.command_line import resumed
+from models.fernet import Architecture, FERNet
+from utils.cli import resume_options
 from utils.errors import ProjectError, RunError, WeightsError
-from utils.group import Group
 from utils.options import Options
-from utils.run import RunFolder
+from utils.run_folder import RunFolder
 
 WIDTH = 6
 
@@ -58,9 +57,9 @@ def assert_sound(faces):
     n = len(faces.images)
     assert faces.images.dtype == np.uint8
     assert faces.images.shape[1:3] == (WIDTH, WIDTH)
-    assert len(faces.labels) == len(faces.usage) == n > 0
-    assert ((faces.labels >= UNKNOWN) & (faces.labels < len(faces.class_names))).all()
-    assert set(faces.usage) <= set(USAGES)
+    assert len(faces.labels) == len(faces.split) == n > 0
+    assert ((faces.labels >= UNLABELED) & (faces.labels < len(faces.class_names))).all()
+    assert set(faces.split) <= set(SPLITS)
     if faces.landmarks is not None:
         assert faces.landmarks.shape == (n, 68, 2)
         known = ~np.isnan(faces.landmarks).any((1, 2))
@@ -124,24 +123,24 @@ def csvs(draw):
     pixel = st.integers(0, 255)
     images = [draw(st.lists(pixel, min_size=WIDTH**2, max_size=WIDTH**2)) for _ in range(n)]
     labels = draw(st.lists(st.integers(0, 6), min_size=n, max_size=n))
-    usages = draw(st.lists(st.sampled_from(USAGES), min_size=n, max_size=n))
+    splits = draw(st.lists(st.sampled_from(SPLITS), min_size=n, max_size=n))
     columns = draw(st.permutations(["emotion", "pixels", "Usage", "more"]))
     delimiter, end = draw(st.sampled_from(",;\t")), draw(st.sampled_from(["\n", "\r\n"]))
     quote, space = draw(st.sampled_from(["", '"'])), draw(st.sampled_from(["", " "]))
     lines = [(delimiter + space).join(columns)]
-    for image, label, usage in zip(images, labels, usages):
-        row = {"emotion": label, "Usage": usage, "more": "x"}
+    for image, label, split in zip(images, labels, splits):
+        row = {"emotion": label, "Usage": split, "more": "x"}
         row["pixels"] = quote + " ".join(map(str, image)) + quote
         lines.append(delimiter.join(str(row[column]) for column in columns))
         lines += [""] * draw(st.integers(0, 1))
     encoding = draw(st.sampled_from(["utf-8", "utf-8-sig", "latin-1", "utf-16"]))
     text = end.join(lines) + end
-    return text.encode(encoding), encoding, images, labels, usages
+    return text.encode(encoding), encoding, images, labels, splits
 
 
 @given(csvs())
 def test_csvs_of_every_dialect(folder, drawn):
-    content, encoding, images, labels, usages = drawn
+    content, encoding, images, labels, splits = drawn
     path = folder / "faces.csv"
     path.write_bytes(content)
     faces = read_or_refuse(path)
@@ -150,7 +149,7 @@ def test_csvs_of_every_dialect(folder, drawn):
         return
     assert faces.images.reshape(len(images), -1).tolist() == images
     assert faces.labels.tolist() == labels
-    assert faces.usage.tolist() == usages
+    assert faces.split.tolist() == splits
 
 
 @given(csvs(), st.data())
@@ -161,7 +160,7 @@ def test_damaged_csvs(folder, drawn, data):
 
 
 def test_a_row_without_an_end_is_refused(folder, monkeypatch):
-    monkeypatch.setattr("data.fer_csv.MAX_ROW_BYTES", 1000)
+    monkeypatch.setattr("data.readers.fer_csv.MAX_ROW_BYTES", 1000)
     path = folder / "faces.csv"
     path.write_bytes(b"emotion,pixels,Usage\n" + b"0," * 5000)
     with pytest.raises(ProjectError, match="row 2: it is longer than"):
@@ -251,10 +250,10 @@ def test_a_damaged_cache_changes_nothing(folder, data):
     source = find_source(str(lay(folder / "set", LISTS)))
     cache = folder / "cache"
     shutil.rmtree(cache, ignore_errors=True)
-    whole = load_faces(source, WIDTH, 1, (), cache=cache)
+    whole = load_dataset(source, WIDTH, 1, (), cache=cache)
     (file,) = cache.iterdir()
     file.write_bytes(data.draw(damaged(file.read_bytes())))
-    faces = load_faces(source, WIDTH, 1, (), cache=cache)
+    faces = load_dataset(source, WIDTH, 1, (), cache=cache)
     for name in ("images", "labels", "usage", "landmarks"):
         np.testing.assert_array_equal(getattr(faces, name), getattr(whole, name))
 
@@ -320,8 +319,8 @@ def test_a_checkpoint_with_other_contents_is_refused(folder, weights, data):
 def test_a_state_with_other_contents_is_refused(data):
     network = FERNet(SMALL)
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
-    state = State(network, EMA(network, 0.9), optimizer, torch.zeros(4, dtype=torch.long))
-    saved = state.for_resume()
+    state = TrainingState(network, EMA(network, 0.9), optimizer, torch.zeros(4, dtype=torch.long))
+    saved = state.state_dict()
     name = data.draw(st.sampled_from(sorted(saved)))
     if data.draw(st.booleans()):
         del saved[name]
@@ -329,18 +328,18 @@ def test_a_state_with_other_contents_is_refused(data):
         saved[name] = data.draw(VALUES)
     checkpoint = Checkpoint(SMALL, network.state_dict(), EMOTIONS, 48, training=saved)
     with contextlib.suppress(RunError):
-        state.restore(checkpoint, Group())
+        state.load_state_dict(checkpoint, DistributedContext())
 
 
 @pytest.mark.parametrize("labels", [5, -(2**70), torch.zeros(3), torch.zeros(5, dtype=torch.long)])
 def test_labels_of_another_shape_are_refused(labels):
     network = FERNet(SMALL)
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
-    state = State(network, EMA(network, 0.9), optimizer, torch.zeros(4, dtype=torch.long))
-    saved = state.for_resume() | {"labels": labels}
+    state = TrainingState(network, EMA(network, 0.9), optimizer, torch.zeros(4, dtype=torch.long))
+    saved = state.state_dict() | {"labels": labels}
     checkpoint = Checkpoint(SMALL, network.state_dict(), EMOTIONS, 48, training=saved)
     with pytest.raises(RunError, match="does not fit its run"):
-        state.restore(checkpoint, Group())
+        state.load_state_dict(checkpoint, DistributedContext())
 
 
 @given(data=st.data())
@@ -349,4 +348,4 @@ def test_a_damaged_config(folder, data):
     content = json.dumps({"options": Options().__dict__ | {"class_names": ["a", "b"]}}).encode()
     (folder / "config.json").write_bytes(data.draw(damaged(content)))
     with contextlib.suppress(ProjectError):
-        resumed(run.read_json("config.json").get("options"), [], "")
+        resume_options(run.read_json("config.json").get("options"), [], "")

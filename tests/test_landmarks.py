@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from data import landmarks
-from data.faces import Faces, resize_landmarks
+from data.dataset import FaceDataset, resize_landmarks
 from data.landmarks import FLIP, add_landmarks
 from utils.errors import DataError
 
@@ -31,9 +31,11 @@ pytestmark = pytest.mark.skipif(
 linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 
 
-def faces_of(images: np.ndarray) -> Faces:
+def faces_of(images: np.ndarray) -> FaceDataset:
     n = len(images)
-    return Faces(np.asarray(images), np.zeros(n, np.int64), np.full(n, "Training"), source="test")
+    return FaceDataset(
+        np.asarray(images), np.zeros(n, np.int64), np.full(n, "Training"), source="test"
+    )
 
 
 def photographs() -> list[tuple[np.ndarray, tuple[float, float], float]]:
@@ -380,9 +382,9 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, many, undisturbed, monkeypa
     blocks, search = [], landmarks._search
     monkeypatch.setattr(landmarks, "BLOCK", 16)
     monkeypatch.setattr(landmarks, "_search", lambda *a: blocks.append(1) or search(*a))
-    resumed = add_landmarks(faces_of(np.load(many)), tmp_path, jobs=1, progress=False)
+    resume_options = add_landmarks(faces_of(np.load(many)), tmp_path, jobs=1, progress=False)
     assert len(blocks) == 40 - kept
-    np.testing.assert_array_equal(resumed.landmarks, undisturbed)
+    np.testing.assert_array_equal(resume_options.landmarks, undisturbed)
 
 
 @linux

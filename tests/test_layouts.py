@@ -18,10 +18,10 @@ import pytest
 from PIL import Image
 
 from data import archives, folders
-from data.archives import is_archive, unpacked
-from data.faces import EMOTIONS
-from data.folders import find_tree, natural, read_image
-from data.layouts import locate
+from data.dataset import EMOTIONS
+from data.readers.archives import is_archive, unpacked
+from data.readers.folders import find_tree, natural_key, read_image
+from data.readers.layouts import locate
 from utils.errors import DataError
 
 WIDTH = 6
@@ -73,7 +73,7 @@ def check_against(faces, seeds, class_of=lambda name: name):
         for seed in some
     }
     names = [faces.class_names[label] for label in faces.labels]
-    found = {(i.tobytes(), n, str(u)) for i, n, u in zip(faces.images, names, faces.usage)}
+    found = {(i.tobytes(), n, str(u)) for i, n, u in zip(faces.images, names, faces.split)}
     assert found == expected
     assert len(faces) == len(expected)
 
@@ -164,9 +164,9 @@ def test_own_classes_and_a_flat_tree(tmp_path):
 @pytest.mark.parametrize(
     ("split", "usage"), [("test", "PrivateTest"), ("valid", "PublicTest"), ("train", "Training")]
 )
-def test_the_folder_of_one_split(tmp_path, split, usage):
+def test_the_folder_of_one_split(tmp_path, split, split):
     make_tree(tmp_path, (split,), classes=("dog", "cat"))
-    assert read(tmp_path / split).counts() == {usage: 4}
+    assert read(tmp_path / split).counts() == {split: 4}
 
 
 def test_class_names(tmp_path):
@@ -247,7 +247,7 @@ def test_order_is_natural(tmp_path):
     paths = [path.relative_to(tmp_path).as_posix() for path in find_tree(tmp_path).files()]
     assert paths == [f"train/{c}/im{n}.png" for c in "ab" for n in (1, 9, 10, 100)]
     names = ["²", "a2", "1", "a10", "angry"]  # only plain digits are numbers
-    assert sorted(names, key=natural) == ["1", "a2", "a10", "angry", "²"]
+    assert sorted(names, key=natural_key) == ["1", "a2", "a10", "angry", "²"]
 
 
 # Images
@@ -345,7 +345,7 @@ def test_lists(tmp_path):
     for place in (tmp_path, tmp_path / "train_images.txt"):
         faces = read(place, width=12)
         assert faces.labels.tolist() == [0, 1, 2, 3, 4]
-        assert faces.usage.tolist() == ["Training"] * 3 + ["PublicTest"] * 2
+        assert faces.split.tolist() == ["Training"] * 3 + ["PublicTest"] * 2
         assert faces.class_names == EMOTIONS
         resized = cv2.resize(face(4, (12, 24)), (12, 12), interpolation=cv2.INTER_AREA)
         np.testing.assert_array_equal(faces.images[4], resized)
@@ -428,7 +428,7 @@ def test_raf_db(tmp_path, monkeypatch):
         assert faces.class_names == EMOTIONS
         expressions = [faces.class_names[label] for label in faces.labels]
         assert expressions == ["sad", "surprise", "happy", "neutral", "angry"]
-        assert faces.usage.tolist() == ["Training"] * 2 + ["PrivateTest"] * 2 + ["Training"]
+        assert faces.split.tolist() == ["Training"] * 2 + ["PrivateTest"] * 2 + ["Training"]
         for image, name in zip(faces.images, RAF_LABELS):
             stored = read_image(aligned / f"{name}_aligned.jpg", 1)
             np.testing.assert_array_equal(image, stored)

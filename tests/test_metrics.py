@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from engine.results import Evaluation, summary
 from utils import metrics
-from utils.report import Evaluation, summary
-from utils.run import RunFolder
+from utils.run_folder import RunFolder
 
 NAMES = ("a", "b", "c")
 
@@ -46,11 +46,11 @@ def test_calibration_error_by_hand():
 def test_what_tells_right_predictions_from_wrong_ones_by_hand():
     right = np.array([True, True, False, False])
     # Of four pairs of a right and a wrong one three have the right one above, one half of that.
-    assert metrics.tells_right(np.array([0.9, 0.5, 0.6, 0.1]), right) == 3 / 4
-    assert metrics.tells_right(np.array([0.9, 0.6, 0.6, 0.1]), right) == 3.5 / 4
-    assert metrics.tells_right(np.array([0.1, 0.2, 0.8, 0.9]), right) == 0
-    assert metrics.tells_right(np.ones(4), right) is None  # without importances
-    assert metrics.tells_right(np.arange(4), np.ones(4, bool)) is None
+    assert metrics.correctness_auroc(np.array([0.9, 0.5, 0.6, 0.1]), right) == 3 / 4
+    assert metrics.correctness_auroc(np.array([0.9, 0.6, 0.6, 0.1]), right) == 3.5 / 4
+    assert metrics.correctness_auroc(np.array([0.1, 0.2, 0.8, 0.9]), right) == 0
+    assert metrics.correctness_auroc(np.ones(4), right) is None  # without importances
+    assert metrics.correctness_auroc(np.arange(4), np.ones(4, bool)) is None
 
 
 def test_certain_and_right_is_calibrated():

@@ -8,11 +8,11 @@ import torch
 from kills import assert_same_run, write_csv
 from test_faults import TINY, run, stop_and_go_on
 
-from data.mix import mix, mix_shares
-from data.sample import synthetic_faces
-from models.network import Output
-from models.objective import compute_losses, relabel_batch
-from utils.command_line import check
+from data.mix import mix, mix_targets
+from data.synthetic.generate import synthetic_dataset
+from models.fernet import Output
+from models.losses import compute_losses, relabel_batch
+from utils.cli import validate_options
 from utils.errors import OptionError
 from utils.options import Options
 
@@ -80,9 +80,9 @@ def test_processes_draw_as_one_does():
 def test_labels_are_mixed_by_hand():
     own = torch.tensor([1.0, 0.75, 0.5])
     expected = torch.tensor([[0.0, 1, 0], [0, 0.25, 0.75], [0.5, 0, 0.5]])
-    torch.testing.assert_close(mix_shares(torch.tensor([1, 2, 0]), own, 3), expected)
+    torch.testing.assert_close(mix_targets(torch.tensor([1, 2, 0]), own, 3), expected)
     shares = torch.eye(3)[[1, 2, 0]]  # of FER+'s votes, or of a teacher
-    torch.testing.assert_close(mix_shares(shares, own, 3), expected)
+    torch.testing.assert_close(mix_targets(shares, own, 3), expected)
 
 
 def test_the_loss_is_that_of_both_labels():
@@ -90,7 +90,7 @@ def test_the_loss_is_that_of_both_labels():
     output = Output(logits, torch.ones(3, 1), None, logits)
     labels, own = torch.tensor([2, 5, 5]), torch.tensor([0.9, 0.5, 0.6])
     options = Options(landmarks=False, rank=False)
-    mixed = compute_losses(output, mix_shares(labels, own, 7), None, options)["loss"]
+    mixed = compute_losses(output, mix_targets(labels, own, 7), None, options)["loss"]
     by_face = [
         share * compute_losses(Output(*row), label[None], None, options)["loss"]
         for i in range(3)
@@ -114,13 +114,13 @@ def test_the_last_tenth_is_not_mixed():
     options = Options(total_epoch=20, mixup=0.5)
     assert [epoch for epoch in range(1, 21) if not options.mixes_in(epoch)] == [19, 20]
     assert not any(Options(total_epoch=20).mixes_in(epoch) for epoch in range(1, 21))
-    assert check(replace(options, cutmix=0.5)).mixes_in(1)
+    assert validate_options(replace(options, cutmix=0.5)).mixes_in(1)
     with pytest.raises(OptionError, match=r"--mixup 0.5 and --cutmix 0.6 .*at most 1"):
-        check(replace(options, cutmix=0.6))
+        validate_options(replace(options, cutmix=0.6))
 
 
 def test_a_run_mixes_and_goes_on_to_the_same_bits(tmp_path):
-    write_csv(synthetic_faces(training=7, public=3, private=3), tmp_path / "faces.csv")
+    write_csv(synthetic_dataset(training=7, public=3, private=3), tmp_path / "faces.csv")
     argv = ("--data", tmp_path / "faces.csv", *TINY, "--no_final_test")
     mixed = (*argv, "--mixup", 0.4, "--cutmix", 0.5, "--sam", 0.1)
     run(*argv, "--out", tmp_path / "plain")

@@ -7,19 +7,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from models.backbones import BACKBONES, ResidualBlock
 from models.checkpoint import load_checkpoint, transfer
-from models.network import PARTS, Architecture, FERNet, describe, pool_at_parts
-from models.trunks import TRUNKS, ResidualBlock
+from models.fernet import PARTS, Architecture, FERNet, describe, pool_at_parts
+from utils.coordinates import to_pixels
 from utils.errors import OptionError, WeightsError
-from utils.frame import to_pixels
 
 SMALL = {"width": 0.125}
 
 
-@pytest.mark.parametrize("trunk", TRUNKS)
+@pytest.mark.parametrize("trunk", BACKBONES)
 @pytest.mark.parametrize("size", [32, 48, 100, 224])
-def test_every_trunk_takes_every_size(trunk, size):
-    network = FERNet(Architecture(trunk, **SMALL)).eval()
+def test_every_trunk_takes_every_size(backbone, size):
+    network = FERNet(Architecture(backbone, **SMALL)).eval()
     with torch.no_grad():
         output = network(torch.randint(0, 256, (2, 1, size, size), dtype=torch.uint8))
     assert output.logits.shape == output.clean_logits.shape == (2, 7)
@@ -42,8 +42,8 @@ KNOWN = {
 
 
 @pytest.mark.parametrize("trunk", KNOWN)
-def test_trunks_have_the_known_number_of_parameters(trunk):
-    assert sum(p.numel() for p in TRUNKS[trunk]().parameters()) == KNOWN[trunk]
+def test_trunks_have_the_known_number_of_parameters(backbone):
+    assert sum(p.numel() for p in BACKBONES[backbone]().parameters()) == KNOWN[backbone]
 
 
 def test_a_residual_block_by_hand():
@@ -60,11 +60,11 @@ def test_a_residual_block_by_hand():
 
 def test_the_narrowest_network_trains_on_an_odd_batch():
     # With 8 channels the process aborted here: oneDNN spoils the heap in such a shortcut.
-    trunk = TRUNKS["resnet18"](width=0.01).to(memory_format=torch.channels_last)
-    assert trunk.conv1.out_channels == 16
+    backbone = BACKBONES["resnet18"](width=0.01).to(memory_format=torch.channels_last)
+    assert backbone.conv1.out_channels == 16
     pixels = torch.randn(127, 1, 32, 32).contiguous(memory_format=torch.channels_last)
-    trunk(pixels).square().mean().backward()
-    assert all(p.grad.isfinite().all() for p in trunk.parameters())
+    backbone(pixels).square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in backbone.parameters())
 
 
 def test_features_at_the_parts_by_hand():
@@ -83,12 +83,12 @@ def test_features_at_the_parts_by_hand():
     torch.testing.assert_close(pooled, torch.tensor(expected))
 
 
-@pytest.mark.parametrize("trunk", TRUNKS)
-def test_pooling_at_landmarks_starts_as_the_network_without_it(trunk):
+@pytest.mark.parametrize("trunk", BACKBONES)
+def test_pooling_at_landmarks_starts_as_the_network_without_it(backbone):
     torch.manual_seed(0)
-    network = FERNet(Architecture(trunk, landmark_pool=True, **SMALL)).eval()
+    network = FERNet(Architecture(backbone, landmark_pool=True, **SMALL)).eval()
     torch.manual_seed(0)
-    plain = FERNet(Architecture(trunk, **SMALL)).eval()
+    plain = FERNet(Architecture(backbone, **SMALL)).eval()
     pixels = torch.randint(0, 256, (2, 1, 48, 48), dtype=torch.uint8)
     assert torch.equal(network(pixels).logits, plain(pixels).logits)
     nn.init.normal_(network.part_layer.weight)
@@ -113,7 +113,7 @@ def test_input_is_normalised_inside():
     network.pixel_mean.fill_(100.0)
     network.pixel_std.fill_(50.0)
     seen = []
-    network.trunk.conv1.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    network.backbone.conv1.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     network(torch.full((1, 1, 48, 48), 200, dtype=torch.uint8))
     assert torch.equal(seen[0], torch.full((1, 1, 48, 48), 2.0))
 
@@ -253,7 +253,7 @@ def test_original_weights_give_their_own_outputs(tmp_path, name):
     theirs = original(name)
     save_original(theirs, tmp_path / "original.pth")
     checkpoint = load_checkpoint(tmp_path / "original.pth")
-    assert checkpoint.architecture.trunk == name
+    assert checkpoint.architecture.backbone == name
     assert checkpoint.epoch == 17
     ours = checkpoint.network()
     grey = torch.randint(0, 256, (3, 1, 48, 48), dtype=torch.uint8)
@@ -268,7 +268,7 @@ def test_original_weights_give_their_own_outputs(tmp_path, name):
 
 def test_original_weights_without_their_wrapping(tmp_path):
     torch.save(original("vgg11").state_dict(), tmp_path / "bare.pth")
-    assert load_checkpoint(tmp_path / "bare.pth").architecture.trunk == "vgg11"
+    assert load_checkpoint(tmp_path / "bare.pth").architecture.backbone == "vgg11"
 
 
 def test_original_weights_with_a_layer_missing(tmp_path):

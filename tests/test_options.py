@@ -11,13 +11,13 @@ import pandas as pd
 import pytest
 import torch
 
-from models.optimizer import learning_rate, make_optimizer
-from utils.command_line import check, parse, resumed
+from engine.eta import ETA, MEASURED, WARM_UP, format_duration
+from engine.optim import build_optimizer, learning_rate
+from utils.cli import parse, resume_options, validate_options
 from utils.devices import pick_device
 from utils.errors import OptionError, RunError
-from utils.forecast import MEASURED, WARM_UP, Forecast, duration
 from utils.options import RECIPES, Options, with_recipe
-from utils.run import RunFolder
+from utils.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,7 +49,7 @@ def test_switches_and_numbers():
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipes_are_sound_and_can_be_overridden(recipe):
     default = with_recipe(recipe)
-    assert check(default) == default
+    assert validate_options(default) == default
     mine = parse(Options, ["--total_epoch", "3"], "about", default)
     assert mine == replace(default, total_epoch=3)
 
@@ -85,35 +85,38 @@ def test_recipes_are_sound_and_can_be_overridden(recipe):
 )
 def test_options_out_of_range_are_named(wrong):
     with pytest.raises(OptionError, match=f"--{next(iter(wrong))}"):
-        check(replace(Options(), **wrong))
+        validate_options(replace(Options(), **wrong))
 
 
 def test_sizes_share_the_epochs():
-    options = check(Options(sizes=(32, 40, 48), total_epoch=7))
+    options = validate_options(Options(sizes=(32, 40, 48), total_epoch=7))
     assert [options.width_in(epoch) for epoch in range(1, 8)] == [32, 32, 32, 40, 40, 48, 48]
     assert Options(image_width=64).width_in(3) == 64
 
 
 def test_every_cycle_goes_through_the_sizes():
-    options = check(Options(sizes=(32, 48), total_epoch=10, cycles=2, warmup_epoch=1))
+    options = validate_options(Options(sizes=(32, 48), total_epoch=10, cycles=2, warmup_epoch=1))
     widths = [options.width_in(epoch) for epoch in range(1, 11)]
     assert widths == [32, 32, 32, 48, 48] * 2
 
 
 def test_without_importances_nothing_is_ranked():
-    options = check(Options(importance=False))
+    options = validate_options(Options(importance=False))
     assert not options.rank
     assert options.relabel_group == "all"
 
 
 def test_a_resumed_run_keeps_its_options():
     saved = json.loads(json.dumps(asdict(replace(Options(), seed=7, class_names=("a", "b")))))
-    options = resumed(saved, ["--resume", "RUN", "--jobs", "1"], "about")
+    options = resume_options(saved, ["--resume", "RUN", "--jobs", "1"], "about")
     assert (options.seed, options.class_names, options.jobs) == (7, ("a", "b"), 1)
     for old, now in (("", ()), ("w.pth", ("w.pth",))):  # before there could be several
-        assert resumed(saved | {"model_path": old}, ["--resume", "RUN"], "about").model_path == now
+        assert (
+            resume_options(saved | {"model_path": old}, ["--resume", "RUN"], "about").model_path
+            == now
+        )
     with pytest.raises(OptionError, match="--seed, --start_lr"):
-        resumed(saved, ["--start_lr", "0.2", "--seed", "8"], "about")
+        resume_options(saved, ["--start_lr", "0.2", "--seed", "8"], "about")
 
 
 def test_learning_rate_by_hand():
@@ -140,7 +143,7 @@ def test_learning_rate_starts_again_in_each_cycle():
 @pytest.mark.parametrize("name", ["sgd", "adam"])
 def test_biases_and_batch_norm_do_not_decay(name):
     network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
-    optimizer = make_optimizer(network, Options(optimizer=name))
+    optimizer = build_optimizer(network, Options(optimizer=name))
     decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
     assert [decay[id(p)] for p in network.parameters()] == [Options().weight_decay, 0, 0, 0]
 
@@ -201,7 +204,7 @@ def test_tables_keep_numbers_exactly(tmp_path):
     ],
 )
 def test_a_shorter_recipe_is_named_for_what_it_was_measured_against(change, epochs, named, capsys):
-    forecast = Forecast(torch.device("cpu"), Options(recipe="full", **change), 1000, epochs)
+    forecast = ETA(torch.device("cpu"), Options(recipe="full", **change), 1000, epochs)
     for _ in range(WARM_UP + MEASURED):
         forecast.batch()
     told = capsys.readouterr().out
@@ -210,6 +213,6 @@ def test_a_shorter_recipe_is_named_for_what_it_was_measured_against(change, epoc
 
 
 def test_durations():
-    assert [duration(s) for s in (3, 89, 600, 12_600, 500_000)] == (
+    assert [format_duration(s) for s in (3, 89, 600, 12_600, 500_000)] == (
         ["3 s", "89 s", "10 min", "3.5 h", "5.8 days"]
     )

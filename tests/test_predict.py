@@ -22,20 +22,20 @@ from photos import run, save, table
 from PIL import Image
 from skimage import data as photographs
 
-from data.detect import cut, find_faces, squares
-from data.faces import EMOTIONS
-from data.folders import read_image
-from data.sample import synthetic_faces
+from data.dataset import EMOTIONS
+from data.readers.folders import read_image
+from data.synthetic.generate import synthetic_dataset
+from inference.detector import cut, detect_faces, expand_boxes
+from inference.predictor import Face, FacePredictor
+from inference.records import Records
+from inference.tracking import overlap
+from inference.visualize import BLUE, annotate
 from models import inference
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from models.network import Architecture, FERNet
-from predictor import Face, FacePredictor
+from models.fernet import Architecture, FERNet
 from utils import records
-from utils.drawing import BLUE, annotate
 from utils.errors import DataError, OptionError, ProjectError, RunError, WeightsError
-from utils.figures import confusion_matrix, expressions_over_time
-from utils.records import Records
-from utils.tracks import overlap
+from utils.plots import confusion_matrix, plot_expressions_over_time
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -54,7 +54,9 @@ def weights(tmp_path_factory):
 
 def test_squares_by_hand():
     # 100 wide, centre (150, 250): side 120, centre 7 higher.
-    assert squares(np.array([[100, 200, 200, 300]], np.float32)).tolist() == [[90, 183, 210, 303]]
+    assert expand_boxes(np.array([[100, 200, 200, 300]], np.float32)).tolist() == [
+        [90, 183, 210, 303]
+    ]
 
 
 def test_what_lies_beyond_the_border_repeats_it():
@@ -66,20 +68,20 @@ def test_what_lies_beyond_the_border_repeats_it():
 
 
 def test_faces_of_photographs(astronaut, hopper, both):
-    (face,) = find_faces(astronaut).boxes
+    (face,) = detect_faces(astronaut).boxes
     assert overlap(face, np.array([180, 80, 272, 172])) > 0.8
-    assert len(find_faces(hopper).boxes) == 1
-    found = find_faces(both)
+    assert len(detect_faces(hopper).boxes) == 1
+    found = detect_faces(both)
     assert len(found.boxes) == 2
     assert found.boxes[0][0] > 512 > found.boxes[1][2]  # the larger face, on the right, first
     assert (found.scores > 0.5).all()
-    assert len(find_faces(photographs.camera()).boxes) == 0
-    assert len(find_faces(photographs.camera(), min_score=0).boxes) > 0
+    assert len(detect_faces(photographs.camera()).boxes) == 0
+    assert len(detect_faces(photographs.camera(), min_score=0).boxes) > 0
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (3, 400), (48, 48, 3), (79, 2000)])
 def test_pictures_of_odd_sizes_have_no_face(shape):
-    assert len(find_faces(np.full(shape, 90, np.uint8)).boxes) == 0
+    assert len(detect_faces(np.full(shape, 90, np.uint8)).boxes) == 0
 
 
 # As a library
@@ -89,7 +91,7 @@ def test_results_are_in_the_picture_s_pixels(echo, astronaut):
     (face,) = FacePredictor()(astronaut)
     assert isinstance(face, Face)
     assert (face.expression, face.confidence, face.importance) == ("happy", 1, 0.5)
-    left, top, right, bottom = squares(face.box[None])[0]
+    left, top, right, bottom = expand_boxes(face.box[None])[0]
     expected = [[left, top], [right, bottom], [(left + right) / 2, (top + bottom) / 2]]
     # Edges, and pixel centres at whole numbers: half a pixel between them.
     np.testing.assert_allclose(face.landmarks + 0.5, expected, atol=1e-3)
@@ -111,7 +113,7 @@ def test_a_list_gives_a_list(echo, astronaut, both):
 
 def test_another_process_gets_a_predictor_too(weights):
     predictor = FacePredictor(weights, cropped=True, gpu_ids=-1, batch_size=2)
-    image = synthetic_faces(training=1, public=0, private=0).images[0]
+    image = synthetic_dataset(training=1, public=0, private=0).images[0]
     content = pickle.dumps(predictor)
     assert len(content) < 1000  # without the network
     (face,), (same,) = predictor(image), pickle.loads(content)(image)
@@ -130,7 +132,7 @@ def test_what_is_no_picture_is_refused(echo, wrong):
 
 
 def test_the_network_reads_what_test_py_would_read(weights):
-    faces = synthetic_faces(training=1, public=1, private=1)
+    faces = synthetic_dataset(training=1, public=1, private=1)
     network = load_checkpoint(weights).network()
     expected = inference.predict(network, torch.from_numpy(faces.images)[:, None])
     predictor = FacePredictor(weights, cropped=True, gpu_ids="-1", batch_size=4)
@@ -259,7 +261,7 @@ def test_what_is_behind_a_transparent_pixel_stays_there(tmp_path):
 
 
 def test_cropped_faces(weights, tmp_path):
-    faces = synthetic_faces(training=1, public=1, private=1)
+    faces = synthetic_dataset(training=1, public=1, private=1)
     for i, image in enumerate(faces.images[:5]):
         save(tmp_path / f"{i}.png", image)
     argv = (tmp_path / "*.png", "--model_path", weights, "--gpu_ids", "-1")
@@ -282,7 +284,7 @@ def test_cropped_faces(weights, tmp_path):
 
 
 def test_a_small_face_is_drawn_enlarged_with_its_caption_above_it(tmp_path, weights):
-    picture = save(tmp_path / "a.png", synthetic_faces(training=1, public=0, private=0).images[0])
+    picture = save(tmp_path / "a.png", synthetic_dataset(training=1, public=0, private=0).images[0])
     argv = ("--model_path", weights, "--gpu_ids", "-1", "--out", tmp_path / "o")
     assert run(picture, "--cropped", *argv) == 0
     drawn = read_image(tmp_path / "o/a_faces.png", 3)
@@ -490,7 +492,7 @@ def test_names_that_are_not_utf8(weights, astronaut, hopper, tmp_path, capsys):
 def test_a_dollar_is_a_dollar(tmp_path):
     shares = np.full((2, 2), 0.5)
     names = ("Ke$ha_$_$", "a$b_c$d")
-    figure = expressions_over_time({"face 0": (np.arange(3.0), shares)}, names, "A$AP_-_Ke$ha")
+    figure = plot_expressions_over_time({"face 0": (np.arange(3.0), shares)}, names, "A$AP_-_Ke$ha")
     figure.savefig(tmp_path / "a.png")
     confusion_matrix(np.eye(2, dtype=int), names, "A$AP_-_Ke$ha").savefig(tmp_path / "b.png")
 

@@ -32,10 +32,10 @@ def test_the_released_weights_give_what_their_card_and_the_readme_say(csv, tmp_p
     scores = json.loads((tmp_path / "out/metrics.json").read_text())
     card = (ROOT / f"model_save/{weights or 'resnet18'}.md").read_text()
     readme = (ROOT / "README.md").read_text()
-    for usage in ("PublicTest", "PrivateTest"):
-        told = re.search(rf"^\| {usage} \| 3589 \| ([\d.]+) \|.*?\| ([\d.]+) \|", card, re.M)
+    for split in ("PublicTest", "PrivateTest"):
+        told = re.search(rf"^\| {split} \| 3589 \| ([\d.]+) \|.*?\| ([\d.]+) \|", card, re.M)
         accuracy, without = (
-            100 * scores[usage][f"accuracy{w}"] for w in ("", "_without_duplicates")
+            100 * scores[split][f"accuracy{w}"] for w in ("", "_without_duplicates")
         )
         # Another CPU may round otherwise, and one face is 0.03 points.
         assert accuracy == pytest.approx(float(told[1]), abs=0.06)

@@ -1,4 +1,4 @@
-"""release.py: small weights that give what their card says, and a command that trains them."""
+"""tools.release.py: small weights that give what their card says, and a command that trains them."""
 
 import json
 import re
@@ -11,12 +11,12 @@ import pytest
 import torch
 from kills import write_csv
 
-import release
 import test
 import train
-from data.sample import synthetic_faces
+from data.synthetic.generate import synthetic_dataset
 from models.checkpoint import load_checkpoint, save_checkpoint
-from utils.command_line import command_line, parse_run
+from tools import release
+from utils.cli import format_command, parse_train_options
 from utils.errors import DataError, OptionError, RunError, WeightsError
 from utils.options import Options
 
@@ -30,7 +30,7 @@ def run(script, *argv):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("release")
-    faces = synthetic_faces(training=7, public=3, private=3)
+    faces = synthetic_dataset(training=7, public=3, private=3)
     write_csv(faces, folder / "faces.csv")
     argv = "--gpu_ids=-1 --width 0.125 --batch_size 16 --total_epoch 1 --no_final_test --no_rank"
     run(train, "--data", folder / "faces.csv", *argv.split(), "--out", folder / "run")
@@ -51,8 +51,8 @@ def test_the_weights_give_what_the_card_says(trained, tmp_path):
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in card.splitlines()]
     told = {row[0]: row for row in rows if row}
     for folder, more in (("plain", ""), ("views", ", 10 views")):
-        for usage, s in json.loads((tmp_path / folder / "metrics.json").read_text()).items():
-            row = told[f"{usage}{more}"]
+        for split, s in json.loads((tmp_path / folder / "metrics.json").read_text()).items():
+            row = told[f"{split}{more}"]
             assert row[1] == str(s["n"])
             shares = (s["accuracy"], s["accuracy_without_duplicates"], s["balanced_accuracy"])
             assert [row[2], row[4], row[5]] == [f"{100 * share:.2f}" for share in shares]
@@ -60,8 +60,8 @@ def test_the_weights_give_what_the_card_says(trained, tmp_path):
             assert float(row[3].split(" to ")[0]) < 100 * s["accuracy"]
     assert told["happy"][1] == "3"
     assert sum(int(told[name][3]) for name in load_checkpoint(weights).class_names) == 21
-    corrupted = (tmp_path / "plain/corruptions.csv").read_text().splitlines()
-    noise = next(line for line in corrupted if line.startswith("noise")).split(",")
+    evaluate_corruptions = (tmp_path / "plain/corruptions.csv").read_text().splitlines()
+    noise = next(line for line in evaluate_corruptions if line.startswith("noise")).split(",")
     assert told["noise 15"][1:] == [f"{float(value):.2f}" for value in noise[1:]]
 
 
@@ -86,7 +86,7 @@ def test_drawn_faces_do_not_judge_released_weights(trained, tmp_path, capsys):
 
 
 def test_held_out_faces_do_not_judge_released_weights(trained, tmp_path, capsys):
-    faces = synthetic_faces(training=20, public=0, private=3)
+    faces = synthetic_dataset(training=20, public=0, private=3)
     write_csv(faces, tmp_path / "faces.csv")
     for weights, told in (("resnet18.pth", True), ("run/best.pth", False)):
         argv = ("--model_path", trained / weights, "--data", tmp_path / "faces.csv")
@@ -98,17 +98,19 @@ def test_the_card_s_command_gives_the_same_training(trained):
     card = (trained / "resnet18.md").read_text()
     argv = shlex.split(re.search(r"python train.py (.*)", card)[1])
     options = json.loads((trained / "run/config.json").read_text())["options"]
-    again = parse_run(argv, "", "sample")
+    again = parse_train_options(argv, "", "sample")
     for name in ("width", "batch_size", "total_epoch", "rank", "seed", "recipe", "sizes"):
         assert getattr(again, name) == (tuple(v) if isinstance(v := options[name], list) else v)
 
 
 def test_a_command_line_is_read_back():
-    options = parse_run(shlex.split("--recipe cpu --sizes 32 48 --no_landmarks --seed 3"), "", "")
-    words = command_line(options)
+    options = parse_train_options(
+        shlex.split("--recipe cpu --sizes 32 48 --no_landmarks --seed 3"), "", ""
+    )
+    words = format_command(options)
     assert words == "--recipe cpu --seed 3 --no_landmarks --sizes 32 48"
-    assert parse_run(shlex.split(words), "", "full") == options
-    assert command_line(parse_run([], "", "full")) == "--recipe full"
+    assert parse_train_options(shlex.split(words), "", "full") == options
+    assert format_command(parse_train_options([], "", "full")) == "--recipe full"
 
 
 def test_mistakes(trained, tmp_path):
@@ -122,16 +124,16 @@ def test_mistakes(trained, tmp_path):
     with pytest.raises(WeightsError, match="no weight file"):
         run(release, tmp_path / "begun", *data, "--out", tmp_path / "w.pth")
     run_folder = shutil.copytree(trained / "run", tmp_path / "run")
-    few = synthetic_faces(training=7, public=3, private=3)
-    few = few.select((few.usage != "PrivateTest") | (few.labels != 3))
+    few = synthetic_dataset(training=7, public=3, private=3)
+    few = few.select((few.split != "PrivateTest") | (few.labels != 3))
     write_csv(few, tmp_path / "few.csv")
     argv = ("--data", tmp_path / "few.csv", "--gpu_ids", "-1", "--out", tmp_path / "w.pth")
     with pytest.raises(DataError, match="no PrivateTest faces of happy"):
         run(release, run_folder, *argv)
-    write_csv(synthetic_faces(training=20, public=0, private=3), tmp_path / "few.csv")
+    write_csv(synthetic_dataset(training=20, public=0, private=3), tmp_path / "few.csv")
     with pytest.raises(DataError, match="held out as PublicTest.* its own PublicTest"):
         run(release, run_folder, *argv)
-    other = synthetic_faces(training=7, public=3, private=3)
+    other = synthetic_dataset(training=7, public=3, private=3)
     other.labels[[0, 1]] = other.labels[[1, 0]]
     write_csv(other, tmp_path / "few.csv")
     with pytest.raises(DataError, match="other faces than .*run learnt and chose its epoch by"):
@@ -171,7 +173,7 @@ def test_a_card_tells_of_its_training(started, teacher):
     card = release.write_card(
         {"plain": scores, "views": scores, "corruptions": [], "by_class": by_class},
         network="net",
-        faces=synthetic_faces(training=1, public=1, private=1),
+        faces=synthetic_dataset(training=1, public=1, private=1),
         epoch=1,
         command="--recipe full",
         options=replace(Options(), model_path=started, teacher=teacher, **switches),

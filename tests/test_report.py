@@ -1,4 +1,4 @@
-"""report.py: one page, whole in itself, with the numbers of its runs."""
+"""tools.report.py: one page, whole in itself, with the numbers of its runs."""
 
 import base64
 import json
@@ -17,15 +17,15 @@ from kills import write_csv
 from matplotlib.colors import to_hex
 from test_ferplus import write_votes
 
-import report
 import train
-from data.faces import EMOTIONS
-from data.ferplus import with_votes
-from data.sample import synthetic_faces
+from data.dataset import EMOTIONS
+from data.ferplus import with_ferplus_labels
+from data.synthetic.generate import synthetic_dataset
+from tools import report
 from utils.errors import DataError, OptionError, RunError
-from utils.figures import BLUE, RED, learning_curves, relabeled_faces, two_readings
+from utils.image_grids import BLUE, RED, plot_disagreements, plot_learning_curves, plot_relabeled
 from utils.metrics import expected_calibration_error, reliability
-from utils.run import RunFolder
+from utils.run_folder import RunFolder
 
 
 def run(script, *argv):
@@ -37,7 +37,7 @@ def run(script, *argv):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    faces = synthetic_faces(training=7, public=3, private=3)
+    faces = synthetic_dataset(training=7, public=3, private=3)
     csv = write_csv(faces, folder / "faces.csv")
     argv = (
         "--data",
@@ -70,8 +70,8 @@ def test_a_page_of_two_runs(runs, tmp_path):
     cells = re.findall(r"<td>(.*?)</td>", page)
     shown = f"<b>{100 * scores['PrivateTest']['accuracy']:.2f}</b>"
     assert shown in cells
-    tables = [pd.read_csv(runs / name / "predictions.csv") for name in ("one", "<two>")]
-    right = [(t["label"] == t["predicted"])[t["usage"] == "PrivateTest"] for t in tables]
+    constant_tables = [pd.read_csv(runs / name / "predictions.csv") for name in ("one", "<two>")]
+    right = [(t["label"] == t["predicted"])[t["usage"] == "PrivateTest"] for t in constant_tables]
     difference = 100 * (right[1].mean() - right[0].mean())
     assert f"<b>{difference:+.2f}</b>" in cells
     assert "Of 10 labels that were made wrong" in page
@@ -84,33 +84,33 @@ def test_faces_that_two_runs_read_otherwise(runs, tmp_path):
     both = (runs / "one", runs / "<two>", "--data", runs / "faces.csv", *out)
     run(report, *both, "--picture", tmp_path / "faces.png")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    tables = [pd.read_csv(runs / name / "predictions.csv") for name in ("one", "<two>")]
-    right = [t["label"] == t["predicted"] for t in tables]
+    constant_tables = [pd.read_csv(runs / name / "predictions.csv") for name in ("one", "<two>")]
+    right = [t["label"] == t["predicted"] for t in constant_tables]
     differ = [
-        usage
-        for usage, part in tables[0].groupby("usage")
+        split
+        for split, part in constant_tables[0].groupby("usage")
         if (right[0] ^ right[1])[part.index].any()
     ]
     assert differ
     assert page.count("&lt;two&gt; on the same faces") == len(differ)
     pictures = re.findall(r'on the same faces"\s+src="data:image/png;base64,([^"]+)"', page)
     assert base64.b64decode(pictures[-1]) == (tmp_path / "faces.png").read_bytes()
-    other = write_csv(synthetic_faces(training=6, public=3, private=3), tmp_path / "other.csv")
+    other = write_csv(synthetic_dataset(training=6, public=3, private=3), tmp_path / "other.csv")
     with pytest.raises(DataError, match="has not the faces and labels by which one and <two>"):
         run(report, runs / "one", runs / "<two>", "--data", other, *out)
 
 
 def test_faces_are_pictured_by_the_labels_that_judged_them(tmp_path):
-    faces = synthetic_faces(training=1, public=1, private=1)
+    faces = synthetic_dataset(training=1, public=1, private=1)
     votes = np.zeros((len(faces), 10), int)
     votes[:, 7] = 10  # contempt, all of them
-    judge = with_votes(faces, write_votes(tmp_path / "v.csv", faces, votes))
+    judge = with_ferplus_labels(faces, write_votes(tmp_path / "v.csv", faces, votes))
     rows = pd.DataFrame({"index": [0, 1], "label": "contempt"})
     rows["predicted_a"], rows["predicted_b"] = ["contempt", "sad"], "sad"
     pair = {"one": "a", "other": "b", "usage": "Training", "rows": rows}
-    assert report.pictured(pair, faces, judge).startswith(b"\x89PNG")
+    assert report.plot_pair(pair, faces, judge).startswith(b"\x89PNG")
     with pytest.raises(DataError, match="for FER\\+ labels the --ferplus"):
-        report.pictured(pair, faces)
+        report.plot_pair(pair, faces)
 
 
 def test_runs_of_other_classes_find_their_faces(tmp_path):
@@ -138,17 +138,17 @@ def test_classes_in_relabels_are_words_whatever_they_look_like(runs, tmp_path):
 
 def test_relabels_of_one_epoch_fill_three_rows():
     relabels = [(i % 5, 0, 1, 7) for i in range(40)]
-    figure = relabeled_faces(relabels, np.zeros((5, 8, 8), np.uint8), ("a", "b"), "t")
+    figure = plot_relabeled(relabels, np.zeros((5, 8, 8), np.uint8), ("a", "b"), "t")
     titles = [part.get_suptitle() for part in figure.subfigs]
     assert titles == ["t: relabeled in epoch 7", *["relabeled in epoch 7"] * 2]
-    few = relabeled_faces(relabels[:3], np.zeros((5, 8, 8), np.uint8), ("a", "b"), "t")
+    few = plot_relabeled(relabels[:3], np.zeros((5, 8, 8), np.uint8), ("a", "b"), "t")
     assert len(few.subfigs) == 1
 
 
 def test_the_picture_of_two_readings():
     images = np.zeros((3, 8, 8), np.uint8)
     readings = {"off": ["b", "b", "a"], "on": ["a", "c", "a"]}
-    figure = two_readings(images, ["a", "b", "a"], readings, "t")
+    figure = plot_disagreements(images, ["a", "b", "a"], readings, "t")
     frames = [axes.spines["left"].get_edgecolor() for axes in figure.axes]
     assert [to_hex(frame) for frame in frames] == [RED, BLUE, BLUE, BLUE, RED, BLUE]
     assert [axes.get_xlabel() for axes in figure.axes] == ["b", "b", "a", "a", "c", "a"]
@@ -156,7 +156,7 @@ def test_the_picture_of_two_readings():
 
 
 def test_ferplus_as_the_judge_by_hand(tmp_path):
-    faces = synthetic_faces(training=1, public=1, private=1)  # a face of each class, three times
+    faces = synthetic_dataset(training=1, public=1, private=1)  # a face of each class, three times
     majority = list(faces.labels)
     majority[1:5] = [
         0,
@@ -167,7 +167,7 @@ def test_ferplus_as_the_judge_by_hand(tmp_path):
     columns = [4, 5, 6, 1, 3, 2, 0, 7, 8]  # of the file, by CLASSES, then "unknown"
     votes = np.zeros((len(faces), 10), int)
     votes[np.arange(len(faces)), [columns[k] for k in majority]] = 10
-    judge = with_votes(faces, write_votes(tmp_path / "votes.csv", faces, votes))
+    judge = with_ferplus_labels(faces, write_votes(tmp_path / "votes.csv", faces, votes))
     moves = pd.DataFrame(
         [
             (1, "disgust", "fear"),
@@ -181,20 +181,20 @@ def test_ferplus_as_the_judge_by_hand(tmp_path):
     )
     told = {"name": "a", "relabels": moves, "options": {}}
     # Counted are rows 0, 1, 2, 5, 6: 1 came to the majority at last, 2 did not, 5 left it.
-    assert report.judged(told, faces, judge) == {
+    assert report.relabel_agreement(told, faces, judge) == {
         **{"noisy": 2, "relabeled": 3, "relabel_precision": pytest.approx(1 / 3)},
         **{"relabel_harm": pytest.approx(1 / 3), "relabel_recall": 0.5},
     }
-    assert report.judged(told | {"options": {"ferplus": "v.csv"}}, faces, judge) == {}
-    assert report.judged(told | {"relabels": moves[:0]}, faces, judge) == {}
+    assert report.relabel_agreement(told | {"options": {"ferplus": "v.csv"}}, faces, judge) == {}
+    assert report.relabel_agreement(told | {"relabels": moves[:0]}, faces, judge) == {}
     for others in (moves.assign(row=moves["row"] + 1), moves.assign(row=10**6)):
         with pytest.raises(DataError, match="has not the faces that a relabeled"):
-            report.judged(told | {"relabels": others}, faces, judge)
+            report.relabel_agreement(told | {"relabels": others}, faces, judge)
 
 
 def test_a_page_with_ferplus(runs, tmp_path):
     data = ("--data", runs / "faces.csv")
-    faces = synthetic_faces(training=7, public=3, private=3)
+    faces = synthetic_dataset(training=7, public=3, private=3)
     votes = np.zeros((len(faces), 10), int)
     votes[:, 4] = 10  # all are angry
     path = write_votes(tmp_path / "votes.csv", faces, votes)
@@ -252,9 +252,11 @@ def test_mistakes(runs, tmp_path):
     moved.to_csv(tmp_path / "other/predictions.csv", index=False)
     with pytest.raises(DataError, match="no labelled face in common"):
         run(report, runs / "one", tmp_path / "other", *out)
-    judged = pd.read_csv(runs / "one/predictions.csv")
-    judged.loc[3, "label"] = "sad" if judged.loc[3, "label"] != "sad" else "fear"
-    judged.to_csv(tmp_path / "other/predictions.csv", index=False)
+    relabel_agreement = pd.read_csv(runs / "one/predictions.csv")
+    relabel_agreement.loc[3, "label"] = (
+        "sad" if relabel_agreement.loc[3, "label"] != "sad" else "fear"
+    )
+    relabel_agreement.to_csv(tmp_path / "other/predictions.csv", index=False)
     with pytest.raises(DataError, match="other faces or labels"):
         run(report, runs / "one", tmp_path / "other", *out)
     assert not (tmp_path / "page.html").exists()
@@ -273,13 +275,13 @@ def test_reliability_by_hand():
 def test_figures_need_no_notebook():
     # Which asks for this in all that it starts, also where its package is not.
     asked = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-    command = [sys.executable, "-c", "import utils.figures"]
+    command = [sys.executable, "-c", "import utils.plots"]
     subprocess.run(command, env=os.environ | asked, cwd=Path(report.__file__).parent, check=True)
 
 
 def test_a_loss_of_some_epochs_is_drawn_there():
     first = {"epoch": 1, "loss_a": 2.0, "loss_b": 1.0, "train_accuracy": 0.5}
     second = {"epoch": 2, "loss_a": 1.0, "loss_c": 3.0, "train_accuracy": 0.6}
-    figure = learning_curves([row | {"public_accuracy": 0.5} for row in (first, second)], "t")
+    figure = plot_learning_curves([row | {"public_accuracy": 0.5} for row in (first, second)], "t")
     lines = {line.get_label(): line.get_ydata().tolist() for line in figure.axes[0].lines}
     np.testing.assert_equal(lines, {"a": [2, 1], "b": [1, np.nan], "c": [np.nan, 3]})

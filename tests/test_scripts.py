@@ -19,12 +19,12 @@ from test_network import original, save_original
 import test
 import train
 from data.corruptions import CORRUPTIONS, corrupt
-from data.faces import EMOTIONS
-from data.sample import synthetic_faces
-from data.source import find_source, load_faces
+from data.dataset import EMOTIONS
+from data.source import find_source, load_dataset
+from data.synthetic.generate import synthetic_dataset
 from models import saving
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from models.network import Architecture, FERNet
+from models.fernet import Architecture, FERNet
 from utils.errors import ProjectError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,7 +33,7 @@ TINY = ("--gpu_ids", "-1", "--width", "0.125", "--batch_size", "16", "--total_ep
 
 @pytest.fixture(scope="module")
 def faces_csv(tmp_path_factory):
-    faces = synthetic_faces(training=7, public=3, private=3)
+    faces = synthetic_dataset(training=7, public=3, private=3)
     return write_csv(faces, tmp_path_factory.mktemp("data") / "faces.csv")
 
 
@@ -76,8 +76,8 @@ def test_a_run_leaves_all_that_it_names(trained):
     assert options["recipe"] == "full"
     head = ["git", "-C", str(Path(train.__file__).parent), "rev-parse", "HEAD"]
     head = subprocess.run(head, capture_output=True, text=True, check=False).stdout
-    assert head.startswith(commit)
-    assert len(commit) >= 7 or not head  # as in an archive of the sources
+    assert head.startswith(git_commit)
+    assert len(git_commit) >= 7 or not head  # as in an archive of the sources
     rows = table(trained / "metrics.csv")
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert all(np.isfinite(float(value)) for row in rows for value in row.values())
@@ -101,12 +101,12 @@ def test_scores_and_predictions_agree(trained):
     scores = json.loads((trained / "metrics.json").read_text())
     rows = table(trained / "predictions.csv")
     assert list(rows[0]) == ["index", "usage", "label", "predicted", "importance", *EMOTIONS]
-    for usage in ("PublicTest", "PrivateTest"):
-        mine = [row for row in rows if row["usage"] == usage]
-        assert scores[usage]["n"] == len(mine) == 21
+    for split in ("PublicTest", "PrivateTest"):
+        mine = [row for row in rows if row["usage"] == split]
+        assert scores[split]["n"] == len(mine) == 21
         right = [row["label"] == row["predicted"] for row in mine]
-        assert scores[usage]["accuracy"] == pytest.approx(np.mean(right))
-        assert scores[usage]["landmark_error"] > 0
+        assert scores[split]["accuracy"] == pytest.approx(np.mean(right))
+        assert scores[split]["landmark_error"] > 0
     for row in rows:
         shares = [float(row[name]) for name in EMOTIONS]
         assert sum(shares) == pytest.approx(1, abs=1e-4)
@@ -179,8 +179,8 @@ def test_an_ensemble_is_the_mean_of_its_networks(trained, faces_csv, tmp_path):
     argv = ("--data", faces_csv, "--usages", "PrivateTest", "--gpu_ids", "-1")
     run(test, "--model_path", weights[1], *argv, "--out", tmp_path / "one")
     run(test, "--model_path", *weights, *argv, "--out", tmp_path / "both")
-    tables = (trained, tmp_path / "one", tmp_path / "both")
-    first, second, both = (table(folder / "predictions.csv") for folder in tables)
+    constant_tables = (trained, tmp_path / "one", tmp_path / "both")
+    first, second, both = (table(folder / "predictions.csv") for folder in constant_tables)
     for name in (*EMOTIONS, "importance"):
         a, b, mean = ([float(row[name]) for row in t] for t in (first[21:], second, both))
         np.testing.assert_allclose(mean, (np.array(a) + b) / 2, atol=2e-6)
@@ -209,13 +209,13 @@ def test_accuracy_on_corrupted_faces(trained, faces_csv, tmp_path, capsys):
     rows = table(tmp_path / "c/corruptions.csv")
     assert [row["corruption"] for row in rows] == ["none", *CORRUPTIONS]
     scores = json.loads((tmp_path / "c/metrics.json").read_text())
-    for usage in ("PublicTest", "PrivateTest"):
-        clean = 100 * scores[usage]["accuracy"]
-        assert float(rows[0][usage]) == pytest.approx(clean)
+    for split in ("PublicTest", "PrivateTest"):
+        clean = 100 * scores[split]["accuracy"]
+        assert float(rows[0][split]) == pytest.approx(clean)
         for row in rows:
-            assert float(row[f"{usage} lost"]) == pytest.approx(clean - float(row[usage]))
+            assert float(row[f"{split} lost"]) == pytest.approx(clean - float(row[split]))
     assert "JPEG quality 30" in capsys.readouterr().out
-    faces = load_faces(find_source(str(faces_csv))).of("PrivateTest")
+    faces = load_dataset(find_source(str(faces_csv))).subset("PrivateTest")
     network = load_checkpoint(trained / "best.pth").network()
     seen = test.look([network], corrupt(faces.images, "gamma 2.2"), 64, tta=False)
     right = (seen.probabilities.argmax(1) == faces.labels).mean()
@@ -231,15 +231,15 @@ def test_original_weights_are_evaluated(faces_csv, tmp_path):
 
 
 def test_numbers_for_classes_in_another_order(tmp_path, capsys):
-    faces = synthetic_faces(training=7, public=3, private=3)
+    faces = synthetic_dataset(training=7, public=3, private=3)
     argv = ("--data", write_csv(faces, tmp_path / "faces.csv"), *TINY, "--no_landmarks")
-    backwards = faces.in_order(EMOTIONS[::-1])
+    backwards = faces.with_class_order(EMOTIONS[::-1])
     own = write_csv(backwards, tmp_path / "own.csv")
     run(train, *argv, "--data", own, "--class_names", *EMOTIONS[::-1], "--out", tmp_path / "r")
     assert f"classes  {', '.join(EMOTIONS[::-1])}\n" in capsys.readouterr().out
     scores = {}
     given = {"own": (own,), "faces": (tmp_path / "faces.csv", "--class_names", *EMOTIONS)}
-    few = faces.select((faces.usage == "PublicTest") & (faces.labels < 2))
+    few = faces.select((faces.split == "PublicTest") & (faces.labels < 2))
     given["few"] = (write_csv(few, tmp_path / "few.csv"), "--class_names", "angry", "disgust")
     for name, data in given.items():
         out = ("--usages", "PublicTest", "--out", tmp_path / name, "--no_landmarks")
@@ -285,7 +285,7 @@ def test_training_goes_on_from_networks_side_by_side(faces_csv, tmp_path, capsys
     wide = load_checkpoint(tmp_path / "r/best.pth").network()
     for place, path in zip((slice(16), slice(16, 32)), pair):
         theirs = load_checkpoint(path).net["trunk.layer1.0.conv1.weight"]
-        ours = wide.trunk.layer1[0].conv1.weight[place, place]
+        ours = wide.backbone.layer1[0].conv1.weight[place, place]
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
     run(train, "--resume", tmp_path / "r")  # whose options name both
 
@@ -367,7 +367,9 @@ def test_a_run_that_goes_on_with_other_code_says_so(whole, tmp_path, capsys):
 
 def test_a_run_is_not_resumed_on_other_faces(whole, tmp_path):
     config = (whole / "config.json").read_text()
-    other = write_csv(synthetic_faces(training=7, public=3, private=3, seed=1), tmp_path / "o.csv")
+    other = write_csv(
+        synthetic_dataset(training=7, public=3, private=3, seed=1), tmp_path / "o.csv"
+    )
     with pytest.raises(ProjectError, match="faces are not those"):
         run(train, "--resume", whole, "--data", other)
     with pytest.raises(ProjectError, match="--start_lr"):

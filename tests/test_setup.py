@@ -30,7 +30,7 @@ def checkout(tmp_path):
     """Return a copy of the drivers with train.py replaced by one that tells its arguments."""
     root = tmp_path / "check out"  # a path with a space in it
     root.mkdir()
-    for name in ("setup.sh", "train.sh", "release.sh", "requirements.txt"):
+    for name in ("setup.sh", "train.sh", "tools.release.sh", "requirements.txt"):
         shutil.copy(ROOT / name, root)
     (root / "train.py").write_text("import sys; print('trained', sys.argv[1:])\n")
     return root
@@ -240,7 +240,7 @@ def test_a_real_environment_is_made(checkout):
 
 # release.sh, which shares it
 
-RELEASED = """
+RELEASED_WEIGHTS = """
 import os, sys
 argv = sys.argv[1:]
 out = argv[argv.index("--out" if "--out" in argv else "--resume") + 1]
@@ -254,13 +254,13 @@ open(f"{out}/metrics.json", "w").close()
 
 
 def test_a_release_is_four_runs_each_from_earlier_ones(checkout, tools, environment, tmp_path):
-    (checkout / "train.py").write_text(RELEASED)
+    (checkout / "train.py").write_text(RELEASED_WEIGHTS)
     runs = tmp_path / "the runs"
 
     def released(**env):
         argv = (str(runs), "--data", "faces.csv")
         env |= {"VIRTUAL_ENV": environment}
-        result = train(checkout, *argv, path=tools, script="release.sh", **env)
+        result = train(checkout, *argv, path=tools, script="tools.release.sh", **env)
         return result, [line for line in result.stdout.splitlines() if "trained" in line]
 
     stopped, lines = released(STOP="second")
@@ -280,12 +280,12 @@ def test_a_release_is_four_runs_each_from_earlier_ones(checkout, tools, environm
     assert lines[2].startswith(f"{start} {runs}/fourth --width 1 --clip 1 --model_path {both}")
     assert f" --teacher {both} " in lines[2]
     assert len(lines) == 3
-    assert f"release.py {runs}/fourth" in finished.stdout
+    assert f"tools.release.py {runs}/fourth" in finished.stdout
     assert released()[1] == []  # all is done
 
 
 @pytest.mark.parametrize("argv", [(), ("--data", "faces.csv")])
 def test_a_release_wants_a_folder(checkout, tools, environment, argv):
-    result = train(checkout, *argv, path=tools, script="release.sh", VIRTUAL_ENV=environment)
+    result = train(checkout, *argv, path=tools, script="tools.release.sh", VIRTUAL_ENV=environment)
     assert (result.returncode, result.stdout) == (2, "")
     assert "error: name a folder for the runs" in result.stderr

@@ -12,19 +12,19 @@ from PIL import Image
 from data import download as download_module
 from data import source as source_module
 from data.cache import cached, load_arrays, store_arrays
+from data.dataset import EMOTIONS, UNLABELED, FaceDataset
 from data.download import download
-from data.faces import EMOTIONS, UNKNOWN, Faces
-from data.source import Source, find_source, hold_out, load_faces
+from data.source import Source, find_source, hold_out, load_dataset
 from utils.errors import DataError
 
 
-def make_csv(path, n=70, seed=0, usages=("Training", "PublicTest", "PrivateTest")):
+def make_csv(path, n=70, seed=0, splits=("Training", "PublicTest", "PrivateTest")):
     """Write n faces of 4 x 4 pixels, the classes by turns; return their pixels."""
     images = np.random.default_rng(seed).integers(0, 256, (n, 4, 4), dtype=np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = ["emotion,pixels,Usage"]
     for i, image in enumerate(images):
-        rows.append(f"{i % 7},{' '.join(map(str, image.ravel()))},{usages[i % len(usages)]}")
+        rows.append(f"{i % 7},{' '.join(map(str, image.ravel()))},{splits[i % len(splits)]}")
     path.write_text("\n".join(rows) + "\n")
     return images
 
@@ -57,8 +57,8 @@ def test_the_user_comes_first(tmp_path, data_dir):
     make_csv(data_dir / "fer2013.csv")
     make_csv(tmp_path / "mine.csv", seed=1)
     source = find_source(str(tmp_path / "mine.csv"))
-    assert (source.path, source.is_sample) == (tmp_path / "mine.csv", False)
-    assert "mine.csv" in source.line
+    assert (source.path, source.is_synthetic) == (tmp_path / "mine.csv", False)
+    assert "mine.csv" in source.description
 
 
 def test_then_the_data_folder(data_dir):
@@ -66,8 +66,8 @@ def test_then_the_data_folder(data_dir):
     (data_dir / "faces.py").write_text("import this")
     source = find_source(None)
     assert source.path == data_dir / "raw" / "fer2013.csv"
-    assert source.line == f"{source.path}, in the data folder"
-    assert len(load_faces(source, 4, cache=data_dir / "cache")) == 70
+    assert source.description == f"{source.path}, in the data folder"
+    assert len(load_dataset(source, 4, cache=data_dir / "cache")) == 70
 
 
 def test_a_broken_csv_in_the_data_folder_is_no_reason_for_the_sample(data_dir):
@@ -75,7 +75,7 @@ def test_a_broken_csv_in_the_data_folder_is_no_reason_for_the_sample(data_dir):
     source = find_source(None)
     assert source.path == data_dir / "fer2013.csv"
     with pytest.raises(DataError, match=r"fer2013.csv is empty"):
-        load_faces(source, cache=data_dir / "cache")
+        load_dataset(source, cache=data_dir / "cache")
 
 
 def test_then_a_download(data_dir, tmp_path, monkeypatch):
@@ -85,7 +85,7 @@ def test_then_a_download(data_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(download_module, "_reachable", lambda: True)
     source = find_source(None)
     assert source.path == tmp_path / "downloaded"
-    assert "Kaggle" in source.line
+    assert "Kaggle" in source.description
     monkeypatch.setenv("FER_OFFLINE", "1")
     assert find_source(None).is_sample
 
@@ -101,9 +101,9 @@ def test_then_an_earlier_download(data_dir, tmp_path):
 
 def test_then_the_sample(data_dir):
     source = find_source(None)
-    assert (source.path, source.is_sample) == (None, True)
+    assert (source.path, source.is_synthetic) == (None, True)
     for part in ("sample", "FER2013", "--data", str(data_dir), "https://www.kaggle.com/"):
-        assert part in source.line
+        assert part in source.description
 
 
 def test_a_download_that_fails_is_a_warning(data_dir, monkeypatch, capsys):
@@ -131,31 +131,31 @@ def test_offline_gives_up_within_seconds(monkeypatch):
 
 def sample_faces():
     n = 30
-    usage = np.array(["Training"] * 10 + ["PublicTest"] * 10 + ["PrivateTest"] * 10)
+    split = np.array(["Training"] * 10 + ["PublicTest"] * 10 + ["PrivateTest"] * 10)
     landmarks = np.zeros((n, 68, 2), np.float32)
     images = np.zeros((n, 48, 48), np.uint8)
-    return Faces(images, np.arange(n) % 7, usage, landmarks=landmarks, source="the sample")
+    return FaceDataset(images, np.arange(n) % 7, split, landmarks=landmarks, source="the sample")
 
 
 def test_the_sample_by_name(tmp_path, monkeypatch):
     calls = []
 
-    def synthetic_faces():
+    def synthetic_dataset():
         calls.append(1)
         return sample_faces()
 
-    stub = types.SimpleNamespace(synthetic_faces=synthetic_faces)
-    monkeypatch.setitem(sys.modules, "data.sample", stub)
+    stub = types.SimpleNamespace(synthetic_dataset=synthetic_dataset)
+    monkeypatch.setitem(sys.modules, "data.synthetic.generate", stub)
     source = find_source("sample")
-    assert source.is_sample
+    assert source.is_synthetic
     for _ in range(2):  # drawn, then from the cache
-        faces = load_faces(source, width=24, cache=tmp_path)
+        faces = load_dataset(source, width=24, cache=tmp_path)
         assert faces.images.shape == (30, 24, 24)
         assert faces.has_landmarks.all()
         assert faces.source == "the synthetic sample"
     assert len(calls) == 1
     with pytest.raises(DataError, match=r"classes angry .*--class_names"):
-        load_faces(source, class_names=("cat", "dog"), cache=tmp_path)
+        load_dataset(source, class_names=("cat", "dog"), cache=tmp_path)
 
 
 def test_data_that_does_not_exist(tmp_path):
@@ -195,32 +195,32 @@ def test_several_csvs_of_faces(tmp_path):
 def test_data_that_vanishes(tmp_path):
     source = Source(tmp_path / "gone", "")
     with pytest.raises(DataError, match=r"gone cannot be read \(No such file"):
-        load_faces(source, cache=tmp_path / "cache")
+        load_dataset(source, cache=tmp_path / "cache")
 
 
 # Held-out faces
 
 
 def test_hold_out_takes_every_tenth_of_each_class():
-    labels = np.array([0] * 25 + [1] * 9 + [2] * 2 + [3] + [UNKNOWN])
-    usage = np.array(["Training"] * 37 + ["PrivateTest"])
-    faces = Faces(np.zeros((38, 4, 4), np.uint8), labels, usage, source="here")
+    labels = np.array([0] * 25 + [1] * 9 + [2] * 2 + [3] + [UNLABELED])
+    split = np.array(["Training"] * 37 + ["PrivateTest"])
+    faces = FaceDataset(np.zeros((38, 4, 4), np.uint8), labels, split, source="here")
     held = hold_out(faces)
-    assert np.flatnonzero(held.usage == "PublicTest").tolist() == [9, 19, 33, 35]
+    assert np.flatnonzero(held.split == "PublicTest").tolist() == [9, 19, 33, 35]
     assert held.source.startswith("here (every tenth Training face held out as PublicTest")
     assert hold_out(held) is held
     assert faces.counts() == {"Training": 37, "PrivateTest": 1}
 
 
 def test_hold_out_leaves_a_set_without_training_faces():
-    usage = np.array(["PrivateTest"] * 10)
-    faces = Faces(np.zeros((10, 4, 4), np.uint8), np.zeros(10, np.int64), usage)
+    split = np.array(["PrivateTest"] * 10)
+    faces = FaceDataset(np.zeros((10, 4, 4), np.uint8), np.zeros(10, np.int64), split)
     assert hold_out(faces) is faces
 
 
 def test_a_set_without_validation_gets_one(tmp_path):
-    make_csv(tmp_path / "a.csv", 210, usages=("Training",) * 7 + ("PrivateTest",) * 7)
-    faces = load_faces(find_source(str(tmp_path / "a.csv")), 4, cache=tmp_path / "cache")
+    make_csv(tmp_path / "a.csv", 210, splits=("Training",) * 7 + ("PrivateTest",) * 7)
+    faces = load_dataset(find_source(str(tmp_path / "a.csv")), 4, cache=tmp_path / "cache")
     assert faces.counts() == {"Training": 98, "PublicTest": 7, "PrivateTest": 105}
     assert "held out" in faces.source
 
@@ -229,7 +229,7 @@ def test_a_set_without_validation_gets_one(tmp_path):
 
 
 def load(path, cache, **options):
-    return load_faces(find_source(str(path)), **{"width": 4, **options}, cache=cache)
+    return load_dataset(find_source(str(path)), **{"width": 4, **options}, cache=cache)
 
 
 def equal(a, b):
@@ -244,7 +244,7 @@ def test_the_second_load_comes_from_the_cache(tmp_path, monkeypatch):
     names = ("contempt", "bored")
     make_tree(tmp_path / "set", names)
     first = load(tmp_path / "set", tmp_path / "cache", class_names=names)
-    monkeypatch.setattr("data.folders.read_images", None)  # it would fail if it were called
+    monkeypatch.setattr("data.readers.folders.read_images", None)  # it would fail if it were called
     second = load(tmp_path / "set", tmp_path / "cache", class_names=names)
     assert equal(first, second)
     assert second.class_names == names

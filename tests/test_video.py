@@ -11,14 +11,14 @@ import pytest
 from photos import run, save, table
 from PIL import Image
 
-from data.faces import EMOTIONS
-from data.inputs import is_video
-from predictor import FacePredictor
+from data.dataset import EMOTIONS
+from inference.inputs import is_video
+from inference.pipeline import MOST_BYTES, OrderedExecutor
+from inference.predictor import FacePredictor
+from inference.tracking import MOST, STEP, Tracker
+from inference.video import Video, VideoWriter
 from utils.errors import DataError
-from utils.figures import expressions_over_time
-from utils.pipeline import MOST_BYTES, InOrder
-from utils.tracks import MOST, STEP, Tracker
-from utils.video import Video, VideoWriter
+from utils.plots import plot_expressions_over_time
 
 # Videos
 
@@ -68,7 +68,7 @@ def test_a_gif_that_moves_is_a_film_and_its_times_are_its_own(echo, tmp_path, mo
     frames = [Image.fromarray(frame) for frame in moving[4:10]]
     pauses = [100, 100, 500, 100, 1000, 100]  # milliseconds
     file = tmp_path / "film.gif"
-    frames[0].save(file, save_all=True, append_images=frames[1:], duration=pauses)
+    frames[0].save(file, save_all=True, append_images=frames[1:], format_duration=pauses)
     frames[0].save(tmp_path / "still.gif")
     assert is_video(file)
     assert not is_video(tmp_path / "still.gif")
@@ -128,7 +128,7 @@ def test_a_film_without_a_constant_rate_is_not_called_damaged(tmp_path, moving):
 def test_a_film_that_cannot_be_drawn_is_read_all_the_same(echo, tmp_path, capsys, moving):
     file = tmp_path / "thin.gif"
     frames = [Image.fromarray(frame[:, :1]) for frame in moving[4:7]]
-    frames[0].save(file, save_all=True, append_images=frames[1:], duration=100)
+    frames[0].save(file, save_all=True, append_images=frames[1:], format_duration=100)
     other = write_video(tmp_path / "film.mp4", moving[:8])
     assert run(file, other, "--cropped", "--out", tmp_path / "12:30") == 3
     told = capsys.readouterr().err
@@ -161,7 +161,7 @@ def test_ctrl_c_leaves_nothing_at_work_behind_the_block():
         done.append(number)
 
     def draw():
-        with InOrder() as order:
+        with OrderedExecutor() as order:
             for number in range(4):
                 order.submit(1, work, number)
             begun.wait(20)
@@ -268,7 +268,7 @@ def test_drawings_wait_only_while_there_is_room():
         order.submit(size, draw, size)
         done.append("submitted")
 
-    with InOrder() as order:
+    with OrderedExecutor() as order:
         order.submit(MOST_BYTES + 1, draw, 0)  # one may be as large as it likes
         waiting = threading.Thread(target=submit, args=(order, 1))
         waiting.start()
@@ -281,16 +281,16 @@ def test_drawings_wait_only_while_there_is_room():
 
 def test_faces_are_sought_while_the_network_reads(echo, tmp_path, moving):
     file = write_video(tmp_path / "film.mp4", moving)
-    find, read, sought, ahead = FacePredictor.find, FacePredictor.read, [], threading.Event()
+    find, read, sought, map_ahead = FacePredictor.find, FacePredictor.read, [], threading.Event()
 
     def finding(self, image, detail):
         sought.append(1)
         if len(sought) == 24:  # the network has the first 16
-            ahead.set()
+            map_ahead.set()
         return find(self, image, detail)
 
     def reading(self, cuts):
-        assert ahead.wait(20)
+        assert map_ahead.wait(20)
         return read(self, cuts)
 
     with pytest.MonkeyPatch.context() as context:
@@ -348,7 +348,7 @@ class Camera:
 def test_a_camera_goes_by_the_clock(monkeypatch, tmp_path):
     clock = iter(np.arange(100) / 5)
     monkeypatch.setattr(cv2, "VideoCapture", Camera)
-    monkeypatch.setattr("utils.video.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("inference.video.time.monotonic", lambda: float(next(clock)))
     times = [(number, seconds) for number, seconds, _ in Video(0).frames(every=2)]
     assert [number for number, _ in times] == [6, 12, 18, 24, 30, 36]
     assert [seconds for _, seconds in times] == pytest.approx(np.arange(1, 7) / 5)
@@ -423,7 +423,7 @@ def test_a_long_video_takes_no_more_memory():
 def test_the_plot_leaves_gaps_where_a_face_is_away():
     shares = np.full((4, 7), 1 / 7)
     shares[2] = np.nan
-    figure = expressions_over_time({"face 0": (np.arange(5) * STEP, shares)}, EMOTIONS, "film")
+    figure = plot_expressions_over_time({"face 0": (np.arange(5) * STEP, shares)}, EMOTIONS, "film")
     (axes,) = figure.axes
     assert len(axes.collections) == 7
     for band in axes.collections:

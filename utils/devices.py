@@ -157,20 +157,27 @@ def seed_device(device: torch.device, seed: int) -> None:
     generator.manual_seed(seed)
 
 
-def describe_device(device: torch.device) -> str:
-    """Return the device in words: "NVIDIA H100 80GB HBM3" or "CPU (x86_64, AVX512), 8 threads"."""
+def set_threads(threads: int) -> None:
+    """Set PyTorch's CPU threads; 0 leaves its default, one per core."""
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def describe_device(device: torch.device, processes: int = 1) -> str:
+    """Return such as "NVIDIA H100 80GB HBM3" or "CPU (x86_64, AVX512), 8 threads"."""
+    suffix = f", {processes} processes" if processes > 1 else ""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+        return torch.cuda.get_device_name(device) + suffix
     simd = torch.backends.cpu.get_cpu_capability()
-    return f"CPU ({platform.machine()}, {simd}), {torch.get_num_threads()} threads"
+    return f"CPU ({platform.machine()}, {simd}), {torch.get_num_threads()} threads{suffix}"
 
 
-def takes_bf16(amp: str, device: torch.device) -> bool:
+def use_bf16(amp: str, device: torch.device) -> bool:
     """Tell whether `--amp` means bfloat16: auto does where the hardware computes it."""
-    return amp == "bf16" or (amp == "auto" and bf16_pays(device))
+    return amp == "bf16" or (amp == "auto" and has_fast_bf16(device))
 
 
-def bf16_pays(device: torch.device) -> bool:
+def has_fast_bf16(device: torch.device) -> bool:
     """Tell whether bfloat16 is computed by the hardware, rather than emulated slowly."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
@@ -185,19 +192,19 @@ def autocast(device: torch.device, enabled: bool) -> contextlib.AbstractContextM
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
-def compiled(module: nn.Module, *, graphs: bool = True) -> nn.Module:
+def compile_module(module: nn.Module, *, cuda_graphs: bool = True) -> nn.Module:
     """Return the module with kernels of its own, written by torch.compile at its first calls.
 
     Args:
         module: to compile.
-        graphs: on a GPU each pass is one CUDA graph besides: at a batch of 128 small faces,
+        cuda_graphs: on a GPU each pass is one CUDA graph besides: at a batch of 128 small faces,
             starting hundreds of kernels by hand takes longer than they do.
     """
-    return _compile(module, mode="reduce-overhead" if graphs else "default")
+    return _compile(module, mode="reduce-overhead" if cuda_graphs else "default")
 
 
 @cache
-def fused(function: Callable[..., Any]) -> Callable[..., Any]:
+def compile_function(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function whose many small operators torch.compile joins into a few kernels."""
     return _compile(function)
 
@@ -209,7 +216,7 @@ def _compile(function: Callable[..., Any], **how: Any) -> Callable[..., Any]:
 
 
 @contextlib.contextmanager
-def compile_faults_told() -> Iterator[None]:
+def report_compile_errors() -> Iterator[None]:
     """Tell in a sentence why torch.compile does not work here: mostly for want of a compiler.
 
     Raises:

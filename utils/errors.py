@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from utils.signals import Interrupted, termination_raised
+from utils.signals import Interrupted, raise_on_termination
 
 FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows has no quota
 
@@ -42,7 +42,7 @@ def run_main(main: Callable[[], None]) -> None:
     if hasattr(sys.stdout, "reconfigure"):  # whatever a file's name holds, it can be told
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        with termination_raised():
+        with raise_on_termination():
             main()
             sys.stdout.flush()
     except ProjectError as error:

@@ -37,7 +37,7 @@ def score(
         "balanced_accuracy": float(recalls.mean()),
         "macro_f1": float(f1_score(labels, predicted, labels=present, average="macro")),
         "ece": expected_calibration_error(labels, probabilities),
-        "auroc_confidence": tells_right(probabilities.max(1), predicted == labels),
+        "auroc_confidence": correctness_auroc(probabilities.max(1), predicted == labels),
         "recall": recall,
     }
 
@@ -47,7 +47,7 @@ def accuracy(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
     return float((probabilities.argmax(1) == labels).mean()) if len(labels) else None
 
 
-def tells_right(value: np.ndarray, right: np.ndarray) -> float | None:
+def correctness_auroc(value: np.ndarray, right: np.ndarray) -> float | None:
     """How often a right prediction has a greater value than a wrong one: 1 always, 0.5 by chance.
 
     That is the area under the ROC curve of finding the right ones by it (Hendrycks and Gimpel,

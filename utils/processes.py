@@ -15,7 +15,7 @@ from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from utils.errors import RunError
-from utils.signals import signals_ignored
+from utils.signals import ignore_signals
 
 
 def map_unordered(
@@ -41,7 +41,7 @@ def map_unordered(
     )
     call = joblib.delayed(_call)
     try:
-        with signals_ignored():  # the workers; this process ends them
+        with ignore_signals():  # the workers; this process ends them
             results = parallel(call(function, i, x, os.getpid()) for i, x in enumerate(items))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # joblib's, where Ctrl-C leaves results unread

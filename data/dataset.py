@@ -1,0 +1,259 @@
+"""`FaceDataset`: what every reader returns, whatever the layout."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+
+import cv2
+import numpy as np
+
+from utils.errors import DataError
+
+# In FER2013's order: class 0 comes first.
+EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
+SPLITS = ("Training", "PublicTest", "PrivateTest")
+UNLABELED = -1
+LANDMARK_NUM = 68
+
+_SPELLINGS = {
+    "angry": ("anger", "ang", "an"),
+    "disgust": ("disgusted", "dis", "di"),
+    "fear": ("fearful", "afraid", "scared", "fea", "fe"),
+    "happy": ("happiness", "joy", "hap", "ha"),
+    "sad": ("sadness", "sa"),
+    "surprise": ("surprised", "sur", "su"),
+    "neutral": ("neutrality", "normal", "neu", "ne"),
+}
+_CLASS_OF_SPELLING = {
+    spelling: name for name, others in _SPELLINGS.items() for spelling in (name, *others)
+}
+
+
+@dataclass(frozen=True)
+class FaceDataset:
+    """A data set of N images of one face each.
+
+    Attributes:
+        images: uint8 [N, H, W], or [N, H, W, 3] in RGB.
+        labels: int64 [N], an index into `class_names`, or UNLABELED.
+        split: str [N], each one of SPLITS.
+        class_names: The C classes, in the order of the labels.
+        landmarks: float32 [N, 68, 2], x and y in pixels (centers are whole numbers), NaN for an
+            image without landmarks; None if they are not computed yet.
+        votes: int64 [N, 10], FER+'s votes, or None.
+        source: Description of the source, for messages.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    split: np.ndarray
+    class_names: tuple[str, ...] = EMOTIONS
+    landmarks: np.ndarray | None = None
+    votes: np.ndarray | None = None
+    source: str = ""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def channels(self) -> int:
+        """1 for grayscale images, 3 for RGB."""
+        return 3 if self.images.ndim == 4 else 1
+
+    @property
+    def has_landmarks(self) -> np.ndarray:
+        """bool [N]: the images with landmarks."""
+        if self.landmarks is None:
+            return np.zeros(len(self), dtype=bool)
+        return ~np.isnan(self.landmarks).any(axis=(1, 2))
+
+    @property
+    def training_rows(self) -> np.ndarray:
+        """int [M]: the rows of the labeled Training images."""
+        return np.flatnonzero((self.split == "Training") & (self.labels != UNLABELED))
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of the images, labels and splits."""
+        return _digest(self.images, self.labels, self.split.astype("U12"))
+
+    @cached_property
+    def target_digest(self) -> str:
+        """Digest of the landmarks and votes."""
+        arrays = (array for array in (self.landmarks, self.votes) if array is not None)
+        return _digest(*arrays)
+
+    def select(self, index: np.ndarray) -> FaceDataset:
+        """Return the images that an index or a mask [N] selects."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        arrays = {name: v[index] for name, v in values.items() if isinstance(v, np.ndarray)}
+        return replace(self, **arrays)
+
+    def subset(self, *splits: str) -> FaceDataset:
+        """Return the images of some splits, in their order."""
+        return self.select(np.isin(self.split, splits))
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of images of each split that is present."""
+        return {s: n for s in SPLITS if (n := int(np.count_nonzero(self.split == s)))}
+
+    def describe(self) -> str:
+        """Return the source, the number of images, and the classes, in two lines."""
+        counts = ", ".join(f"{n:,} {split}" for split, n in self.counts().items())
+        classes = ", ".join(self.class_names)
+        return f"{self.source}: {len(self):,} images, {counts}\nclasses  {classes}"
+
+    def resized(self, width: int) -> FaceDataset:
+        """Return the images as width x width pixels, with their landmarks."""
+        height, old = self.images.shape[1:3]
+        if (height, old) == (width, width):
+            return self
+        images = np.stack([resize_image(image, width) for image in self.images])
+        landmarks = self.landmarks
+        if landmarks is not None:
+            landmarks = resize_landmarks(landmarks, (old, height), width)
+        return replace(self, images=images, landmarks=landmarks)
+
+    def with_label_noise(self, share: float, seed: int) -> FaceDataset:
+        """Return the data set with a share of the Training labels replaced by random other ones."""
+        rng = np.random.default_rng(seed)
+        rows = self.training_rows
+        rows = rng.permutation(rows)[: round(share * len(rows))]
+        labels, classes = self.labels.copy(), len(self.class_names)
+        labels[rows] = (labels[rows] + rng.integers(1, classes, len(rows))) % classes
+        return replace(self, labels=labels)
+
+    def with_class_order(self, class_names: tuple[str, ...]) -> FaceDataset:
+        """Return the data set with labels that index other class names, a superset of its own."""
+        index = np.array([*map(class_names.index, self.class_names), UNLABELED])
+        return replace(self, labels=index[self.labels], class_names=class_names)
+
+    def pixel_statistics(self, split: str) -> tuple[float, float]:
+        """Return mean and standard deviation of a split's pixels, 0 to 255."""
+        counts = np.zeros(256, np.int64)
+        for rows in np.array_split(np.flatnonzero(self.split == split), len(self) // 1024 + 1):
+            counts += np.bincount(self.images[rows].ravel(), minlength=256)
+        levels = np.arange(256)
+        mean = np.average(levels, weights=counts)
+        return float(mean), float(np.sqrt(np.average((levels - mean) ** 2, weights=counts)))
+
+    def mean_face(self) -> np.ndarray:
+        """Return the mean landmarks of the Training images: float32 [68, 2], pixels.
+
+        Raises:
+            DataError: No Training image has landmarks.
+        """
+        rows = self.has_landmarks & (self.split == "Training")
+        if not rows.any():
+            raise DataError(
+                f"{self.source}: no Training image has landmarks, so there is no mean face; train "
+                "with --no_landmarks, or use larger or clearer images"
+            )
+        return self.landmarks[rows].mean(axis=0, dtype=np.float64).astype(np.float32)
+
+    def duplicates(self) -> np.ndarray:
+        """bool [N]: test images whose pixels are also in Training."""
+        digests = np.array(
+            [hashlib.blake2b(i.tobytes(), digest_size=16).hexdigest() for i in self.images]
+        )
+        training = self.split == "Training"
+        return ~training & np.isin(digests, digests[training])
+
+
+def canonical_class(spelling: str) -> str | None:
+    """Return FER2013's name of a class in any common spelling, or None for another class."""
+    return _CLASS_OF_SPELLING.get(spelling.strip().lower())
+
+
+def resize_image(image: np.ndarray, width: int) -> np.ndarray:
+    """Return uint8 [H, W] or [H, W, 3] as width x width, antialiased."""
+    is_smaller = width < max(image.shape[:2])
+    interpolation = cv2.INTER_AREA if is_smaller else cv2.INTER_CUBIC
+    return cv2.resize(image, (width, width), interpolation=interpolation)
+
+
+def resize_landmarks(landmarks: np.ndarray, size: tuple[int, int], width: int) -> np.ndarray:
+    """Move landmarks [..., 68, 2] from an image of size (width, height) to a square of `width`.
+
+    Pixel centers are whole numbers, so the left edge of the image is at -0.5.
+    """
+    scale = width / np.asarray(size, dtype=np.float32)
+    return ((landmarks + 0.5) * scale - 0.5).astype(np.float32)
+
+
+def validation_errors(dataset: FaceDataset, width: int) -> list[str]:
+    """Return the properties that a data set of this image width should have and does not."""
+    n, images, labels = len(dataset), dataset.images, dataset.labels
+    classes, landmarks = len(dataset.class_names), dataset.landmarks
+    properties = {
+        f"images: uint8 [{n}, {width}, {width}], or [..., 3]": images.dtype == np.uint8
+        and images.shape[1:] in ((width, width), (width, width, 3)),
+        f"labels: int64 [{n}], from {UNLABELED} to {classes - 1}": labels.dtype == np.int64
+        and labels.shape == (n,)
+        and bool(((labels >= UNLABELED) & (labels < classes)).all()),
+        f"split: [{n}], each of {', '.join(SPLITS)}": dataset.split.shape == (n,)
+        and bool(np.isin(dataset.split, SPLITS).all()),
+        f"landmarks: [{n}, {LANDMARK_NUM}, 2], or None": landmarks is None
+        or landmarks.shape == (n, LANDMARK_NUM, 2),
+    }
+    return [text for text, is_valid in properties.items() if not is_valid]
+
+
+def validate(dataset: FaceDataset, width: int) -> FaceDataset:
+    """Return what a reader made of a data set, if it is a valid FaceDataset.
+
+    Raises:
+        DataError: It is not.
+    """
+    if errors := validation_errors(dataset, width):
+        raise DataError(
+            f"{dataset.source or 'the data set'}: the reader of this layout does not return "
+            f"{'; '.join(errors)}; correct its `read` (see CONTRIBUTING.md)"
+        )
+    return dataset
+
+
+def check_trainable(dataset: FaceDataset) -> None:
+    """Check that a data set has Training images of every class, and PublicTest images.
+
+    Raises:
+        DataError: It does not.
+    """
+    labels = dataset.labels[dataset.training_rows]
+    if not len(labels):
+        raise DataError(
+            f"{dataset.source}: no labeled Training images; a CSV needs a column emotion and rows "
+            "whose Usage is Training, a folder needs train/<class>/"
+        )
+    if len(dataset.class_names) < 2:
+        raise DataError(
+            f"{dataset.source}: {quoted(dataset.class_names)} is the only class; at least two are "
+            "needed"
+        )
+    counts = np.bincount(labels, minlength=len(dataset.class_names))
+    if missing := [name for name, n in zip(dataset.class_names, counts) if n == 0]:
+        raise DataError(
+            f"{dataset.source}: no Training image of {quoted(missing)}; add some, or name the "
+            "present classes with --class_names"
+        )
+    if not ((dataset.split == "PublicTest") & (dataset.labels != UNLABELED)).any():
+        raise DataError(
+            f"{dataset.source}: no labeled PublicTest images, and too few Training images to hold "
+            "some out, so no epoch can be chosen; add a folder validation/ or more images"
+        )
+
+
+def quoted(names: Iterable[str]) -> str:
+    """Return names for a message: quoted, separated by commas."""
+    return ", ".join(f"'{name}'" for name in names)
+
+
+def _digest(*arrays: np.ndarray) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for array in arrays:
+        digest.update(str(array.shape).encode())
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()

@@ -1,0 +1,212 @@
+"""Augmentation of whole batches on their device, of pixels and landmarks by one transform.
+
+Landmarks are in normalized coordinates, as the network predicts them and `affine_grid` defines
+them. Not torchvision's transforms: those draw one transform per call, so that a batch would be a
+loop over its images (tools/benchmarks/throughput.py has such a loop).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from data.degrade import MAX_JPEG_SCALE, degrade, jpeg, jpeg_tables
+from data.landmarks import FLIP
+from utils.devices import compile_function
+
+MIN_ERASED, MAX_ERASED = 0.02, 0.2  # area of an erased rectangle, as shares of the image
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Augmentation strengths, by default none. All amounts are uniform.
+
+    Attributes:
+        flip: Probability of a horizontal flip.
+        degrees: Maximum rotation.
+        translation: Maximum translation in x and y, as a share of the width.
+        scale: The scale is from 1 - scale to 1 + scale.
+        color_jitter: The contrast is from 1 - color_jitter to 1 + color_jitter, and the brightness
+            changes by up to color_jitter / 2 of the gray levels.
+        erasing: Random-erasing probability.
+        degraded: Probability of low resolution, of noise, and of a gamma curve, each independent.
+        jpeg: Probability of JPEG compression.
+        width: Of the output in pixels; 0 keeps the input's.
+    """
+
+    flip: float = 0.0
+    degrees: float = 0.0
+    translation: float = 0.0
+    scale: float = 0.0
+    color_jitter: float = 0.0
+    erasing: float = 0.0
+    degraded: float = 0.0
+    jpeg: float = 0.0
+    width: int = 0
+
+    @property
+    def weak(self) -> Augmentation:
+        """The same geometry and color jitter, without erasing, degradation or JPEG."""
+        return replace(self, erasing=0.0, degraded=0.0, jpeg=0.0)
+
+
+@cache
+def flip_index(device: torch.device) -> Tensor:
+    """Return FLIP on a device, copied once: a copy per batch would synchronize with the GPU."""
+    return torch.from_numpy(FLIP).to(device)
+
+
+def augment(
+    images: Tensor,
+    landmarks: Tensor | None,
+    augmentation: Augmentation,
+    generator: torch.Generator,
+    *,
+    shard: slice = slice(None),
+    whole: int | None = None,
+    compile: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Augment a batch, each image by its own transform.
+
+    Args:
+        images: uint8 or float [N, C, H, W], 0 to 255.
+        landmarks: [N, 68, 2], normalized coordinates, NaN where there are none; or None.
+        augmentation: The strengths.
+        generator: On the images' device; equal states give equal batches.
+        shard: Place of these images in a batch of `whole` images, whose other images are augmented
+            by other processes.
+        whole: See `shard`; by default N.
+        compile: Use torch.compile.
+
+    Returns:
+        float images [N, C, H, W], 0 to 255, and the landmarks. H and W are `augmentation.width`
+        where that is not 0.
+    """
+    n, width = whole or len(images), augmentation.width
+    shape = (n, images.shape[1], width, width) if width else (n, *images.shape[1:])
+    where = {"device": images.device, "generator": generator}
+    draws = [torch.rand(13, n, **where)[:, shard]]
+    if augmentation.degraded:
+        draws += [torch.rand(6, n, **where)[:, shard], torch.randn(shape, **where)[shard]]
+    if augmentation.jpeg:
+        draws += [torch.rand(2, n, **where)[:, shard]]
+    apply = compile_function(_apply) if compile else _apply
+    tables = flip_index(images.device), *jpeg_tables(images.device)
+    return apply(images, landmarks, augmentation, draws, tables)
+
+
+def _apply(
+    images: Tensor,
+    landmarks: Tensor | None,
+    augmentation: Augmentation,
+    draws: Sequence[Tensor],
+    tables: tuple[Tensor, Tensor, Tensor],
+) -> tuple[Tensor, Tensor | None]:
+    """Apply the transforms that the draws in [0, 1) define."""
+    geometry, *rest = draws
+    flip, angle, scale, x, y, contrast, brightness, *erasing = geometry
+
+    def symmetric(draw: Tensor, limit: float) -> Tensor:
+        return (2 * draw - 1) * limit
+
+    flipped = flip < augmentation.flip
+    matrix = affine(
+        symmetric(angle, math.radians(augmentation.degrees)),
+        1 + symmetric(scale, augmentation.scale),
+        symmetric(x, 2 * augmentation.translation),
+        symmetric(y, 2 * augmentation.translation),
+        flipped,
+    )
+    images = warp(images.float(), matrix, augmentation.width)
+    strength = augmentation.color_jitter
+    images = _color_jitter(
+        images, 1 + symmetric(contrast, strength), symmetric(brightness, 127.5 * strength)
+    )
+    if augmentation.degraded:
+        amounts, noise, *rest = rest
+        amounts = [draw.view(-1, 1, 1, 1) for draw in amounts]
+        images = degrade(images, augmentation.degraded, noise, amounts)
+    if augmentation.jpeg:
+        chance, quality = (draw.view(-1, 1, 1, 1) for draw in rest[0])
+        compressed = jpeg(images, MAX_JPEG_SCALE * quality, tables[1:])
+        images = torch.where(chance < augmentation.jpeg, compressed, images)
+    images = _erase(images, augmentation, *(draw.view(-1, 1, 1, 1) for draw in erasing))
+    if landmarks is not None:
+        landmarks = transform_landmarks(landmarks, matrix, flipped, tables[0])
+    return images, landmarks
+
+
+def affine(angle: Tensor, scale: Tensor, x: Tensor, y: Tensor, flipped: Tensor) -> Tensor:
+    """Return the affine maps [N, 2, 3] from old to new coordinates.
+
+    An image is flipped first, then rotated by `angle` (radians, clockwise, as y points down),
+    scaled, and translated by x and y (normalized coordinates). All arguments are [N].
+    """
+    cos, sin = scale * angle.cos(), scale * angle.sin()
+    sign = torch.where(flipped, -1.0, 1.0)
+    rows = (torch.stack((sign * cos, -sin, x), 1), torch.stack((sign * sin, cos, y), 1))
+    return torch.stack(rows, 1)
+
+
+def warp(images: Tensor, matrix: Tensor, width: int = 0) -> Tensor:
+    """Warp images [N, C, H, W] by affine maps [N, 2, 3]; the border is repeated.
+
+    The output is [N, C, width, width] where a width is given.
+    """
+    # grid_sample needs the map from new to old coordinates.
+    shape = [*images.shape[:2], width, width] if width else list(images.shape)
+    grid = F.affine_grid(_inverse(matrix), shape, align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def _inverse(matrix: Tensor) -> Tensor:
+    """Return the inverse affine maps [N, 2, 3], in closed form: faster than torch.linalg.inv."""
+    (a, b, x), (c, d, y) = matrix.permute(1, 2, 0)
+    determinant = a * d - b * c
+    rows = torch.stack((d, -b, b * y - d * x, -c, a, c * x - a * y), 1)
+    return (rows / determinant[:, None]).unflatten(1, (2, 3))
+
+
+def transform_landmarks(
+    landmarks: Tensor, matrix: Tensor, flipped: Tensor, flip: Tensor | None = None
+) -> Tensor:
+    """Transform landmarks [N, 68, 2] by affine maps [N, 2, 3]; a flip swaps left and right.
+
+    Args:
+        landmarks: Normalized coordinates.
+        matrix: As `affine` returns it.
+        flipped: bool [N].
+        flip: int64 [68], FLIP on the landmarks' device.
+    """
+    flip = flip_index(landmarks.device) if flip is None else flip
+    moved = landmarks @ matrix[:, :, :2].mT + matrix[:, None, :, 2]
+    return torch.where(flipped[:, None, None], moved[:, flip], moved)
+
+
+def _color_jitter(images: Tensor, contrast: Tensor, brightness: Tensor) -> Tensor:
+    """Scale the gray levels of each image about its mean, and shift them; factors are [N]."""
+    mean = images.mean((1, 2, 3), keepdim=True)
+    images = (images - mean) * contrast.view(-1, 1, 1, 1) + mean + brightness.view(-1, 1, 1, 1)
+    return images.clamp(0, 255)
+
+
+def _erase(images: Tensor, augmentation: Augmentation, *draws: Tensor) -> Tensor:
+    """Replace one rectangle of some images by a uniform gray (Zhong et al., AAAI 2020).
+
+    The draws in [0, 1), [N, 1, 1, 1] each, are: chance, area, aspect ratio, center (x, y), gray.
+    """
+    chance, area, aspect, x, y, gray = draws
+    height, width = images.shape[2:]
+    area = (MIN_ERASED + (MAX_ERASED - MIN_ERASED) * area) * (chance < augmentation.erasing)
+    stretch = (aspect * 2 - 1).exp()  # sides from 1 : e to e : 1
+    half_x, half_y = (area * stretch).sqrt() / 2, (area / stretch).sqrt() / 2
+    columns = (torch.arange(width, device=images.device) + 0.5) / width
+    rows = ((torch.arange(height, device=images.device) + 0.5) / height)[:, None]
+    inside = ((columns - x).abs() < half_x) & ((rows - y).abs() < half_y)
+    return torch.where(inside, gray * 255, images)

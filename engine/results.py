@@ -1,0 +1,195 @@
+"""The results of an evaluation in a run folder: metrics, predictions, figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from utils import image_grids, metrics, plots
+from utils.run_folder import RunFolder
+
+UNLABELED = -1
+NUM_LANDMARK_IMAGES = 14  # in landmarks.png
+NUM_RANKED_IMAGES = 12  # in each row of importance.png
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Ground truth and predictions of N samples.
+
+    Attributes:
+        class_names: C names.
+        rows: int [N], rows in the data set, counted from 0.
+        split: str [N].
+        images: uint8 [N, W, W] or [N, W, W, 3].
+        labels: int [N], UNLABELED where there is none.
+        landmarks: float [N, 68, 2] in pixels, NaN where there are none; or None.
+        duplicates: bool [N], images whose pixels are also in Training; None without Training.
+        probabilities: float [N, C].
+        importance: float [N].
+        predicted_landmarks: float [N, 68, 2] in pixels, or None.
+        label_kind: "FER+" for its labels, whose scores are not comparable with others; else empty.
+    """
+
+    class_names: tuple[str, ...]
+    rows: np.ndarray
+    split: np.ndarray
+    images: np.ndarray
+    labels: np.ndarray
+    landmarks: np.ndarray | None
+    duplicates: np.ndarray | None
+    probabilities: np.ndarray
+    importance: np.ndarray
+    predicted_landmarks: np.ndarray | None
+    label_kind: str = ""
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """int [N]: the most probable classes."""
+        return self.probabilities.argmax(1)
+
+    def scores(self) -> dict[str, dict[str, Any]]:
+        """Compute the metrics of each split.
+
+        Returns:
+            By split: those of `metrics.score`, auroc_importance, accuracy_without_duplicates,
+            duplicates (their number), and landmark_error (pixels), each None where undefined. A
+            split without labels has n = 0 and the number of unlabeled images.
+        """
+        return {
+            name: self._score(self.split == name) for name in dict.fromkeys(self.split.tolist())
+        }
+
+    def _score(self, mask: np.ndarray) -> dict[str, Any]:
+        labeled = mask & (self.labels != UNLABELED)
+        if not labeled.any():
+            return {"n": 0, "unlabeled": int(mask.sum())}
+        result = metrics.score(self.labels[labeled], self.probabilities[labeled], self.class_names)
+        correct = self.predicted[labeled] == self.labels[labeled]
+        result["auroc_importance"] = metrics.correctness_auroc(self.importance[labeled], correct)
+        extra = dict.fromkeys(("accuracy_without_duplicates", "duplicates", "landmark_error"))
+        if self.duplicates is not None:
+            unique = labeled & ~self.duplicates
+            extra["duplicates"] = int((labeled & self.duplicates).sum())
+            extra["accuracy_without_duplicates"] = metrics.accuracy(
+                self.labels[unique], self.probabilities[unique]
+            )
+        if self.landmarks is not None and self.predicted_landmarks is not None:
+            extra["landmark_error"] = metrics.landmark_error(
+                self.predicted_landmarks[mask], self.landmarks[mask]
+            )
+        kind = {"labels": self.label_kind} if self.label_kind else {}
+        return kind | result | extra
+
+    def write(
+        self, run: RunFolder, title: str, more: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> dict[str, dict[str, Any]]:
+        """Write metrics.json, predictions.csv and figures.
+
+        Args:
+            run: The run folder.
+            title: Of the figures, which show the last split.
+            more: Added to metrics.json.
+
+        Returns:
+            The scores.
+        """
+        scores = self.scores()
+        self._write_predictions(run)
+        last = self.split == self.split[-1]
+        self._write_figures(run, np.flatnonzero(last), f"{title}, {self.split[-1]}")
+        run.write_json("metrics.json", scores | (more or {}))  # last: it marks a finished run
+        return scores
+
+    def _write_predictions(self, run: RunFolder) -> None:
+        names = np.array([*self.class_names, ""])  # UNLABELED is -1: the last
+        columns = {
+            "index": self.rows,
+            "split": self.split,
+            "label": names[self.labels],
+            "predicted": names[self.predicted],
+            "importance": self.importance,
+        }
+        probabilities = pd.DataFrame(self.probabilities, columns=self.class_names)
+        table = pd.concat([pd.DataFrame(columns), probabilities], axis="columns")
+        run.write_csv("predictions.csv", table.round(6))
+
+    def _write_figures(self, run: RunFolder, rows: np.ndarray, title: str) -> None:
+        labeled = rows[self.labels[rows] != UNLABELED]
+        if len(labeled):
+            self._write_score_figures(run, labeled, title)
+        if self.predicted_landmarks is not None:
+            shown = rows[_interleave_classes(self.predicted[rows], NUM_LANDMARK_IMAGES)]
+            truth = None if self.landmarks is None else self.landmarks[shown]
+            figure = image_grids.plot_landmarks(
+                self.images[shown],
+                {"ground truth": truth, "prediction": self.predicted_landmarks[shown]},
+                self._captions(shown),
+                f"{title}: landmarks",
+            )
+            run.write_figure("landmarks.png", figure)
+        order = rows[self.importance[rows].argsort(kind="stable")]
+        count = min(NUM_RANKED_IMAGES, len(rows) // 2)
+        if count and np.ptp(self.importance[rows]) > 0:
+            grid_rows = []
+            for which, shown in (("highest", order[::-1][:count]), ("lowest", order[:count])):
+                pairs = zip(self._captions(shown), self.importance[shown])
+                captions = [f"{text}\n{importance:.2f}" for text, importance in pairs]
+                grid_rows.append((f"{title}: {which} importance", self.images[shown], captions))
+            run.write_figure("importance.png", image_grids.plot_grid(grid_rows))
+
+    def _write_score_figures(self, run: RunFolder, rows: np.ndarray, title: str) -> None:
+        """Write the figures of labeled samples."""
+        labels, probabilities = self.labels[rows], self.probabilities[rows]
+        counts = metrics.confusion(labels, probabilities)
+        accuracy = 100 * metrics.accuracy(labels, probabilities)
+        figure = plots.plot_confusion_matrix(
+            counts, self.class_names, f"{title}\naccuracy {accuracy:.2f} %, n = {len(rows):,}"
+        )
+        run.write_figure("confusion_matrix.png", figure)
+        bins = metrics.reliability(labels, probabilities)
+        error = metrics.expected_calibration_error(labels, probabilities)
+        run.write_figure("reliability.png", plots.plot_reliability(bins, error, title))
+        importance = self.importance[rows]
+        if np.ptp(importance) > 0:
+            by_class = {self.class_names[c]: importance[labels == c] for c in np.unique(labels)}
+            figure = plots.plot_importance_by_class(by_class, f"{title}: importance by label")
+            run.write_figure("importance_by_class.png", figure)
+
+    def _captions(self, rows: Iterable[int]) -> list[str]:
+        """Return the prediction of each sample, and its label where they differ."""
+        captions = []
+        for predicted, label in zip(self.predicted[rows], self.labels[rows]):
+            text = self.class_names[predicted]
+            if label not in (UNLABELED, predicted):
+                text += f"\n(label {self.class_names[label]})"
+            captions.append(text)
+        return captions
+
+
+def summary(scores: dict[str, dict[str, Any]]) -> str:
+    """Return the scores as a table to print, one line per split."""
+    head = ("n", "accuracy", "no dupl.", "balanced", "macro F1", "ECE", "landmarks")
+    lines = [" " * 12 + "".join(f"{text:>11}" for text in head)]
+    for name, s in scores.items():
+        if "unlabeled" in s:
+            lines.append(f"{name:12}{s['unlabeled']:>11}  images without labels: no scores")
+            continue
+        shares = ("accuracy", "accuracy_without_duplicates", "balanced_accuracy", "macro_f1")
+        columns = [str(s["n"])]
+        columns += ["-" if s[key] is None else f"{100 * s[key]:.2f} %" for key in shares]
+        columns += [f"{s['ece']:.3f}"]
+        columns += ["-" if s["landmark_error"] is None else f"{s['landmark_error']:.2f} px"]
+        lines.append(f"{name:12}" + "".join(f"{column:>11}" for column in columns))
+    return "\n".join(lines)
+
+
+def _interleave_classes(classes: np.ndarray, n: int) -> np.ndarray:
+    """Return up to n indices: the first sample of each class, then the second, and so on."""
+    queues = [np.flatnonzero(classes == c) for c in np.unique(classes)]
+    order = [queue[i] for i in range(n) for queue in queues if i < len(queue)]
+    return np.array(order[:n], dtype=int)

@@ -1,0 +1,53 @@
+"""Progress bars that are lines in a log."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from tqdm import tqdm
+
+LOG_SECONDS = 30
+
+
+class _LogLines(tqdm):
+    """A tqdm that prints a line now and then, for output that is not a terminal."""
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        if not self.disable and self.n < (self.total or float("inf")):
+            self.fp.write(f"{self}\n")
+            self.fp.flush()
+
+
+def progress_bar(
+    iterable: Iterable | None = None,
+    description: str = "",
+    *,
+    total: int | None = None,
+    initial: int = 0,
+    unit: str = "it",
+    disable: bool = False,
+) -> tqdm:
+    """Return a progress bar on a terminal, and a line every 30 seconds in a log.
+
+    Args:
+        iterable: Items to iterate over; None for manual updates.
+        description: In front of the bar.
+        total: Number of items, if the iterable has no length.
+        initial: Items that are finished already.
+        unit: Name of an item.
+        disable: Show nothing.
+    """
+    shared: dict[str, Any] = {
+        "desc": description,
+        "total": total,
+        "initial": initial,
+        "unit": unit,
+        "leave": False,
+        "disable": disable,
+    }
+    if disable or sys.stderr.isatty():
+        return tqdm(iterable, **shared)
+    every = {"mininterval": LOG_SECONDS, "maxinterval": LOG_SECONDS, "delay": LOG_SECONDS}
+    return _LogLines(iterable, **shared, **every, ascii=True, ncols=80)
