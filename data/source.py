@@ -55,7 +55,7 @@ class SyntheticLayout:
     root: Path = DATA_DIR / "synthetic"
 
     def files(self) -> list[Path]:
-        """Return every file that the images depend on."""
+        """Return all files that the images depend on."""
         return sorted(self.root.glob("*.py"))
 
     def read(self, width: int, channels: int, class_names: Sequence[str]) -> FaceDataset:
@@ -78,7 +78,7 @@ def find_source(data: str = "") -> Source:
             FER2013, else the synthetic data set.
 
     Raises:
-        DataError: `data` does not exist, or has no known layout.
+        DataError: `data` does not exist, or has no supported layout.
     """
     if data == "sample":
         return Source(SyntheticLayout(), "sample", "the synthetic data set, as given by --data")
