@@ -43,7 +43,6 @@ def train(
     images: InMemoryDataset,
     dataset: FaceDataset,
     options: Options,
-    *,
     teachers: Teachers,
     context: DistributedContext,
     run: RunFolder | None,
