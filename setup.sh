@@ -77,7 +77,7 @@ install_requirements() { # install_requirements FILE: a path relative to $root
 is_installed() { [ "$(cat "$record" 2>/dev/null)" = "$content" ]; }
 
 run_pip() { # with the variables of install_requirements
-  local required_gb=10 free_gb # PyTorch with CUDA takes 5.4 GB, and its archives as much again
+  local required_gb=10 free_gb # PyTorch with CUDA: 5.4 GB, and temporary files
   [[ "$OSTYPE" != darwin* ]] || required_gb=3
   is_installed && return # installed by another process
   free_gb="$(df -Pk "$environment" | awk 'NR == 2 { print int($4 / 1048576) }')"
