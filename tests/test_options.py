@@ -180,8 +180,8 @@ def test_damaged_or_old_config_is_refused(saved, message):
 
 
 def test_given_options_are_told_from_defaults():
-    command = parse_train_options(["--no-relabel", "--beta=0.7"], "about")
-    assert command == CommandLine(replace(Options(), relabel=False), frozenset({"relabel", "beta"}))
+    command = parse_train_options(["--relabel", "--beta=0.7"], "about")
+    assert command == CommandLine(replace(Options(), relabel=True), frozenset({"relabel", "beta"}))
 
 
 def test_learning_rate_by_hand():

@@ -15,7 +15,7 @@ class _LogLines(tqdm):
     """A tqdm that prints a line now and then, for output that is not a terminal."""
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        if not self.disable and self.n < (self.total or float("inf")):
+        if self.n < (self.total or float("inf")):  # a finished task prints its own result
             self.fp.write(f"{self}\n")
             self.fp.flush()
 
