@@ -6,9 +6,9 @@ import math
 import time
 
 import torch
-from tqdm import tqdm
 
 from utils.options import RECIPES, Options
+from utils.progress import write
 
 CPU_RECIPE_COST = 0.3  # time per image at width 0.5, relative to width 1, measured on 2 cores
 WARM_UP, MEASURED = 3, 10  # batches: the first ones allocate memory and select kernels
@@ -59,15 +59,13 @@ class ETA:
         batches = math.ceil(self._num_images / options.batch_size)
         total = seconds * batches * sum(areas) / areas[0]
         speed = options.batch_size / seconds
-        tqdm.write(
-            f"time     about {format_duration(total)} for {epochs} epochs, {speed:,.0f} images/s"
-        )
+        write(f"time     about {format_duration(total)} for {epochs} epochs, {speed:,.0f} images/s")
         short = RECIPES["cpu"]
         share = CPU_RECIPE_COST * short["total_epoch"] / options.total_epoch
         # The cost was measured against the full network. A resumed run keeps its recipe.
         is_full = (options.recipe, options.backbone, options.width) == ("full", "resnet18", 1)
         if self._device.type == "cpu" and is_full and first == 1 and share < 1:
-            tqdm.write(
+            write(
                 f"         --recipe cpu takes about {format_duration(total * share)}: width "
                 f"{short['width']:g}, {short['total_epoch']} epochs"
             )
@@ -80,7 +78,7 @@ class ETA:
         cores = (self._checked[1] - cpu) / (self._checked[0] - clock)
         if cores < BUSY * threads:
             self._has_warned = True
-            tqdm.write(
+            write(
                 f"warning: with --threads {threads} training gets the time of {cores:.1f} cores, "
                 "because other processes use the CPU. End them, or give fewer --threads"
             )

@@ -51,3 +51,11 @@ def progress_bar(
         return tqdm(iterable, **shared)
     every = {"mininterval": LOG_SECONDS, "maxinterval": LOG_SECONDS, "delay": LOG_SECONDS}
     return _LogLines(iterable, **shared, **every, ascii=True, ncols=80)
+
+
+def write(text: str) -> None:
+    """Print a line without breaking a progress bar."""
+    if sys.stderr.isatty():
+        tqdm.write(text)
+    else:
+        print(text, flush=True)
