@@ -25,7 +25,7 @@ from engine.optim import build_ema
 from engine.state import TrainingState
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.fernet import Architecture, FERNet
-from utils.cli import resume_options
+from utils.cli import parse_train_options, resume_options
 from utils.errors import ProjectError, RunError, WeightsError
 from utils.options import Options
 from utils.run_folder import RunFolder
@@ -118,7 +118,7 @@ def write_files(root, files):
 
 @st.composite
 def csvs(draw):
-    """Return a fer2013.csv as bytes with random delimiters, its encoding, images, labels and split."""
+    """Return the bytes of a random fer2013.csv, their encoding, images, labels and splits."""
     n = draw(st.integers(1, 5))
     pixel = st.integers(0, 255)
     images = [draw(st.lists(pixel, min_size=WIDTH**2, max_size=WIDTH**2)) for _ in range(n)]
@@ -260,7 +260,7 @@ def test_damaged_cache_has_no_effect(folder, data):
 
 # Weights and run folders
 
-SMALL = Architecture(width=0.01, landmarks=False)
+SMALL = Architecture(width=0.01)
 
 
 @pytest.fixture(scope="module")
@@ -348,8 +348,8 @@ def test_labels_of_another_shape_are_an_error(labels):
 
 @given(data=st.data())
 def test_damaged_config(folder, data):
-    run = RunFolder(folder)
+    run, command = RunFolder(folder), parse_train_options([], "")
     content = json.dumps({"options": Options().__dict__ | {"class_names": ["a", "b"]}}).encode()
     (folder / "config.json").write_bytes(data.draw(damaged(content)))
     with contextlib.suppress(ProjectError):
-        resume_options(run.read_json("config.json").get("options"), [], "")
+        resume_options(run.read_json("config.json").get("options"), command)
