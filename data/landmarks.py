@@ -73,14 +73,9 @@ def add_landmarks(
     results = [landmarks[i : i + BLOCK] for i in starts]
     missing = [k for k, result in enumerate(results) if not _load(files[k], result)]
     if missing:
-        done = len(dataset) - sum(len(blocks[k]) for k in missing)
-        bar = progress_bar(
-            description="landmarks",
-            total=len(dataset),
-            initial=done,
-            unit="image",
-            disable=not progress,
-        )
+        n, hide = len(dataset), not progress
+        done = n - sum(len(blocks[k]) for k in missing)
+        bar = progress_bar(None, "landmarks", total=n, initial=done, unit="image", disable=hide)
         outputs = map_unordered(_detect_block, [(blocks[k], model) for k in missing], jobs)
         can_store = True
         with closing(outputs), bar:

@@ -119,29 +119,17 @@ HAIRLINE = {"short": 0.72, "fringe": 0.52, "parted": 0.60, "long": 0.68}
 
 @dataclass(frozen=True)
 class Appearance:
-    """The appearance of a person. A tone is from 0 (black) to 1 (white).
+    """The appearance of a person; tones are from 0 (black) to 1 (white)."""
 
-    Attributes:
-        skin: Tone.
-        hair: Tone.
-        lips: Tone relative to that of the skin.
-        iris: Tone.
-        brow: Thickness in face units.
-        age: 0 to 1, depth of the folds.
-        style: Of the hair, from HAIR_STYLES.
-        beard: Opacity, 0 for none.
-        glasses: Opacity of the rims, 0 for none.
-    """
-
-    skin: float
-    hair: float
-    lips: float
-    iris: float
-    brow: float
-    age: float
-    style: str
-    beard: float
-    glasses: float
+    skin: float  # tone
+    hair: float  # tone
+    lips: float  # tone relative to that of the skin
+    iris: float  # tone
+    brow: float  # thickness in face units
+    age: float  # 0 to 1, depth of the folds
+    style: str  # of the hair, from HAIR_STYLES
+    beard: float  # opacity, 0 for none
+    glasses: float  # opacity of the rims, 0 for none
 
 
 def _mirrored(half: Mapping[int, Sequence[float]]) -> np.ndarray:
