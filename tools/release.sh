@@ -4,7 +4,7 @@
 # Arguments after FOLDER go to each new run. A repeated call resumes the interrupted run.
 set -euo pipefail
 [ $# -gt 0 ] && [[ "$1" != -* ]] || {
-  echo "error: give a folder for the runs: bash tools/release.sh FOLDER --data data/fer2013.csv" >&2
+  echo "error: name a folder for the runs: bash tools/release.sh FOLDER --data data/fer2013.csv" >&2
   exit 2
 }
 source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
@@ -16,7 +16,7 @@ train() { # train NAME OPTIONS: start or resume a run, unless it is finished
   local run="$folder/$1"
   shift
   if [ -e "$run/metrics.json" ]; then
-    echo "finished $run"
+    echo "done     $run"
   elif [ -e "$run/config.json" ]; then
     "$python" "$root/train.py" --resume "$run"
   else
