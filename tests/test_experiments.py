@@ -408,6 +408,14 @@ def test_the_plans_of_the_repository_are_valid(path):
         assert not options.model_path or options.landmark_pool
 
 
+def test_published_values_have_a_source():
+    table = pd.read_csv(ROOT / "configs/published.csv", dtype={"seed": str})
+    assert table[["experiment", "variant", "metric", "source"]].notna().all(axis=None)
+    assert (table["value"].notna() | (table["low"].notna() & table["high"].notna())).all()
+    keys = ["experiment", "variant", "seed", "split", "metric", "source"]
+    assert not table.duplicated(keys).any()
+
+
 # Statistics
 
 

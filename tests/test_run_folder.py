@@ -31,26 +31,30 @@ def test_a_signal_leaves_no_empty_folder(tmp_path, signal, status):
 
 
 def fail_in(run, *names):
-    with pytest.raises(RunError, match="failed"), run:
+    with run:
         for name in names:
             (run / name).write_text("")
         raise RunError("failed")
 
 
 def test_an_error_leaves_no_empty_folder(tmp_path):
-    fail_in(RunFolder.create(str(tmp_path / "run"), "x"))
+    with pytest.raises(RunError, match="failed"):
+        fail_in(RunFolder.create(str(tmp_path / "run"), "x"))
     assert not (tmp_path / "run").exists()
-    fail_in(RunFolder.create("", "x", parent=tmp_path))
+    with pytest.raises(RunError, match="failed"):
+        fail_in(RunFolder.create("", "x", parent=tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_with_files_is_kept(tmp_path):
-    fail_in(RunFolder.create(str(tmp_path / "run"), "x"), "config.json")
+    with pytest.raises(RunError, match="failed"):
+        fail_in(RunFolder.create(str(tmp_path / "run"), "x"), "config.json")
     assert (tmp_path / "run/config.json").exists()
 
 
 def test_a_folder_that_existed_is_kept(tmp_path):
-    fail_in(RunFolder.create(str(tmp_path), "x"))
+    with pytest.raises(RunError, match="failed"):
+        fail_in(RunFolder.create(str(tmp_path), "x"))
     assert tmp_path.is_dir()
 
 
