@@ -148,15 +148,17 @@ def test_columns_have_the_unit_of_their_header(tmp_path):
     )
     printed = comparison.printed_table(table)
     row = printed.set_index("variant").loc["b"]
-    assert row["accuracy (%)"] == "75.00"
-    assert row["std (points)"] == "-"
-    assert row["difference (points)"] == "+50.00"
-    assert row["95 % interval (points)"].endswith(f" to {table['high'][1]:+.2f}")
-    assert (row["better (images)"], row["worse (images)"]) == ("2", "0")
-    assert (row["ECE"], row["AUROC of confidence"]) == ("0.039", "0.500")
+    assert row["accuracy ± std (%)"] == "75.00"
+    low, high = table["low"][1], table["high"][1]
+    assert row["difference, 95 % interval (points)"] == f"+50.00 ({low:+.2f} to {high:+.2f})"
+    assert row["better/worse (images)"] == "2/0"
+    assert (row["ECE"], row["AUROC confidence"]) == ("0.039", "0.500")
     assert row["relabel recall (%)"] == "17.5"
     assert printed["landmark error (px)"].tolist() == ["1.23", "-"]
-    assert printed["difference (points)"][0] == printed["95 % interval (points)"][0] == "-"
+    assert printed["difference, 95 % interval (points)"][0] == "-"
+    seeds = {"a": {0: np.array([1, 0], bool), 1: np.array([1, 1], bool)}}
+    printed = comparison.printed_table(compare(seeds, "a"))
+    assert printed["accuracy ± std (%)"].tolist() == ["75.00 ± 35.36"]
 
 
 def write_results(folder, labels, predicted):

@@ -18,8 +18,8 @@ from utils.statistics import compare
 MEANS: dict[str, tuple[str, str, float]] = {
     "landmark_error": ("landmark error (px)", "{:.2f}", 1),
     "ece": ("ECE", "{:.3f}", 1),
-    "auroc_confidence": ("AUROC of confidence", "{:.3f}", 1),
-    "auroc_importance": ("AUROC of importance", "{:.3f}", 1),
+    "auroc_confidence": ("AUROC confidence", "{:.3f}", 1),
+    "auroc_importance": ("AUROC importance", "{:.3f}", 1),
     "relabel_precision": ("relabel precision (%)", "{:.1f}", 100),
     "relabel_recall": ("relabel recall (%)", "{:.1f}", 100),
 }
@@ -77,17 +77,18 @@ def write_comparison(
 def printed_table(comparison: pd.DataFrame) -> pd.DataFrame:
     """Return a comparison as texts, each column in the unit that its header names."""
     table = comparison[["variant", "seeds"]].astype(str)
-    table["accuracy (%)"] = _texts(comparison["mean"], "{:.2f}")
-    table["std (points)"] = _texts(comparison["std"], "{:.2f}")
+    std = _texts(comparison["std"], " ± {:.2f}", missing="")
+    table["accuracy ± std (%)"] = _texts(comparison["mean"], "{:.2f}") + std
     if "difference" in comparison:
-        table["pairs"] = _texts(comparison["pairs"], "{:.0f}")
-        table["difference (points)"] = _texts(comparison["difference"], "{:+.2f}")
-        low, high = (_texts(comparison[name], "{:+.2f}") for name in ("low", "high"))
-        interval = low + " to " + high
-        table["95 % interval (points)"] = interval.where(comparison["low"].notna(), "-")
-        table["better (images)"] = _texts(comparison["better"], "{:.0f}")
-        table["worse (images)"] = _texts(comparison["worse"], "{:.0f}")
-        table["McNemar p, by pair"] = comparison["mcnemar"].fillna("-")
+        difference, low, high = (
+            _texts(comparison[name], "{:+.2f}") for name in ("difference", "low", "high")
+        )
+        has_pairs = comparison["pairs"].notna()
+        interval = difference + " (" + low + " to " + high + ")"
+        table["difference, 95 % interval (points)"] = interval.where(has_pairs, "-")
+        better, worse = (_texts(comparison[name], "{:.0f}") for name in ("better", "worse"))
+        table["better/worse (images)"] = (better + "/" + worse).where(has_pairs, "-")
+        table["McNemar p"] = comparison["mcnemar"].fillna("-")
     for name, (header, text, factor) in MEANS.items():
         if name in comparison:
             table[header] = _texts(factor * comparison[name], text)
@@ -108,5 +109,5 @@ def _labeled_predictions(folder: Path, split: str) -> pd.DataFrame:
     return table
 
 
-def _texts(column: pd.Series, text: str) -> pd.Series:
-    return column.map(lambda value: "-" if pd.isna(value) else text.format(value))
+def _texts(column: pd.Series, text: str, missing: str = "-") -> pd.Series:
+    return column.map(lambda value: missing if pd.isna(value) else text.format(value))

@@ -26,15 +26,20 @@ EAST_ASIAN_FONTS = (
 )
 
 
-@contextmanager
-def figure_style() -> Iterator[None]:
-    """Set the fonts in the block, in which a figure is drawn or saved; also a decorator.
+def reset_missing_backend() -> None:
+    """Remove a notebook's MPLBACKEND if its package is not installed; call it before Matplotlib.
 
-    A notebook asks every process to draw into it. Where the notebook's package is not installed,
-    Matplotlib could not be imported, so the request is removed.
+    A notebook sets the variable for all processes that it starts. Without the package, Matplotlib
+    cannot be imported.
     """
     if "inline" in os.environ.get("MPLBACKEND", "") and find_spec("matplotlib_inline") is None:
         del os.environ["MPLBACKEND"]
+
+
+@contextmanager
+def figure_style() -> Iterator[None]:
+    """Set the fonts in the block, in which a figure is drawn or saved; also a decorator."""
+    reset_missing_backend()
     from matplotlib import rc_context  # noqa: PLC0415
 
     with rc_context({"font.family": list(installed_fonts())}):
