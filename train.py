@@ -49,7 +49,7 @@ def main() -> None:
     context = DistributedContext()
     if context.world_size == 1 and len(devices.listed_gpus(options.gpu_ids)) > 1:
         sys.exit(launch(__file__, sys.argv[1:], len(devices.usable_gpus(options.gpu_ids))))
-    devices.set_threads(options.threads)
+    options = replace(options, threads=devices.set_threads(options.threads))
     device = devices.pick_device(options.gpu_ids, context.local_rank)
     # A resumed run is locked before it is read: the process that it had may still be saving.
     lock = resumed if resumed and context.is_main else nullcontext()
@@ -68,8 +68,10 @@ def run(
     """Load the data, build or resume the network, train and evaluate it."""
     with context.local_main_first():
         source = find_source(options.data)
-        options = options if resumed else resolve_options(command, source.is_synthetic)
-        options = replace(options, data=source.data)  # a resumed run must not search again
+        if not resumed:
+            # A resumed run must have the same data set and threads, whatever is there by then.
+            found = {"data": source.data, "threads": options.threads}
+            options = replace(resolve_options(command, source.is_synthetic), **found)
         print(f"data     {source.description}")
         dataset = load_dataset(source, options.eval_width, options.channels, options.class_names)
     if options.ferplus:
