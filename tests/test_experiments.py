@@ -361,7 +361,7 @@ def test_errors_of_a_plan(tmp_path, text, message):
         ("--nothing", "train.py rejects --nothing of the variant odd", "--nothing"),
         ("--beta x", "train.py rejects --beta x of the variant odd", "--beta"),
         ("--beta 7", "variant odd: --beta 7", ""),
-        ("--trunk vgg19", "variant odd: --trunk has been renamed; use --backbone", ""),
+        ("--light 0.1", "variant odd: --light has been renamed; use --color_jitter", ""),
     ],
 )
 def test_options_are_checked_before_the_first_run(tmp_path, capsys, options, message, output):

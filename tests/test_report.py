@@ -72,7 +72,7 @@ def test_a_page_of_two_runs(runs, tmp_path):
     correct = [(t["label"] == t["predicted"])[t["split"] == "PrivateTest"] for t in tables]
     difference = 100 * (correct[1].mean() - correct[0].mean())
     assert f"<b>{difference:+.2f}</b>" in cells
-    assert "10 Training labels are wrong" in page
+    assert "10 Training labels are incorrect" in page
     assert "batch_size = 16" in page
     assert all(f"<td>{name}</td>" in page for name in EMOTIONS)
 

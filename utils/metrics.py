@@ -104,9 +104,9 @@ def relabel_scores(
         final: int [N], the labels at its end.
 
     Returns:
-        noisy (number of wrong labels at the start); relabeled (number of changed labels);
+        noisy (number of incorrect labels at the start); relabeled (number of changed labels);
         relabel_precision (share of the changed labels that became correct); relabel_harm (share of
-        the changed labels that were correct before); relabel_recall (share of the wrong labels
+        the changed labels that were correct before); relabel_recall (share of the incorrect labels
         that became correct). A share of nothing is None.
     """
     wrong, changed = noisy != clean, final != noisy
