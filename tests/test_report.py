@@ -15,6 +15,7 @@ import pytest
 from kills import write_csv
 from matplotlib import rcParams
 from matplotlib.colors import to_hex
+from matplotlib.font_manager import findfont
 from test_ferplus import write_votes
 
 import train
@@ -302,6 +303,8 @@ def test_figures_leave_the_global_style_unchanged(tmp_path):
         families = list(rcParams["font.family"])
     assert dict(rcParams) == before
     assert families[0] == "DejaVu Sans"  # Matplotlib's own
+    for name in families:
+        assert findfont(name, fallback_to_default=False)
     assert figure.axes[0].title.get_fontfamily() == families
 
 
