@@ -1,1 +1,1 @@
-"""Scripts for maintainers: experiments, reports, releases, benchmarks. Nothing imports them."""
+"""Programs for maintainers: experiments, reports, releases, benchmarks. Nothing imports them."""

@@ -1,9 +1,9 @@
-"""Make a run's best weights fit to be given away: small, measured, with a model card.
+"""Prepare the best weights of a run for publication: round, evaluate, and write a model card.
 
-    python release.py RUN --data fer2013.csv --out weights.pth           and weights.md, the card
+    python -m tools.release RUN --data data/fer2013.csv --out weights.pth      also weights.md
 
-The weights are rounded to half precision, and what the card tells is measured after that. This is
-where PrivateTest is looked at: let the run and all that led to it have --no_final_test.
+The weights are rounded to half precision before they are evaluated. PrivateTest is evaluated here,
+so train the run, and all runs that led to it, with --no_final_test.
 """
 
 from __future__ import annotations
@@ -23,114 +23,149 @@ from data.landmarks import add_landmarks
 from data.source import HELD_OUT_NOTE, find_source
 from engine.evaluate import evaluate, evaluate_corruptions, load_dataset_for
 from engine.results import summary
-from models.checkpoint import load_checkpoint, save_checkpoint
+from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.fernet import FERNet, describe
 from utils.cli import format_command, options_from_json, parse
 from utils.devices import pick_device
 from utils.errors import DataError, OptionError, RunError, WeightsError, run_main
 from utils.files import atomic_write
+from utils.options import Options
 from utils.run_folder import RELEASED_WEIGHTS, RunFolder
 from utils.statistics import wilson
 
-CARD = Path(__file__).resolve().parent / "utils" / "card.md"
+TEMPLATE = Path(__file__).resolve().parent / "templates" / "card.md"
 SPLITS = ("PublicTest", "PrivateTest")
+# Options that name paths of the machine. The released weights do not have them.
+PATH_OPTIONS: dict[str, Any] = dict.fromkeys(("data", "out", "resume", "ferplus", "gpu_ids"), "")
+PATH_OPTIONS |= {"model_path": (), "teacher": ()}
 
 
 @dataclass(frozen=True)
 class ReleaseOptions:
-    """Options of release.py."""
+    """Options of tools.release."""
 
     run: Annotated[str, tyro.conf.Positional]
     """The folder of a finished run of train.py."""
     data: str = ""
-    """The faces, as of train.py."""
+    """The data set, as for train.py."""
     out: str = str(RELEASED_WEIGHTS)
-    """The weight file to write; the card stands beside it, under the same name with .md."""
+    """The weight file to write. The model card has the same name with .md."""
     note: str = ""
-    """A sentence for the card, such as how long the training took, and on what."""
+    """A sentence for the card, such as the duration and the hardware of the training."""
     gpu_ids: str = ""
-    """The GPU, such as 0; -1 is the CPU. By default the first GPU, if there is one."""
+    """The GPU, such as 0; -1 is the CPU. Default: the first GPU, if any."""
     batch_size: int = 256
-    """Faces per step."""
+    """Images per step."""
 
 
 def main() -> None:
     options = parse(ReleaseOptions, sys.argv[1:], __doc__)
     out = Path(options.out)
-    if out.suffix != ".pth":
-        raise OptionError(f"--out {out}: name a .pth file")
-    if out.exists():
-        raise OptionError(f"{out} exists; remove it, or name another --out")
-    if options.batch_size < 1:
-        raise OptionError(f"--batch_size {options.batch_size} must be at least 1")
+    check_options(options, out)
     run = RunFolder.reopen(options.run)
     checkpoint, last = (load_checkpoint(run / name) for name in ("best.pth", "last.pth"))
     trained_with = options_from_json(run.read_json("config.json").get("options"))
-    if last.epoch < trained_with.total_epoch:
-        raise RunError(
-            f"{run.path} is at epoch {last.epoch} of {trained_with.total_epoch}; "
-            f"let it end: bash train.sh --resume {run.path}"
-        )
-    if checkpoint.class_names != EMOTIONS:
-        raise WeightsError(
-            f"{run.path} knows the classes {', '.join(checkpoint.class_names)}; the card tells of "
-            f"FER2013 and its {', '.join(EMOTIONS)}, so give best.pth away with one of your own"
-        )
+    check_run(run, checkpoint, last, trained_with)
     net = to_half(checkpoint.net)
     network = replace(checkpoint, net=net).network().to(pick_device(options.gpu_ids))
     print(f"weights  {run / 'best.pth'} (epoch {checkpoint.epoch})\nnetwork  {describe(network)}")
-    source = find_source(options.data)
-    print(f"data     {source.description}")
-    if source.is_synthetic:
-        raise OptionError("the card tells of FER2013, and these are drawn faces: name --data")
-    faces = load_dataset_for(checkpoint, source)
-    if HELD_OUT_NOTE in faces.source:
-        raise DataError(
-            f"{faces.source}; the card tells of FER2013 and its own PublicTest, so give best.pth "
-            "away with one of your own"
-        )
-    for split in ("Training", *SPLITS):
-        labels = faces.labels[faces.split == split]
-        if lacking := [name for c, name in enumerate(faces.class_names) if c not in labels]:
-            raise DataError(
-                f"{faces.source} has no {split} faces of {', '.join(lacking)}; "
-                "a release is measured on every class of FER2013's three parts"
-            )
-    learnt = faces.with_label_noise(trained_with.label_noise, trained_with.seed)
-    if learnt.digest != last.training.get("data_digest"):
-        raise DataError(
-            f"{faces.source} holds other faces than {run.path} learnt and chose its epoch by; name "
-            "those with --data"
-        )
-    if checkpoint.architecture.landmarks:
-        faces = add_landmarks(faces)
-    facts = measured(network, faces, options.batch_size)
+    dataset = load_evaluation_data(options.data, run, checkpoint, last, trained_with)
+    results = evaluate_release(network, dataset, options.batch_size)
     card = write_card(
-        facts,
+        results,
         network=describe(network),
-        faces=faces,
+        dataset=dataset,
         epoch=checkpoint.epoch,
         command=format_command(replace(trained_with, model_path=(), teacher=())),
         options=trained_with,
         channels=checkpoint.channels,
         note=options.note,
     )
-    # Where the run stood on its machine is nobody's business.
-    places = {name: "" for name in ("data", "out", "resume", "ferplus", "gpu_ids")}
-    places |= {"model_path": (), "teacher": ()}
     released = replace(
-        checkpoint, net=net, training={}, options=checkpoint.options | places, card=card
+        checkpoint, net=net, training={}, options=checkpoint.options | PATH_OPTIONS, card=card
     )
     save_checkpoint(out, released)
     with atomic_write(out.with_suffix(".md")) as partial:
         partial.write_text(card, encoding="utf-8")
-    print(f"\n{out}: {out.stat().st_size / 1e6:.1f} MB; its card is {out.with_suffix('.md')}")
+    print(f"\n{out}: {out.stat().st_size / 1e6:.1f} MB; model card: {out.with_suffix('.md')}")
+
+
+def check_options(options: ReleaseOptions, out: Path) -> None:
+    """Check the options.
+
+    Raises:
+        OptionError: The file exists, or a value is wrong.
+    """
+    if out.suffix != ".pth":
+        raise OptionError(f"--out {out}: give a .pth file")
+    if out.exists():
+        raise OptionError(f"{out} exists; remove it, or choose another --out")
+    if options.batch_size < 1:
+        raise OptionError(f"--batch_size {options.batch_size} must be at least 1")
+
+
+def check_run(
+    run: RunFolder, checkpoint: Checkpoint, last: Checkpoint, trained_with: Options
+) -> None:
+    """Check that the run is finished, and has FER2013's classes.
+
+    Raises:
+        RunError: The run is not finished.
+        WeightsError: It has other classes.
+    """
+    if last.epoch < trained_with.total_epoch:
+        raise RunError(
+            f"{run.path} is at epoch {last.epoch} of {trained_with.total_epoch}; finish it with: "
+            f"bash train.sh --resume {run.path}"
+        )
+    if checkpoint.class_names != EMOTIONS:
+        raise WeightsError(
+            f"{run.path} has the classes {', '.join(checkpoint.class_names)}, and the model card "
+            f"is for FER2013's {', '.join(EMOTIONS)}; publish best.pth with a card of your own"
+        )
+
+
+def load_evaluation_data(
+    data: str, run: RunFolder, checkpoint: Checkpoint, last: Checkpoint, trained_with: Options
+) -> FaceDataset:
+    """Load the data set of the run, with landmarks if the network predicts them.
+
+    Raises:
+        OptionError: It is the synthetic data set.
+        DataError: It lacks a split or a class, or is not the data set that the run was trained on.
+    """
+    source = find_source(data)
+    print(f"data     {source.description}")
+    if source.is_synthetic:
+        raise OptionError(
+            "the model card is for FER2013, not for the synthetic data set; give --data"
+        )
+    dataset = load_dataset_for(checkpoint, source)
+    if HELD_OUT_NOTE in dataset.source:
+        raise DataError(
+            f"{dataset.source}; the model card is for FER2013's own PublicTest; publish best.pth "
+            "with a card of your own"
+        )
+    for split in ("Training", *SPLITS):
+        labels = dataset.labels[dataset.split == split]
+        if missing := [name for c, name in enumerate(dataset.class_names) if c not in labels]:
+            raise DataError(
+                f"{dataset.source} has no {split} images of {', '.join(missing)}; the model card "
+                "needs all classes in all three splits"
+            )
+    training = dataset.with_label_noise(trained_with.label_noise, trained_with.seed)
+    if training.digest != last.training.get("data_digest"):
+        raise DataError(
+            f"{dataset.source} has other images or labels than those that {run.path} was trained "
+            "and selected on; give these with --data"
+        )
+    return add_landmarks(dataset) if checkpoint.architecture.landmarks else dataset
 
 
 def to_half(net: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights with those of convolutions and linear layers in half precision.
+    """Return weights with those of convolutions and linear layers in half precision.
 
-    The rest is small, and a variance of batch norm may lie beyond half precision.
+    The other tensors are small, and a batch-norm variance may exceed the range of half precision.
     """
     return {
         name: value.half() if value.ndim > 1 and name != "mean_face" else value
@@ -138,17 +173,18 @@ def to_half(net: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def measured(network: FERNet, faces: FaceDataset, batch_size: int) -> dict[str, Any]:
-    """Return all that a card tells of a network: plain, with ten views, on corrupted faces."""
-    plain = evaluate([network], faces, SPLITS, batch_size)
-    scores = plain.scores()
+def evaluate_release(network: FERNet, dataset: FaceDataset, batch_size: int) -> dict[str, Any]:
+    """Evaluate a network for its model card: one view, ten views, corruptions, and by class."""
+    clean = evaluate([network], dataset, SPLITS, batch_size)
+    scores = clean.scores()
     print(f"\n{summary(scores)}", flush=True)
-    views = evaluate([network], faces, SPLITS, batch_size, tta=True)
-    print(f"\nten views:\n{summary(views.scores())}", flush=True)
-    table = evaluate_corruptions([network], faces, plain, batch_size)
-    print(f"\n{table.round(2).to_string(index=False)}", flush=True)
-    private = plain.split == "PrivateTest"
-    labels, predicted = plain.labels[private], plain.predicted[private]
+    tta = evaluate([network], dataset, SPLITS, batch_size, tta=True)
+    print(f"\n10 views:\n{summary(tta.scores())}", flush=True)
+    table = evaluate_corruptions([network], dataset, clean, batch_size)
+    print("\naccuracy and accuracy drop, in percent:")
+    print(table.round(2).to_string(index=False), flush=True)
+    private = clean.split == "PrivateTest"
+    labels, predicted = clean.labels[private], clean.predicted[private]
     by_class = [
         {
             "name": name,
@@ -157,28 +193,34 @@ def measured(network: FERNet, faces: FaceDataset, batch_size: int) -> dict[str, 
             "predicted": int((predicted == c).sum()),
             "precision": float((labels[predicted == c] == c).mean()) if c in predicted else None,
         }
-        for c, name in enumerate(faces.class_names)
+        for c, name in enumerate(dataset.class_names)
     ]
     return {
-        "plain": scores,
-        "views": views.scores(),
+        "clean": scores,
+        "tta": tta.scores(),
         "corruptions": table.to_dict("records"),
         "by_class": by_class,
     }
 
 
-def write_card(facts: Mapping[str, Any], **more: Any) -> str:
-    """Return the model card in Markdown."""
+def write_card(results: Mapping[str, Any], **more: Any) -> str:
+    """Return the model card in Markdown.
+
+    Args:
+        results: From `evaluate_release`.
+        more: Other variables of the template.
+    """
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["percent"] = lambda share: "-" if share is None else f"{100 * share:.2f}"
     environment.globals["interval"] = interval
-    return environment.from_string(CARD.read_text(encoding="utf-8")).render(**facts, **more)
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(**results, **more)
 
 
 def interval(accuracy: float, n: int) -> str:
-    """Return the 95 % interval (Wilson) of an accuracy on n faces, in per cent."""
+    """Return the 95 % Wilson interval of an accuracy on n images, in percent."""
     low, high = wilson(round(accuracy * n), n)
     return f"{100 * low:.1f} to {100 * high:.1f}"
 

@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
-# Train the released weights anew, in four runs under FOLDER: about nine hours on two slower cores.
-#   bash release.sh FOLDER --data fer2013.csv
-# The arguments after FOLDER go to each run. Started again, it goes on where it was stopped.
+# Train the released weights: four runs under FOLDER, about nine hours on two CPU cores.
+#   bash tools/release.sh FOLDER --data data/fer2013.csv
+# Arguments after FOLDER go to each new run. A repeated call resumes the interrupted run.
 set -euo pipefail
-[ $# -gt 0 ] && [[ "$1" != -* ]] ||
-  { echo "error: name a folder for the runs: bash release.sh FOLDER --data fer2013.csv" >&2; exit 2; }
-source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
-folder="$1"
+[ $# -gt 0 ] && [[ "$1" != -* ]] || {
+  echo "error: name a folder for the runs: bash tools/release.sh FOLDER --data data/fer2013.csv" >&2
+  exit 2
+}
+source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
+mkdir -p "$1"
+folder="$(CDPATH="" cd -- "$1" && pwd)"
 shift
 
-train() { # train NAME OPTIONS: a run, unless it is done, which its metrics.json tells
+train() { # train NAME OPTIONS: start or resume a run, unless it is finished
   local run="$folder/$1"
   shift
   if [ -e "$run/metrics.json" ]; then
@@ -21,17 +24,16 @@ train() { # train NAME OPTIONS: a run, unless it is done, which its metrics.json
   fi
 }
 
-first="$folder/first" second="$folder/second"
-train first "$@" # model_save/resnet18_half.pth
-# Once more, on compressed faces too: the two then differ, and together they are better than each.
-train second --model_path "$first/best.pth" --jpeg 0.3 "$@"
-# What both know, in one network, which is to see in a compressed face what they see in a clean one:
-# model_save/resnet18_photos.pth
-train third --model_path "$second/best.pth" --teacher "$first/best.pth" "$second/best.pth" \
-  --jpeg 0.5 --sizes 48 --total_epoch 27 --start_lr 0.05 --warmup_epoch 1 "$@"
-# The first and the third side by side in a whole ResNet-18: model_save/resnet18.pth
-both=("$first/best.pth" "$folder/third/best.pth")
-train fourth --width 1 --clip 1 --model_path "${both[@]}" --teacher "${both[@]}" \
-  --jpeg 0.3 --sizes 48 --total_epoch 18 --start_lr 0.03 --warmup_epoch 1 "$@"
-echo "to measure and round the weights of first, third or fourth:"
-echo "  $python $root/release.py $folder/fourth --data ... --out $folder/weights.pth"
+first="$folder/first/best.pth" second="$folder/second/best.pth" third="$folder/third/best.pth"
+# model_save/resnet18_half.pth
+train first "$@"
+# A second teacher: fine-tuned with JPEG compression, so that it differs from the first.
+train second --model_path "$first" --jpeg 0.3 "$@"
+# Distillation of both teachers: model_save/resnet18_photos.pth
+train third --model_path "$second" --teacher "$first" "$second" \
+  --jpeg 0.5 --image_width 48 --total_epoch 27 --start_lr 0.05 --warmup_epoch 1 "$@"
+# The first and the third run, merged block-diagonally into width 1: model_save/resnet18.pth
+train fourth --width 1 --clip 1 --model_path "$first" "$third" --teacher "$first" "$third" \
+  --jpeg 0.3 --image_width 48 --total_epoch 18 --start_lr 0.03 --warmup_epoch 1 "$@"
+echo "To evaluate and round the weights of the run first, third or fourth:"
+echo "  cd $root && $python -m tools.release $folder/fourth --data ... --out $folder/weights.pth"

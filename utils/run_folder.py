@@ -1,4 +1,4 @@
-"""The run folder: everything that one run leaves, and enough to repeat it."""
+"""The run folder: config, metrics, weights, figures and predictions of one run."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import errno
 import json
 import subprocess
 import sys
-import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,30 +21,33 @@ from utils.files import atomic_write, partial_files
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "model_save"
 RELEASED_WEIGHTS = RUNS / "resnet18.pth"  # the most accurate ones
-PHOTO_WEIGHTS = RUNS / "resnet18_photos.pth"  # half as wide: films are read about twice as fast
+PHOTO_WEIGHTS = RUNS / "resnet18_photos.pth"  # width 0.5: twice as fast on videos
 LOCK = ".lock"
-WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # as some network drives are
-LEFT_BY_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini")  # in a folder that was only looked at
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # on some network drives
+SYSTEM_FILES = (".DS_Store", "Thumbs.db", "desktop.ini")  # file managers create them
 
 
 class RunFolder:
-    """One folder for one run: config.json, metrics.csv, weights, figures, predictions.
+    """The folder of one run.
 
-    Within a `with` block it is locked: no other process works there.
+    In a `with` block it is locked against other processes. If the block raises and nothing has
+    been written, a folder that this object created is removed.
 
-    Attributes:
-        path: of the folder, which exists.
+    Args:
+        path: An existing folder.
+        is_new: Whether the folder was created for this object.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, is_new: bool = False) -> None:
         self.path = path
+        self._is_new = is_new
         self._lock = FileLock(path / LOCK)
 
     def __enter__(self) -> RunFolder:
-        """Lock the folder, and remove the partial files of a process that was killed there.
+        """Lock the folder, and remove temporary files of a killed process.
 
         Raises:
-            RunError: another process works in it, or it cannot be written.
+            RunError: Another process has locked the folder, or it is not writable.
         """
         try:
             self._lock.acquire(blocking=False)
@@ -52,55 +55,71 @@ class RunFolder:
                 file.unlink(missing_ok=True)
         except Timeout as error:
             raise RunError(
-                f"another process works in {self.path}; wait for its end, or name another --out "
-                f"(if there is none any more, remove {self.path / LOCK})"
+                f"another process works in {self.path}; wait until it ends, or choose another "
+                f"--out (if no process is left, remove {self.path / LOCK})"
             ) from error
         except (NotImplementedError, OSError) as error:
             if isinstance(error, NotImplementedError) or error.errno in WITHOUT_LOCKS:
                 print(f"warning: {self.path} is on a file system without locks", file=sys.stderr)
                 return self
             raise RunError(
-                f"{self.path} cannot be written ({error.strerror}); name another folder"
+                f"{self.path} cannot be written ({error.strerror}); choose another folder"
             ) from error
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._lock.release()
+        if kind is None or not self._is_new:
+            return
+        with suppress(OSError):
+            if {file.name for file in self.path.iterdir()} <= {LOCK}:
+                (self.path / LOCK).unlink(missing_ok=True)
+                self.path.rmdir()
 
     @classmethod
-    def create(cls, out: str, name: str) -> RunFolder:
-        """Make the folder `out`, or a new one of that time and name under model_save/.
+    def create(cls, out: str, name: str, parent: Path | None = None) -> RunFolder:
+        """Create a run folder.
+
+        Args:
+            out: Path of the folder, which must be new or empty. "" is a new folder in `parent`,
+                named by the time and `name`.
+            name: End of the name of that folder.
+            parent: Default: model_save/.
 
         Raises:
-            RunError: the folder holds something already, or cannot be made.
+            RunError: The folder holds files, or cannot be created.
         """
-        path = Path(out) if out else RUNS / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{name}"
+        new = (parent or RUNS) / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{name}"
+        path = Path(out) if out else new
         try:
-            while not _make(path, exist_ok=bool(out)):  # two runs of one second
+            is_new = _make(path)
+            while not (is_new or out):  # another run of the same second
                 path = path.with_name(path.name + "_")
-            remnants = {LOCK, *LEFT_BY_SYSTEMS, *(file.name for file in partial_files(path))}
-            if any(file.name not in remnants for file in path.iterdir()):
+                is_new = _make(path)
+            allowed = {LOCK, *SYSTEM_FILES, *(file.name for file in partial_files(path))}
+            if any(file.name not in allowed for file in path.iterdir()):
+                has_run = (path / "config.json").exists()
+                hint = f", or resume the run: train.py --resume {path}" if has_run else ""
                 raise RunError(
-                    f"{path} holds files already, and they are not overwritten; name another --out"
-                    + f", or go on with it: train.py --resume {path}"
-                    * (path / "config.json").exists()
+                    f"{path} holds files already, and they are not overwritten; choose another "
+                    f"--out{hint}"
                 )
         except OSError as error:
             raise RunError(
-                f"the run folder {path} cannot be made ({error.strerror}); name another --out"
+                f"the run folder {path} cannot be made ({error.strerror}); choose another --out"
             ) from error
-        return cls(path)
+        return cls(path, is_new)
 
     @classmethod
     def reopen(cls, path: str) -> RunFolder:
         """Return the folder of an earlier run.
 
         Raises:
-            RunError: no such run.
+            RunError: There is no such run.
         """
         folder = cls(Path(path))
         if not (folder / "config.json").is_file():
-            raise RunError(f"{path} holds no run (there is no config.json); name its folder")
+            raise RunError(f"{path} holds no run (config.json is missing); give the run's folder")
         return folder
 
     @classmethod
@@ -131,8 +150,8 @@ class RunFolder:
     def write_config(self, options: Mapping[str, Any], torch_version: str, is_new: bool) -> None:
         """Write config.json: the options, and the versions of PyTorch and of this repository.
 
-        For a resumed run it keeps the versions that the run began with, and adds the current ones
-        where they differ.
+        The config of a resumed run keeps the versions of its start. The current ones are added if
+        they differ.
         """
         versions = {"torch": torch_version, "commit": git_commit()}
         if is_new:
@@ -140,14 +159,13 @@ class RunFolder:
             return
         config = self.read_json("config.json")
         for name in (name for name, value in versions.items() if config.get(name) != value):
-            print(
-                f"note     Resumed with {name} {versions[name]} (the run began with {config.get(name)})"
-            )
+            start = config.get(name)
+            print(f"note     Resumed with {name} {versions[name]} (the run began with {start})")
             config["resumed_with"] = versions
         self.write_json("config.json", config | {"options": options})
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        """Write a JSON file, whole or not at all."""
+        """Write a JSON file, atomically."""
         with atomic_write(self.path / name) as partial:
             partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -155,31 +173,32 @@ class RunFolder:
         """Read a JSON file.
 
         Raises:
-            RunError: it is missing or damaged.
+            RunError: It is missing or damaged.
         """
         path = self.path / name
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(content, dict):
-                raise ValueError("it holds no names")
+                raise ValueError("it has no keys")
         except (OSError, ValueError, RecursionError) as error:
             raise RunError(f"{path} cannot be read ({error}); start a new run") from error
         return content
 
     def write_csv(self, name: str, table: pd.DataFrame) -> None:
-        """Write a table, whole or not at all; what is missing is left empty."""
+        """Write a table, atomically; missing values are empty."""
         with atomic_write(self.path / name) as partial:
             table.to_csv(partial, index=False, lineterminator="\n")
 
     def write_figure(self, name: str, figure: Any) -> None:
-        """Write a Matplotlib figure as PNG."""
-        with atomic_write(self.path / name) as partial, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph")  # that no font has: a box is drawn
-            figure.savefig(partial, format="png", dpi=120, bbox_inches="tight")
+        """Write a Matplotlib figure as PNG, atomically."""
+        from utils.figures import save_figure  # noqa: PLC0415  (Matplotlib takes a second to import)
+
+        with atomic_write(self.path / name) as partial:
+            save_figure(figure, partial)
 
 
 def git_commit() -> str:
-    """Return this repository's commit, with -dirty where its files differ; "" outside of Git."""
+    """Return the commit of this repository, with -dirty for changed files; "" without Git."""
     git = ["git", "--no-optional-locks", f"--git-dir={ROOT / '.git'}", f"--work-tree={ROOT}"]
     command = [*git, "describe", "--always", "--dirty", "--exclude=*"]
     try:
@@ -188,12 +207,16 @@ def git_commit() -> str:
         return ""
 
 
-def _make(path: Path, exist_ok: bool) -> bool:
-    """Make a folder; return False where it is there already and must not be."""
+def _make(path: Path) -> bool:
+    """Create a folder; return False if it exists.
+
+    Raises:
+        OSError: It cannot be created, or is a file.
+    """
     try:
-        path.mkdir(parents=True, exist_ok=exist_ok)
+        path.mkdir(parents=True)
     except FileExistsError:
-        if exist_ok:  # it is a file
+        if not path.is_dir():
             raise
         return False
     return True

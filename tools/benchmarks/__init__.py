@@ -1,2 +1,4 @@
-"""What training, reading and inference cost, and how wide to cut faces out of photographs:
-python -m tools.benchmarks.throughput, .data, .inference and .margin."""
+"""Benchmarks of training, data loading and inference, and the choice of the crop margin.
+
+Run them as modules, such as `python -m tools.benchmarks.throughput`.
+"""

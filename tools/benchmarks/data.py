@@ -1,10 +1,10 @@
-"""What it costs to bring the faces to the network: reading, the cache, the stores, landmarks.
+"""Measure data loading: reading a CSV, the cache, storages of the images, and landmarks.
 
-    python -m tools.benchmarks.data                  FER2013's size and ten times that: 3 GB of disk
-    python -m tools.benchmarks.data --factors 1      FER2013's size alone
+    python -m tools.benchmarks.data                FER2013's size and ten times that: 3 GB of disk
+    python -m tools.benchmarks.data --factors 1    FER2013's size only
 
-Each measurement has a process of its own, so that the peak memory is its own too. The
-CSV holds random pixels; landmarks are sought in the synthetic sample.
+Each measurement runs in a process of its own, whose peak memory is printed. The CSV has random
+pixels; landmarks are computed for synthetic images.
 """
 
 from __future__ import annotations
@@ -23,65 +23,63 @@ import numpy as np
 import torch
 import tyro
 
-from data.dataset import FaceDataset
-from data.in_memory import InMemoryDataset
+from data.in_memory import InMemoryDataset, Storage
 from data.landmarks import add_landmarks
 from data.source import find_source, load_dataset
 from data.synthetic.generate import synthetic_dataset
-from tools.benchmarks.memory import peak_memory
+from tools.benchmarks.common import peak_memory
 from utils.errors import run_main
 
-BATCH = 128
+BATCH_SIZE = 128
 
 
 @dataclass(frozen=True)
 class DataOptions:
     """Options of the benchmark."""
 
-    faces: int = 35_887
-    """Faces of the smallest set: FER2013's number."""
+    images: int = 35_887
+    """Images of the data set; the default is FER2013's number."""
     factors: tuple[int, ...] = (1, 10)
-    """Sets of so many times as many."""
-    plot_landmarks: int = 12_000
-    """Faces in which landmarks are sought, by one process and by one per core."""
+    """Multiples of that number to measure."""
+    landmark_images: int = 12_000
+    """Images for the landmarks, which are computed by one process and by one per core."""
     rounds: int = 3
-    """Of the landmarks, by turns; the ratio is that of the medians."""
+    """Measurements of the landmarks, in alternation; the ratio is that of the medians."""
 
 
 def main() -> None:
     options = tyro.cli(DataOptions, description=__doc__, use_underscores=True)
-    print(f"{'':38}{'faces':>10}{'seconds':>10}{'us a face':>11}{'peak GB':>9}")
+    print(f"{'':38}{'images':>10}{'seconds':>10}{'us/image':>11}{'peak GB':>9}")
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         for factor in options.factors:
-            n = options.faces * factor
+            n = options.images * factor
             csv, cache = Path(folder) / f"{n}.csv", Path(folder) / "cache"
             write_csv(csv, n)
-            show("first read of the CSV", n, parse, csv, cache)
-            show("read again, from the cache", n, parse, csv, cache)
-            for kind in ("device", "host", "disk"):
-                show(f"an epoch's batches, --store {kind}", n, stream, csv, cache, kind)
+            print_row("CSV, without a cache", n, load, csv, cache)
+            print_row("CSV, from the cache", n, load, csv, cache)
+            for storage in ("device", "cpu", "mmap"):
+                print_row(f"batches of an epoch, {storage}", n, stream, csv, cache, storage)
             csv.unlink()
-    n, cores = options.plot_landmarks, joblib.cpu_count()
+    n, cores = options.landmark_images, joblib.cpu_count()
     seconds: dict[int, list[float]] = {1: [], cores: []}
     for _ in range(options.rounds):
-        for jobs, all_rounds in seconds.items():
-            name = f"landmarks, {jobs} process{'es' * (jobs > 1)}"
-            all_rounds.append(show(name, n, seek, n, jobs))
+        for jobs, measured in seconds.items():
+            measured.append(print_row(f"landmarks, processes: {jobs}", n, find_landmarks, n, jobs))
     ratio = statistics.median(seconds[1]) / statistics.median(seconds[cores])
-    print(f"\nlandmarks: {ratio / cores:.2f} x {cores} cores x one process's rate")
+    print(f"\nlandmarks: {ratio:.2f} times the rate of one process, on {cores} cores")
 
 
-def show(name: str, n: int, function: Callable[..., float], *args: object) -> float:
-    """Call a function in a process of its own; print and return the seconds that it tells."""
+def print_row(name: str, n: int, function: Callable[..., float], *args: object) -> float:
+    """Call a function in a new process; print and return the seconds that it returns."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        seconds, peak = pool.submit(_measured, function, *args).result()
+        seconds, peak = pool.submit(_with_peak_memory, function, *args).result()
     print(f"{name:38}{n:>10,}{seconds:>10.2f}{1e6 * seconds / n:>11.1f}{peak:>9.2f}", flush=True)
     return seconds
 
 
 def write_csv(path: Path, n: int) -> None:
-    """Write a fer2013.csv of n random faces."""
+    """Write n random images as a fer2013.csv."""
     rng = np.random.default_rng(0)
     numbers = np.array([str(i) for i in range(256)])
     rows = [" ".join(numbers[rng.integers(0, 256, 48 * 48)]) for _ in range(min(n, 1000))]
@@ -92,36 +90,36 @@ def write_csv(path: Path, n: int) -> None:
             file.write(f"{i % 7},{rows[i % len(rows)]},{split}\n")
 
 
-def parse(csv: Path, cache: Path) -> float:
-    """Read the set."""
+def load(csv: Path, cache: Path) -> float:
+    """Load the data set; return the seconds."""
     start = time.perf_counter()
-    faces = load_dataset(find_source(str(csv)), cache=cache)
-    assert len(faces)
+    dataset = load_dataset(find_source(str(csv)), cache=cache)
+    assert len(dataset)
     return time.perf_counter() - start
 
 
-def stream(csv: Path, cache: Path, kind: str) -> float:
-    """Bring every face to the CPU once, in batches of random faces."""
-    faces: FaceDataset = load_dataset(find_source(str(csv)), cache=cache)
-    store = InMemoryDataset(faces, np.arange(len(faces)), torch.device("cpu"), kind)
-    batches = torch.randperm(len(faces)).split(BATCH)
+def stream(csv: Path, cache: Path, storage: Storage) -> float:
+    """Copy all images to the CPU device once, in random batches; return the seconds."""
+    dataset = load_dataset(find_source(str(csv)), cache=cache)
+    images = InMemoryDataset(dataset, np.arange(len(dataset)), torch.device("cpu"), storage=storage)
+    batches = torch.randperm(len(dataset)).split(BATCH_SIZE)
     start = time.perf_counter()
-    assert sum(len(images) for images, _ in store.stream(batches)) == len(faces)
+    assert sum(len(pixels) for pixels, _ in images.stream(batches)) == len(dataset)
     return time.perf_counter() - start
 
 
-def seek(n: int, jobs: int) -> float:
-    """Find landmarks without a cache."""
-    drawn = synthetic_dataset(training=70, public=1, private=1)
-    faces = replace(drawn, landmarks=None).select(np.arange(n) % len(drawn))
+def find_landmarks(n: int, jobs: int) -> float:
+    """Compute the landmarks of n images without a cache; return the seconds."""
+    synthetic = synthetic_dataset(training=70, public=1, private=1)
+    dataset = replace(synthetic, landmarks=None).select(np.arange(n) % len(synthetic))
     with tempfile.TemporaryDirectory() as cache:
-        add_landmarks(faces.select(np.arange(1)), Path(cache), jobs, progress=False)  # warm up
+        add_landmarks(dataset.select(np.arange(1)), Path(cache), jobs, progress=False)  # warm up
         start = time.perf_counter()
-        add_landmarks(faces, Path(cache), jobs, progress=False)
+        add_landmarks(dataset, Path(cache), jobs, progress=False)
         return time.perf_counter() - start
 
 
-def _measured(function: Callable[..., float], *args: object) -> tuple[float, float]:
+def _with_peak_memory(function: Callable[..., float], *args: object) -> tuple[float, float]:
     return function(*args), peak_memory()
 
 

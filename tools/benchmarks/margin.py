@@ -1,9 +1,9 @@
-"""How much around dlib's box to cut out: photographs made of PublicTest, read at several margins.
+"""Compare crop margins around dlib's box, on photographs made of PublicTest.
 
-    python -m tools.benchmarks.margin --data fer2013.csv
+    python -m tools.benchmarks.margin --data data/fer2013.csv
 
-Each face is enlarged to a picture, in which dlib finds it as it does in a photograph. What was cut
-out then is compared with FER2013's own cut of the same faces.
+Each PublicTest image is enlarged to the size of a photograph, in which dlib detects the face. The
+accuracy on the crops is compared with that on FER2013's own crops of the same faces.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ import tyro
 
 from data.dataset import UNLABELED, resize_image
 from data.source import find_source, load_dataset
-from inference.detector import MARGIN, cut, detect_faces, expand_boxes
+from inference.detector import MARGIN, crop, detect_faces, expand_boxes
 from inference.runtime import Runtime, load_runtime
 from utils.errors import DataError, run_main
 from utils.run_folder import PHOTO_WEIGHTS
 
-USAGE = "PublicTest"  # what chooses
+SPLIT = "PublicTest"
+BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -31,53 +32,55 @@ class MarginOptions:
     """Options of the benchmark."""
 
     data: str = ""
-    """The faces, as of train.py."""
+    """The data set, as for train.py."""
     model_path: str = str(PHOTO_WEIGHTS)
     """The weights."""
     margins: tuple[float, ...] = (0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5)
-    """Sides of the square, as multiples of the box's."""
+    """Sides of the crop, as multiples of the box's side."""
     side: int = 192
-    """Pixels of the pictures."""
+    """Width of the photographs in pixels."""
 
 
 def main() -> None:
     options = tyro.cli(MarginOptions, description=__doc__, use_underscores=True)
     runtime = load_runtime(options.model_path, "-1")
     source = find_source(options.data)
-    faces = load_dataset(source, runtime.image_width, 1, ()).subset(USAGE)
-    faces = faces.select(faces.labels != UNLABELED)
-    if not len(faces) or faces.class_names != runtime.class_names:
+    dataset = load_dataset(source, runtime.image_width, 1, ()).subset(SPLIT)
+    dataset = dataset.select(dataset.labels != UNLABELED)
+    if not len(dataset) or dataset.class_names != runtime.class_names:
         raise DataError(
-            f"{faces.source} has no {USAGE} faces with the labels of {options.model_path}; "
-            "name others with --data"
+            f"{dataset.source} has no {SPLIT} images with the classes of {options.model_path}; "
+            "give another --data"
         )
-    pictures = [resize_image(face, options.side) for face in faces.images]
+    photographs = [resize_image(image, options.side) for image in dataset.images]
     with ThreadPoolExecutor(joblib.cpu_count()) as pool:
-        found = list(pool.map(lambda picture: detect_faces(picture).boxes[:1], pictures))
-    which = np.flatnonzero([len(boxes) for boxes in found])
-    if not len(which):
-        raise DataError(f"dlib finds none of the {USAGE} faces of {faces.source}")
-    print(f"data     {source.description}\ndlib finds {len(which):,} of {len(faces):,} {USAGE} faces")
-    boxes, labels = np.concatenate(found), faces.labels[which]
-    rates = {"as FER2013 cuts them": accuracy(runtime, faces.images[which], labels)}
+        detected = list(pool.map(lambda image: detect_faces(image).boxes[:1], photographs))
+    rows = np.flatnonzero([len(boxes) for boxes in detected])
+    if not len(rows):
+        raise DataError(f"dlib detects no face in the {SPLIT} images of {dataset.source}")
+    print(f"data     {source.description}")
+    print(f"dlib detects {len(rows):,} of {len(dataset):,} {SPLIT} faces")
+    boxes, labels = np.concatenate(detected), dataset.labels[rows]
+    accuracies = {"FER2013's crop": accuracy(runtime, dataset.images[rows], labels)}
     for margin in options.margins:
-        parts = expand_boxes(boxes, margin)
-        cuts = [cut(pictures[i], part, runtime.image_width) for i, part in zip(which, parts)]
-        rates[f"{margin:g} times the box{' *' * (margin == MARGIN)}"] = accuracy(
-            runtime, cuts, labels
-        )
-    for name, rate in rates.items():
-        error = np.sqrt(rate * (1 - rate) / len(which))
-        print(f"{name:24}{100 * rate:7.2f} %  (standard error {100 * error:.2f})")
-    print("* predict.py's")
+        squares = expand_boxes(boxes, margin)
+        crops = [
+            crop(photographs[i], square, runtime.image_width) for i, square in zip(rows, squares)
+        ]
+        mark = " *" if margin == MARGIN else ""
+        accuracies[f"{margin:g} times the box{mark}"] = accuracy(runtime, crops, labels)
+    for name, value in accuracies.items():
+        error = np.sqrt(value * (1 - value) / len(rows))
+        print(f"{name:24}{100 * value:7.2f} %  (standard error {100 * error:.2f})")
+    print("* the margin of predict.py")
 
 
 def accuracy(runtime: Runtime, images: Sequence[np.ndarray], labels: np.ndarray) -> float:
-    """Return the share of grey faces [N, W, W] that a network reads as labelled."""
+    """Return the accuracy on grayscale images [N, W, W], 0 to 1."""
     pixels = np.repeat(np.stack(images)[:, None], runtime.channels, axis=1)
-    parts = np.array_split(pixels, max(1, len(pixels) // 64))
-    best = np.concatenate([runtime(part).probabilities.argmax(1) for part in parts])
-    return float((best == labels).mean())
+    batches = np.array_split(pixels, max(1, len(pixels) // BATCH_SIZE))
+    predicted = np.concatenate([runtime(batch).probabilities.argmax(1) for batch in batches])
+    return float((predicted == labels).mean())
 
 
 if __name__ == "__main__":
