@@ -44,7 +44,9 @@ def main(kills: int = 20, seed: int = 0) -> None:
     """
     with tempfile.TemporaryDirectory(prefix="kills-") as folder:
         tally = KillTest(Path(folder), random.Random(seed)).run(kills, log=print)
-    print(f"\n{sum(tally.values())} kills: {', '.join(f'{n} {stage}' for stage, n in tally.items())}")
+    print(
+        f"\n{sum(tally.values())} kills: {', '.join(f'{n} {stage}' for stage, n in tally.items())}"
+    )
     print("every resumed run is equal to the uninterrupted one, to the bit")
 
 

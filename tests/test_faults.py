@@ -98,7 +98,9 @@ def start_train(*argv, **options):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("batch", [0, 5, 7, 11])  # the first, within an epoch, last of an epoch, last
+@pytest.mark.parametrize(
+    "batch", [0, 5, 7, 11]
+)  # the first, within an epoch, last of an epoch, last
 def test_interrupted_run_saves_finished_batches_and_resumes(
     reference, faces_csv, tmp_path, number, batch
 ):
