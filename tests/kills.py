@@ -30,8 +30,22 @@ from data.synthetic.generate import synthetic_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 EPOCHS = 12
-SMALL = ("--gpu_ids", "-1", "--width", "0.1", "--image_width", "32", "--batch_size", "16")
-RELABELED = ("--total_epoch", str(EPOCHS), "--relabel_epoch", "2", "--margin_2", "0.01")
+SMALL = (
+    "--threads",
+    "1",
+    "--gpu_ids",
+    "-1",
+    "--width",
+    "0.1",
+    "--image_width",
+    "32",
+    "--batch_size",
+    "16",
+)
+RELABELED = (
+    *("--total_epoch", str(EPOCHS)),
+    *("--relabel", "--relabel_epoch", "2", "--margin_2", "0.01"),
+)
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)  # in rotation
 
 

@@ -4,9 +4,11 @@ import os
 import pickle
 from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 import torch
 
+from data.dataset import FaceDataset
 from engine.build import build_network
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, transfer
 from models.fernet import Architecture, FERNet
@@ -207,9 +209,12 @@ def test_transfer_to_another_network_names_the_difference(change, text):
 def test_grayscale_weights_cannot_initialize_an_rgb_run(tmp_path):
     save_checkpoint(tmp_path / "w.pth", checkpoint())
     options = Options(width=0.125, model_path=(str(tmp_path / "w.pth"),))
-    assert build_network(options, NAMES, 1, (128, 50)).architecture.channels == 1
+    images, labels = np.zeros((7, 48, 48), np.uint8), np.arange(7)
+    dataset = FaceDataset(images, labels, np.repeat("Training", 7), NAMES)
+    assert build_network(options, dataset, (128, 50)).architecture.channels == 1
+    rgb = replace(dataset, images=np.zeros((7, 48, 48, 3), np.uint8))
     with pytest.raises(WeightsError, match=r"w.pth expects grayscale images; .*--channels 1"):
-        build_network(options, NAMES, 3, (128, 50))
+        build_network(options, rgb, (128, 50))
 
 
 @pytest.mark.parametrize("missing", [True, False])

@@ -4,6 +4,7 @@ import csv
 import math
 from dataclasses import fields, replace
 
+import numpy as np
 import pytest
 import torch
 from kills import assert_same_run, write_csv
@@ -211,6 +212,8 @@ def test_incompatible_teachers_are_refused_before_a_folder_is_made(folder, tmp_p
         with pytest.raises(error, match=message):
             run(*argv_of(folder, *argv), "--out", tmp_path / "run")
         assert not (tmp_path / "run").exists()
+    dataset = synthetic_dataset(training=1, public=1, private=1)
     grayscale = Options(teacher=(str(folder / "0.pth"),))
+    rgb = replace(dataset, images=np.repeat(dataset.images[..., None], 3, axis=3))
     with pytest.raises(WeightsError, match=r"0.pth expects grayscale images"):
-        load_teachers(grayscale, EMOTIONS, channels=3, device=torch.device("cpu"))
+        load_teachers(grayscale, rgb, torch.device("cpu"))

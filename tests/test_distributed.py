@@ -27,7 +27,17 @@ ROOT = Path(__file__).resolve().parents[1]
 SETTING = (
     *("--gpu_ids", "-1", "--width", "0.125", "--batch_size", "64", "--dropout", "0"),
     *("--start_lr", "0.02", "--warmup_epoch", "0", "--ema", "0.5", "--amp", "fp32"),
-    *("--rank_weight", "0", "--relabel_group", "all", "--relabel_epoch", "2", "--margin_2", "0.01"),
+    *(
+        "--rank_weight",
+        "0",
+        "--relabel",
+        "--relabel_group",
+        "all",
+        "--relabel_epoch",
+        "2",
+        "--margin_2",
+        "0.01",
+    ),
 )
 # train.py in double precision: in single precision, rounding alone makes 1e-3 after some steps.
 DOUBLE = f"""
@@ -269,7 +279,7 @@ def test_gpu_without_kernels_is_skipped_unless_it_was_given(monkeypatch, capsys)
         monkeypatch, "CUDA error: no kernel image is available for execution on the device\nmore"
     )
     assert pick_device("") == torch.device("cpu")
-    assert "the CPU computes, for this PyTorch" in capsys.readouterr().err
+    assert "computing on the CPU, because PyTorch" in capsys.readouterr().err
     with pytest.raises(OptionError, match="no kernels for GPU 1, GTX 1080; .* -1, the CPU"):
         pick_device("1")
 
@@ -290,13 +300,13 @@ def test_gpus_that_pytorch_cannot_use_give_a_warning(monkeypatch, tmp_path, caps
     assert capsys.readouterr().err == ""  # no GPU here
     monkeypatch.setattr("utils.devices.Path.exists", lambda path: "nvidia" in str(path))
     assert pick_device("") == torch.device("cpu")
-    assert "the CPU computes, for this PyTorch" in (warning := capsys.readouterr().err)
-    assert "is made for CUDA 13.0, and the NVIDIA driver may be older" in warning
-    with pytest.raises(OptionError, match=r"sees 0 CUDA GPUs here, for .* may be older"):
+    assert "computing on the CPU, because this PyTorch" in (warning := capsys.readouterr().err)
+    assert "needs CUDA 13.0, and the NVIDIA driver may be older" in warning
+    with pytest.raises(OptionError, match=r"finds 0 CUDA GPUs, because .* may be older"):
         pick_device("0")
     monkeypatch.setattr(torch.version, "cuda", None)
     assert pick_device("") == torch.device("cpu")
-    assert "is one without CUDA" in capsys.readouterr().err
+    assert "has no CUDA" in capsys.readouterr().err
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # the user hides the GPUs
     assert pick_device("") == pick_device("-1") == torch.device("cpu")
     assert capsys.readouterr().err == ""
@@ -314,9 +324,8 @@ def test_incomplete_environment_of_torchrun_is_an_error(monkeypatch, environment
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(
-        torch, "set_num_threads", lambda number: None
-    )  # it would apply to all later tests
+    # It would apply to all later tests.
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
     error = pytest.raises(OptionError, match=message)
     with error, DistributedContext().initialize(torch.device("cpu")):
         pytest.fail("there is no process group")

@@ -26,7 +26,14 @@ from utils.options import Options
 
 CPU = torch.device("cpu")
 SHORT = Options(
-    **{"batch_size": 5, "total_epoch": 2, "relabel_epoch": 1, "margin_2": 0.01, "amp": "fp32"},
+    **{
+        "batch_size": 5,
+        "total_epoch": 2,
+        "relabel": True,
+        "relabel_epoch": 1,
+        "margin_2": 0.01,
+        "amp": "fp32",
+    },
     **{"degraded": 0.3, "jpeg": 0.3, "mix": "cutmix"},  # the last epoch does not mix
 )
 

@@ -12,15 +12,7 @@ from functools import partial
 import pytest
 import torch
 from kills import assert_same_run, write_csv
-from test_faults import (  # noqa: F401  (fixtures)
-    ROOT,
-    TINY,
-    faces_csv,
-    kill_at,
-    reference,
-    run,
-    start_train,
-)
+from test_faults import ROOT, TINY, kill_at, run, start_train
 
 import train
 from data.synthetic.generate import synthetic_dataset
@@ -31,7 +23,21 @@ from utils.run_folder import LOCK, RunFolder
 from utils.signals import Interrupted
 
 
-def test_full_disk_leaves_the_last_checkpoint(reference, faces_csv, tmp_path):  # noqa: F811
+@pytest.fixture(scope="module")
+def faces_csv(tmp_path_factory):
+    dataset = synthetic_dataset(training=7, public=3, private=3)
+    return write_csv(dataset, tmp_path_factory.mktemp("data") / "faces.csv")
+
+
+@pytest.fixture(scope="module")
+def reference(faces_csv, tmp_path_factory):
+    """Return the folder of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("runs") / "reference"
+    run("--data", faces_csv, "--out", folder, *TINY)
+    return folder
+
+
+def test_full_disk_leaves_the_last_checkpoint(reference, faces_csv, tmp_path):
     with pytest.raises(Interrupted):
         run("--data", faces_csv, "--out", tmp_path / "r", *TINY, on_loss=kill_at(5))
     before = (tmp_path / "r/last.pth").read_bytes()
@@ -60,7 +66,7 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert (tmp_path / "a").read_text() == "old"
 
 
-def test_second_run_in_a_folder_is_refused(reference, faces_csv):  # noqa: F811
+def test_second_run_in_a_folder_is_refused(reference, faces_csv):
     before = {path: path.stat().st_mtime_ns for path in reference.iterdir()}
     with RunFolder(reference):
         result = start_train("--resume", reference)
@@ -86,7 +92,7 @@ def test_folder_without_locks_gives_a_warning(tmp_path, monkeypatch, capsys):
         pass
 
 
-def test_resumed_run_is_locked_before_it_is_read(reference, tmp_path, monkeypatch):  # noqa: F811
+def test_resumed_run_is_locked_before_it_is_read(reference, tmp_path, monkeypatch):
     shutil.copytree(reference, tmp_path / "r")
 
     def load(path):
@@ -119,7 +125,7 @@ def test_files_of_a_desktop_do_not_make_a_folder_occupied(tmp_path):
     assert RunFolder.create(str(tmp_path), "x").path == tmp_path
 
 
-def test_partial_files_of_a_killed_process_are_removed(reference):  # noqa: F811
+def test_partial_files_of_a_killed_process_are_removed(reference):
     (reference / ".last.pth.x.part").write_text("half")
     with RunFolder(reference):
         assert not (reference / ".last.pth.x.part").exists()
@@ -147,7 +153,7 @@ def test_runs_started_at_once_share_the_cache(tmp_path):
     assert not list((tmp_path / "cache").rglob(".*.part"))
 
 
-def test_damaged_config_is_an_error(reference, tmp_path):  # noqa: F811
+def test_damaged_config_is_an_error(reference, tmp_path):
     saved = json.loads((reference / "config.json").read_text())["options"]
     for wrong in (
         *({"options": saved | change} for change in ({"width": "x"}, {"backbone": "vgg12"})),
@@ -159,7 +165,7 @@ def test_damaged_config_is_an_error(reference, tmp_path):  # noqa: F811
             run("--resume", tmp_path)
 
 
-def test_config_of_an_earlier_version_is_an_error(reference, tmp_path):  # noqa: F811
+def test_config_of_an_earlier_version_is_an_error(reference, tmp_path):
     """An unknown option must not be dropped: the run would continue as another one."""
     config = json.loads((reference / "config.json").read_text())
     config["options"]["trunk"] = config["options"].pop("backbone")
@@ -170,8 +176,8 @@ def test_config_of_an_earlier_version_is_an_error(reference, tmp_path):  # noqa:
 
 
 def test_run_with_other_landmarks_resumes_with_a_warning(
-    faces_csv,  # noqa: F811
-    reference,  # noqa: F811
+    faces_csv,
+    reference,
     tmp_path,
     capsys,
 ):
