@@ -270,7 +270,8 @@ def documents():
             parts = path.relative_to(ROOT).parts
             is_hidden = any(part.startswith((".", "__")) for part in parts[:-1])
             is_run = parts[0] == "model_save" and len(parts) > 2
-            if not is_hidden and not is_run and "cache" not in parts and path != Path(__file__):
+            is_foreign = {"cache", "site-packages"} & {*parts}
+            if not (is_hidden or is_run or is_foreign) and path != Path(__file__):
                 yield path
 
 

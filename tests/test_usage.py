@@ -1,11 +1,13 @@
 """Situations of a new user: resuming, threads on a busy machine, the order of test.py's output."""
 
+import inspect
 import json
 import os
 import re
 import shlex
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,14 +16,17 @@ from test_distill import write_teacher
 from test_faults import TINY, kill_at, run
 
 import test
+import train
 from data.landmarks import add_landmarks
 from data.synthetic.generate import synthetic_dataset
-from engine import eta
+from engine import eta, trainer
 from engine.eta import ETA, MEASURED, WARM_UP
 from utils.devices import set_threads
 from utils.options import Options
 from utils.signals import Interrupted
 
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
 CPU = torch.device("cpu")
 
 
@@ -30,6 +35,25 @@ def restore_threads():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+# Reading the code
+
+
+def test_the_training_step_is_three_calls_below_main(tmp_path):
+    """loss.backward() is in the loop that the stack shows: main, run, train, train_one_epoch."""
+    csv = write_csv(synthetic_dataset(training=3, public=1, private=1), tmp_path / "faces.csv")
+    names = []
+
+    def stop(i, losses, output):
+        frames = [frame for frame in inspect.stack() if Path(frame.filename).parent != TESTS]
+        names.extend(frame.function for frame in frames if ROOT in Path(frame.filename).parents)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run("--data", csv, "--out", tmp_path / "r", *TINY, on_loss=stop)
+    names = [name for name in names if name in vars(train) or name in vars(trainer)]
+    assert names == ["train_one_epoch", "train", "run", "main"]
 
 
 # Resuming
