@@ -13,7 +13,6 @@ import torch
 from test_loader import CPU, SHORT
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import clip_grad_norm_
-from torch.optim.swa_utils import AveragedModel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -95,6 +94,16 @@ class SyncDetector(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+def build_constant_ema(network, decay):
+    """Return an EMA without updates, which have a counter on the CPU.
+
+    test_no_operator_of_a_step_mixes_devices checks them.
+    """
+    ema = build_ema(network, decay)
+    ema.update_parameters = lambda network: None
+    return ema
+
+
 def test_no_step_synchronizes_with_the_device(dataset, monkeypatch):
     detector = SyncDetector()
     stream, all_reduce = InMemoryDataset.stream, TrainingState.all_reduce
@@ -113,8 +122,7 @@ def test_no_step_synchronizes_with_the_device(dataset, monkeypatch):
     monkeypatch.setattr(TrainingState, "all_reduce", leave)
     # On a CPU it checks the range of the labels; on a GPU it does not.
     monkeypatch.setattr("data.mix.F.one_hot", lambda x, n: (x[:, None] == torch.arange(n)).long())
-    # It has a counter on the CPU; test_no_operator_of_a_step_mixes_devices checks it.
-    monkeypatch.setattr(AveragedModel, "update_parameters", lambda ema, network: None)
+    monkeypatch.setattr(f"{__name__}.build_ema", build_constant_ema)
     # It synchronizes every 50 batches.
     monkeypatch.setattr(DivergenceGuard, "raise_if_diverged", lambda guard: None)
     run_epoch(dataset, CLIPPED)
