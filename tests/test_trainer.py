@@ -22,6 +22,7 @@ from data.loader import BatchLoader
 from data.mix import mix, mix_targets
 from data.synthetic.generate import synthetic_dataset
 from data.transforms import Augmentation, augment, flip_index
+from engine import optim
 from engine.build import wrap_model
 from engine.distill import Teachers
 from engine.distributed import DistributedContext
@@ -99,7 +100,7 @@ def build_constant_ema(network, decay):
 
     test_no_operator_of_a_step_mixes_devices checks them.
     """
-    ema = build_ema(network, decay)
+    ema = optim.build_ema(network, decay)
     ema.update_parameters = lambda network: None
     return ema
 
