@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import signal
 import time
 from collections.abc import Callable
@@ -96,7 +97,7 @@ def train(
             writer.write(state)
     if signals or state.epoch < options.total_epoch:  # the signal may be another process's
         number = signals[0] if signals else signal.SIGTERM
-        resume = f" Resume with: bash train.sh --resume {run.path}" if run else ""
+        resume = f" Resume with: bash train.sh --resume {shlex.quote(str(run.path))}" if run else ""
         raise Interrupted(number, f"Interrupted: checkpoint saved.{resume}")
     if run:
         logger.close(state.history, state.relabels, title)

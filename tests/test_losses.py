@@ -1,4 +1,4 @@
-"""The SCN functions and the landmark loss, against values worked out by hand."""
+"""SCN's losses, relabeling, and the landmark loss, against values computed by hand."""
 
 import math
 
@@ -15,8 +15,8 @@ from models.losses import (
 
 
 def test_weighted_cross_entropy_by_hand():
-    # Face 1: a = 0.5, logits (2, 0) -> (1, 0), label 0: -log(e / (e + 1)) = log(1 + 1/e).
-    # Face 2: a = 1, logits (0, 3), label 0: log(1 + e^3).
+    # Image 1: a = 0.5, logits (2, 0) -> (1, 0), label 0: -log(e / (e + 1)) = log(1 + 1/e).
+    # Image 2: a = 1, logits (0, 3), label 0: log(1 + e^3).
     logits = torch.tensor([[2.0, 0.0], [0.0, 3.0]])
     importance = torch.tensor([[0.5], [1.0]])
     loss = weighted_cross_entropy(logits, importance, torch.tensor([0, 0]))
@@ -33,28 +33,28 @@ def test_weighted_cross_entropy_smooths_labels():
     assert loss.item() == pytest.approx(0.9 * (log_sum - 1) + 0.1 * log_sum, rel=1e-6)
 
 
-@pytest.mark.parametrize("shares", [False, True])
-def test_smoothing_may_leave_the_importances_alone(shares):
+@pytest.mark.parametrize("soft", [False, True])
+def test_smoothing_without_a_gradient_on_the_importance(soft):
     labels = torch.tensor([0, 2])
-    if shares:
+    if soft:
         labels = torch.tensor([[0.7, 0.3, 0.0], [0.0, 0.5, 0.5]])
     results = []
-    for how in ({"label_smoothing": 0.2}, {"label_smoothing": 0.2, "importance_smoothing": False}):
+    for importance_smoothing in (True, False):
         logits = torch.tensor([[2.0, -1.0, 0.5], [0.0, 1.0, 0.3]], requires_grad=True)
         importance = torch.tensor([[0.4], [0.9]], requires_grad=True)
-        loss = weighted_cross_entropy(logits, importance, labels, **how)
+        loss = weighted_cross_entropy(logits, importance, labels, 0.2, importance_smoothing)
         loss.backward()
         results.append((loss.detach(), logits.grad, importance.grad))
-    (loss, pull, raised), (same_loss, same_pull, by_labels) = results
-    torch.testing.assert_close(same_loss, loss)
-    torch.testing.assert_close(same_pull, pull)
-    assert not torch.allclose(by_labels, raised)
+    (loss, on_logits, smoothed), (other_loss, other_on_logits, by_labels) = results
+    torch.testing.assert_close(other_loss, loss)
+    torch.testing.assert_close(other_on_logits, on_logits)
+    assert not torch.allclose(by_labels, smoothed)
     importance = torch.tensor([[0.4], [0.9]], requires_grad=True)
     weighted_cross_entropy(logits.detach(), importance, labels).backward()
     torch.testing.assert_close(by_labels, 0.8 * importance.grad)
 
 
-def test_small_importance_pulls_less():
+def test_small_importance_has_a_small_gradient():
     logits = torch.tensor([[0.0, 3.0]]).repeat(2, 1).requires_grad_()
     importance = torch.tensor([[0.1], [0.9]])
     weighted_cross_entropy(logits, importance, torch.tensor([0, 0])).backward()
@@ -63,9 +63,9 @@ def test_small_importance_pulls_less():
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_smoothed_labels_lower_the_importance_of_the_surest_faces(smoothing):
-    # Two classes: smoothed by 0.1 the target is 0.95. The first face's label has 0.98, the second's
-    # 0.9: the derivative by a is (p - q) times the difference of its logits.
+def test_smoothed_labels_lower_the_importance_of_confident_images(smoothing):
+    # Two classes: smoothed by 0.1 the target is 0.95. The first image's label has 0.98, the
+    # second's 0.9. The derivative with respect to a is (p - q) times the difference of its logits.
     differences = torch.tensor([math.log(0.98 / 0.02), math.log(0.9 / 0.1)])
     logits = torch.stack([differences, torch.zeros(2)], 1)
     importance = torch.ones(2, 1, requires_grad=True)
@@ -78,13 +78,13 @@ def test_smoothed_labels_lower_the_importance_of_the_surest_faces(smoothing):
 
 
 def test_rank_regularization_by_hand():
-    # 5 faces, beta 0.6: high = 0.9, 0.8, 0.7 (mean 0.8), low = 0.6, 0.5 (mean 0.55), gap 0.25.
+    # 5 images, beta 0.6: high = 0.9, 0.8, 0.7 (mean 0.8), low = 0.6, 0.5 (mean 0.55), gap 0.25.
     importance = torch.tensor([[0.5], [0.9], [0.7], [0.6], [0.8]])
     assert rank_regularization(importance, 0.6, 0.4).item() == pytest.approx(0.15, abs=1e-6)
     assert rank_regularization(importance, 0.6, 0.2).item() == 0
 
 
-def test_rank_regularization_pushes_the_groups_apart():
+def test_rank_regularization_separates_the_groups():
     importance = torch.tensor([0.5, 0.52, 0.48, 0.5]).requires_grad_()
     rank_regularization(importance, 0.5, 0.15).backward()
     assert importance.grad[1] < 0 < importance.grad[2]  # descent raises the high, lowers the low
@@ -98,21 +98,18 @@ def test_rank_regularization_of_tiny_batches_is_finite(n, beta):
     loss.backward()
     assert loss.isfinite()
     assert importance.grad.isfinite().all()
-    assert loss.item() == pytest.approx(0.15 if n > 1 else 0)  # all equal: the whole margin
+    assert loss.item() == pytest.approx(0.15 if n > 1 else 0)  # all equal: the full margin
 
 
 def test_high_group_size_leaves_no_group_empty():
     assert [high_group_size(n, 0.7) for n in (1, 2, 3, 10, 128)] == [0, 1, 2, 7, 89]
     assert high_group_size(10, 0.001) == 1
     assert high_group_size(10, 0.9999) == 9
-    assert [high_group_size(n, 0.7) for n in (90, 170, 180)] == [
-        63,
-        119,
-        126,
-    ]  # 0.7 * 90 is below 63
+    # 0.7 * 90 is slightly less than 63.
+    assert [high_group_size(n, 0.7) for n in (90, 170, 180)] == [63, 119, 126]
 
 
-# Probabilities of three faces, as logits: what the softmax of a log gives back.
+# Logits of three images, whose softmax are these probabilities.
 LOGITS = torch.tensor([[0.5, 0.3, 0.2], [0.2, 0.1, 0.7], [0.6, 0.3, 0.1]]).log()
 
 
@@ -123,15 +120,15 @@ def test_relabel_by_hand():
     assert relabel(LOGITS, labels, 0.65).tolist() == [1, 1, 0]
 
 
-def test_relabel_spares_the_important_faces():
+def test_relabel_keeps_the_labels_of_the_high_group():
     labels = torch.tensor([1, 1, 0])
     importance = torch.tensor([[0.1], [0.9], [0.2]])
-    # beta 0.4 of 3 faces: one face in the high group, the second.
+    # beta 0.4 of 3 images: the second is the high group.
     assert relabel(LOGITS, labels, 0.1, importance, 0.4).tolist() == [0, 1, 0]
     assert relabel(LOGITS[:1], labels[:1], 0.1, importance[:1], 0.4).tolist() == [0]
 
 
-def test_relabel_leaves_its_arguments():
+def test_relabel_does_not_change_its_arguments():
     labels = torch.tensor([1, 1, 0])
     relabel(LOGITS, labels, 0.1)
     assert labels.tolist() == [1, 1, 0]
@@ -140,13 +137,13 @@ def test_relabel_leaves_its_arguments():
 def test_landmark_loss_by_hand():
     predicted = torch.zeros(3, 2, 2)
     landmarks = torch.zeros(3, 2, 2)
-    landmarks[0, :, 0] = 0.5  # x off by 0.5, y right: 0.25
+    landmarks[0, :, 0] = 0.5  # x differs by 0.5, y by 0: 0.25
     landmarks[1] = math.nan
-    landmarks[2] = 1.0  # both off by 1: 1
+    landmarks[2] = 1.0  # both differ by 1: 1
     assert landmark_loss(predicted, landmarks).item() == pytest.approx((0.25 + 1.0) / 2)
 
 
-def test_landmark_loss_does_not_shrink_with_the_detection_rate():
+def test_landmark_loss_does_not_depend_on_the_detection_rate():
     predicted, landmarks = torch.zeros(4, 68, 2), torch.full((4, 68, 2), 0.3)
     whole = landmark_loss(predicted, landmarks)
     landmarks[1:] = math.nan

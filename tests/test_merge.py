@@ -1,4 +1,4 @@
-"""Networks side by side in a wider one: what it says at first, and what does not fit."""
+"""Block-diagonal merge of networks: its first output, and networks that cannot be merged."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ NARROW = Architecture(width=0.25)
 
 
 def trained(architecture, seed):
-    """A network whose every weight and statistic is its own, but for what the faces settle."""
+    """Return a checkpoint with random weights and statistics; those of the data set are equal."""
     torch.manual_seed(seed)
     network = FERNet(architecture)
     for parameter in network.parameters():
@@ -39,11 +39,11 @@ def outputs(checkpoint):
 
 
 @pytest.mark.parametrize(
-    ("trunk", "widths"),
+    ("backbone", "widths"),
     [("resnet18", (0.25, 0.25)), ("resnet18", (0.25, 0.5, 0.25)), ("vgg11", (0.25, 0.5))],
 )
-@pytest.mark.parametrize("heads", [{}, {"importance": False, "landmark_num": 0}])
-def test_it_says_the_mean_of_what_they_say(backbone, widths, heads):
+@pytest.mark.parametrize("heads", [{}, {"importance": False, "landmarks": False}])
+def test_merged_network_has_the_mean_output(backbone, widths, heads):
     narrow = [
         trained(replace(NARROW, backbone=backbone, width=width, dropout=seed / 5, **heads), seed)
         for seed, width in enumerate(widths)
@@ -60,16 +60,16 @@ def test_it_says_the_mean_of_what_they_say(backbone, widths, heads):
         torch.testing.assert_close(ours.landmarks, points, rtol=1e-4, atol=1e-4)
 
 
-def test_features_pooled_at_landmarks_stay_each_network_s_own():
+def test_features_pooled_at_landmarks_are_not_mixed():
     narrow = [trained(replace(NARROW, landmark_pool=True), seed) for seed in (0, 1)]
-    for name in ("landmark_head.weight", "landmark_head.bias"):  # all pool at the same places
+    for name in ("landmark_head.weight", "landmark_head.bias"):  # all pool at the mean face
         for each in narrow:
             each.net[name].zero_()
     ours, (one, other) = outputs(merge_checkpoints(narrow, "ab")), map(outputs, narrow)
     torch.testing.assert_close(ours.logits, (one.logits + other.logits) / 2, rtol=1e-4, atol=1e-4)
 
 
-def test_what_joins_them_can_learn():
+def test_weights_between_the_networks_have_gradients():
     network = merge_checkpoints([trained(NARROW, 0), trained(NARROW, 1)], "ab").network().train()
     network(torch.randint(0, 256, (4, 1, 48, 48))).logits.logsumexp(1).sum().backward()
     convolution = network.backbone.layer2[0].conv2.weight
@@ -79,41 +79,41 @@ def test_what_joins_them_can_learn():
     assert convolution.grad[32:, :32].abs().mean() > 0
 
 
-def test_broken_weights_are_told():
+def test_damaged_weights_are_an_error():
     broken = trained(NARROW, 1)
     broken.net.pop("attention.bias")
-    with pytest.raises(WeightsError, match="do not fit their own architecture"):
+    with pytest.raises(WeightsError, match="do not fit their architecture"):
         merge_checkpoints([trained(NARROW, 0), broken], "ab")
 
 
-def test_one_is_itself_and_twice_is_nothing():
-    alone = trained(NARROW, 0)
-    assert merge_checkpoints([alone], "a") is alone
-    with pytest.raises(WeightsError, match=r"the same weights side by side"):
-        merge_checkpoints([alone, alone], ["w.pth", "./w.pth"])
+def test_single_network_is_unchanged_and_equal_weights_are_refused():
+    single = trained(NARROW, 0)
+    assert merge_checkpoints([single], "a") is single
+    with pytest.raises(WeightsError, match=r"equal weights stay equal when merged"):
+        merge_checkpoints([single, single], ["w.pth", "./w.pth"])
 
 
 @pytest.mark.parametrize(
     ("change", "net"),
     [
-        ({"trunk": "vgg11"}, {}),
+        ({"backbone": "vgg11"}, {}),
         ({"importance": False}, {}),
         ({"pool": "corner"}, {}),
         ({}, {"pixel_std": torch.tensor(65.0)}),
         ({}, {"mean_face": torch.ones(68, 2)}),
     ],
 )
-def test_networks_that_differ_in_more_than_width(change, net):
+def test_networks_that_differ_in_more_than_width_are_refused(change, net):
     other = trained(replace(NARROW, **change), 1)
     other = replace(other, net=other.net | net)
     with pytest.raises(WeightsError, match=r"b\.pth and a\.pth .* differ in more than width"):
         merge_checkpoints([trained(NARROW, 0), other], ["a.pth", "b.pth"])
 
 
-def test_widths_that_do_not_add_up():
+def test_widths_without_a_common_network_are_refused():
     pair = [trained(replace(NARROW, width=0.125), seed) for seed in (0, 1)]
     with pytest.raises(WeightsError, match="no network of width 0.25 has as many channels"):
         merge_checkpoints(pair, ["a.pth", "b.pth"])
-    wide = replace(NARROW, width=5)  # too large to build here, and not looked into
+    wide = replace(NARROW, width=5)  # too large to build here
     with pytest.raises(WeightsError, match="width = 10"):
         merge_checkpoints([replace(each, architecture=wide) for each in pair], ["a.pth", "b.pth"])

@@ -1,4 +1,4 @@
-"""Prediction of many faces: batches, views, and what they leave unchanged."""
+"""Prediction of many images: batches, and the views of test-time augmentation."""
 
 import numpy as np
 import pytest
@@ -34,29 +34,29 @@ def test_probabilities_are_those_of_weighted_logits(network):
     np.testing.assert_allclose(predict(network, IMAGES).probabilities, by_hand, rtol=1e-4)
 
 
-def test_bf16_is_near(network):
-    exact, coarse = predict(network, IMAGES), predict(network, IMAGES, bf16=True)
-    assert not np.array_equal(exact.probabilities, coarse.probabilities)
-    np.testing.assert_allclose(exact.probabilities, coarse.probabilities, atol=0.003)
+def test_bf16_is_close_to_float32(network):
+    exact, rounded = predict(network, IMAGES), predict(network, IMAGES, bf16=True)
+    assert not np.array_equal(exact.probabilities, rounded.probabilities)
+    np.testing.assert_allclose(exact.probabilities, rounded.probabilities, atol=0.003)
 
 
-def test_no_faces_at_all(network):
-    nothing = predict(network, IMAGES[:0], tta=True)
-    assert [len(part) for part in nothing] == [0, 0, 0]
+def test_no_images(network):
+    empty = predict(network, IMAGES[:0], tta=True)
+    assert [len(part) for part in empty] == [0, 0, 0]
 
 
 def test_ten_views():
-    face = torch.zeros(1, 1, 48, 48)
-    face[..., 20, 10] = 1
-    seen = views(face)
-    assert len(seen) == 2 * len(SHIFTS) == 10
-    assert torch.equal(seen[0], face)
-    for (x, y), plain, mirrored in zip(SHIFTS, seen[::2], seen[1::2]):
+    image = torch.zeros(1, 1, 48, 48)
+    image[..., 20, 10] = 1
+    ten = views(image)
+    assert len(ten) == 2 * len(SHIFTS) == 10
+    assert torch.equal(ten[0], image)
+    for (x, y), plain, mirrored in zip(SHIFTS, ten[::2], ten[1::2]):
         assert plain.nonzero()[0, 2:].tolist() == [20 + y, 10 + x]
         assert torch.equal(mirrored, plain.flip(-1))
 
 
-def test_shifts_repeat_the_border_and_grow_with_the_face():
+def test_shifts_repeat_the_border_and_scale_with_the_image():
     columns = torch.arange(96.0).expand(1, 1, 96, 96)
     right = views(columns)[2 * SHIFTS.index((2, 0))][0, 0, 0]
     assert right[:6].tolist() == [0, 0, 0, 0, 0, 1]  # 4 pixels of 96
@@ -64,8 +64,8 @@ def test_shifts_repeat_the_border_and_grow_with_the_face():
 
 def test_tta_averages_the_views(network):
     with torch.no_grad():
-        each = [network(view).weighted_logits.softmax(1) for view in views(IMAGES.float())]
+        parts = [network(view).weighted_logits.softmax(1) for view in views(IMAGES.float())]
     mean = predict(network, IMAGES, tta=True)
-    np.testing.assert_allclose(mean.probabilities, torch.stack(each).mean(0), rtol=1e-4)
+    np.testing.assert_allclose(mean.probabilities, torch.stack(parts).mean(0), rtol=1e-4)
     plain = predict(network, IMAGES)
     np.testing.assert_allclose(mean.landmarks, plain.landmarks, atol=1e-3)
