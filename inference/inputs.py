@@ -84,10 +84,12 @@ def is_video(source: Path | int) -> bool:
     if isinstance(source, int):
         return True
     suffix = source.suffix.lower()
-    if suffix in VIDEO_SUFFIXES:
-        return True
-    if suffix in IMAGE_SUFFIXES:
-        return suffix == ".gif" and _is_animated(source)
+    if suffix in (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES):
+        return suffix in VIDEO_SUFFIXES or (suffix == ".gif" and _is_animated(source))
+    return _has_video_signature(source)
+
+
+def _has_video_signature(source: Path) -> bool:
     try:
         if not source.is_file():  # opening a pipe would block
             return False

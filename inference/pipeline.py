@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
+import numpy as np
+
+from inference.predictor import Face, FaceCrops, FacePredictor
+
+Item = tuple[Any, np.ndarray | None, FaceCrops | Exception]
 MAX_PENDING_CALLS = 8
 MAX_PENDING_BYTES = 200 << 20  # of all pending calls; a single call may hold more
 
@@ -57,3 +63,43 @@ def map_ahead(
             yield pending.popleft().result()
     while pending:
         yield pending.popleft().result()
+
+
+def predict_batches(
+    predictor: FacePredictor, items: Iterable[Item], max_items: int = 64
+) -> Iterator[tuple[Any, np.ndarray | None, FaceCrops | Exception, list[Face] | None]]:
+    """Add the predicted faces to items, in batches that combine several images.
+
+    While the network predicts one batch, the next one is collected.
+
+    Args:
+        predictor: The network.
+        items: A key, an image, and its crops or an error that takes their place.
+        max_items: Maximum number of items that wait for a batch.
+
+    Yields:
+        Key, image, crops or error, and the faces; None after an error.
+    """
+
+    def predict(batch: list[Item]) -> list[tuple]:
+        faces = iter(predictor.predict([c for *_, c in batch if isinstance(c, FaceCrops)]))
+        return [(*item, next(faces) if isinstance(item[2], FaceCrops) else None) for item in batch]
+
+    with ThreadPoolExecutor(1) as network:
+        batches = _collect(items, predictor.batch_size, max_items)
+        for batch in map_ahead(network, predict, batches, 1):
+            yield from batch
+
+
+def _collect(items: Iterable[Item], batch_size: int, max_items: int) -> Iterator[list[Item]]:
+    """Yield lists of items that have enough faces, items or bytes for a batch."""
+    batch: list[Item] = []
+    for item in items:
+        batch.append(item)
+        num_faces = sum(len(crops.boxes) for *_, crops in batch if isinstance(crops, FaceCrops))
+        size = sum(image.nbytes for _, image, _ in batch if image is not None)
+        if num_faces >= batch_size or len(batch) >= max_items or size > MAX_PENDING_BYTES:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

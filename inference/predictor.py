@@ -217,9 +217,9 @@ def _check_image(image: np.ndarray) -> None:
         raise DataError(
             "None is not an image; cv2.imread returns it for a file that it cannot read"
         )
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.size:
-        if image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3):
-            return
+    is_uint8 = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.size
+    if is_uint8 and (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
+        return
     kind = getattr(image, "dtype", type(image).__name__)
     raise DataError(
         f"an image must be uint8 [H, W] or [H, W, 3] in RGB, got {kind} "

@@ -5,14 +5,49 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from io import FileIO, StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from inference.predictor import Face
 from utils.errors import RunError
 from utils.files import atomic_write
+
+EDGES = ("left", "top", "right", "bottom")
+COLUMNS = ("file", "annotated", "frame", "time", "face", *EDGES)
+COLUMNS += ("score", "expression", "confidence", "importance")
+
+
+def empty_record(class_names: Sequence[str]) -> dict[str, Any]:
+    """Return a record without values."""
+    return dict.fromkeys(COLUMNS) | {"probabilities": dict.fromkeys(class_names)}
+
+
+def face_record(
+    face: Face, probabilities: np.ndarray, confidence: float, class_names: Sequence[str]
+) -> dict[str, Any]:
+    """Return the record of a face, without its file and frame.
+
+    Args:
+        face: The face.
+        probabilities: [C], its own or smoothed ones.
+        confidence: To record.
+        class_names: C names.
+    """
+    record = dict(zip(EDGES, _round(face.box, 1))) | {
+        "score": None if face.score is None else round(face.score, 3),
+        "expression": class_names[int(probabilities.argmax())],
+        "confidence": round(confidence, 4),
+        "importance": round(face.importance, 4),
+        "probabilities": dict(zip(class_names, _round(probabilities, 4))),
+    }
+    if face.landmarks is not None:
+        record["landmarks"] = _round(face.landmarks, 2)
+    return record
 
 
 class Records:
@@ -131,3 +166,7 @@ def _flatten(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
                 yield f"y{i}", y
         else:
             yield name, value
+
+
+def _round(values: np.ndarray, digits: int) -> list:
+    return np.round(values.astype(float), digits).tolist()

@@ -88,7 +88,10 @@ class OnnxRuntime:
             )
             metadata = json.loads(self._session.get_modelmeta().custom_metadata_map[METADATA_KEY])
             self.class_names = tuple(map(str, metadata["class_names"]))
-            self.image_width, self.channels = int(metadata["image_width"]), int(metadata["channels"])
+            self.image_width, self.channels = (
+                int(metadata["image_width"]),
+                int(metadata["channels"]),
+            )
             if (kind := self._session.get_inputs()[0].type) != "tensor(uint8)":
                 raise ValueError(f"its input is {kind}, expected tensor(uint8)")
         except Exception as error:  # an untrusted file may fail anywhere inside the library
