@@ -28,6 +28,7 @@ from inference.predictor import FacePredictor
 from inference.records import Records, empty_record
 from inference.results import Results
 from inference.runner import VIDEO_DETECTION_SIZE, InferenceRunner
+from inference.summary import count_of
 from utils.cli import parse
 from utils.errors import OptionError, run_main
 from utils.run_folder import PHOTO_WEIGHTS, RunFolder
@@ -104,8 +105,9 @@ def main() -> None:
         runner.predict_images([source for source in sources if source not in videos])
         for video in videos:
             runner.predict_video(video)
-    files = "predictions.csv and .json" + (" and annotated files" if results.has_drawn else "")
-    print(f"Results: {results.num_faces:,} rows; {files} in {run.path}")
+    annotated = " and annotated files" if results.has_drawn else ""
+    rows = count_of(results.num_faces, "face")
+    print(f"Results: predictions.csv and .json ({rows}){annotated} in {run.path}")
     if runner.num_failed:
         print(
             f"{runner.num_failed:,} of {len(sources):,} inputs have no face or could not be read "

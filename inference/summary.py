@@ -19,16 +19,16 @@ def describe_image(name: str, predictions: Sequence[tuple[str, float]]) -> str:
         name: Of the file.
         predictions: Expression and probability of each face.
     """
-    parts = [_count(len(predictions), "face")]
+    parts = [count_of(len(predictions), "face")]
     parts += [f"{expression} {100 * probability:.0f} %" for expression, probability in predictions]
     return f"{name}: {', '.join(parts)}"
 
 
 def describe_images(num_images: int, expressions: Counter[str]) -> str:
     """Return such as "30 images: 41 faces, 22 happy, 19 neutral"."""
-    parts = [_count(expressions.total(), "face")]
+    parts = [count_of(expressions.total(), "face")]
     parts += [f"{count:,} {expression}" for expression, count in expressions.most_common()]
-    return f"{_count(num_images, 'image')}: {', '.join(parts)}"
+    return f"{count_of(num_images, 'image')}: {', '.join(parts)}"
 
 
 def describe_video(name: str, num_frames: int, num_faces: int, expressions: Counter[str]) -> str:
@@ -40,7 +40,7 @@ def describe_video(name: str, num_frames: int, num_faces: int, expressions: Coun
         num_faces: Number of different faces.
         expressions: Number of predictions by expression.
     """
-    text = f"{name}: {_count(num_frames, 'frame')}, {_count(num_faces, 'face')}"
+    text = f"{name}: {count_of(num_frames, 'frame')}, {count_of(num_faces, 'face')}"
     if not expressions:
         return text
     total = expressions.total()
@@ -56,5 +56,6 @@ def print_line(text: str, file: TextIO | None = None) -> None:
         print(text, file=file, flush=True)
 
 
-def _count(number: int, noun: str) -> str:
+def count_of(number: int, noun: str) -> str:
+    """Return such as "1 face" or "1,204 faces"."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
