@@ -23,28 +23,18 @@ from data.in_memory import InMemoryDataset
 from data.landmarks import add_landmarks
 from data.loader import check_batch_size
 from data.source import find_source, load_dataset
-from engine.build import build_network
+from engine.build import build_network, build_state
 from engine.distill import load_teachers
 from engine.distributed import DistributedContext, launch
 from engine.evaluate import evaluate
-from engine.optim import build_ema, build_optimizer
 from engine.results import summary
 from engine.state import TrainingState
-from engine.sync_batch_norm import convert_sync_batch_norm
 from engine.trainer import train
 from models.checkpoint import load_checkpoint
 from models.fernet import FERNet, describe
-from utils import metrics
+from utils import devices, metrics
 from utils.cli import CommandLine, parse_train_options, resolve_options, resume_options
 from utils.coordinates import to_normalized
-from utils.devices import (
-    describe_device,
-    listed_gpus,
-    pick_device,
-    report_compile_errors,
-    set_threads,
-    usable_gpus,
-)
 from utils.errors import run_main
 from utils.image_grids import plot_relabeled
 from utils.options import Options
@@ -57,14 +47,14 @@ def main() -> None:
     saved = resumed.read_json("config.json").get("options") if resumed else None
     options = resume_options(saved, command) if resumed else command.options
     context = DistributedContext()
-    if context.world_size == 1 and len(listed_gpus(options.gpu_ids)) > 1:
-        sys.exit(launch(__file__, sys.argv[1:], len(usable_gpus(options.gpu_ids))))
-    set_threads(options.threads)
-    device = pick_device(options.gpu_ids, context.local_rank)
+    if context.world_size == 1 and len(devices.listed_gpus(options.gpu_ids)) > 1:
+        sys.exit(launch(__file__, sys.argv[1:], len(devices.usable_gpus(options.gpu_ids))))
+    options = replace(options, threads=devices.set_threads(options.threads))
+    device = devices.pick_device(options.gpu_ids, context.local_rank)
     # A resumed run is locked before it is read: the process that it had may still be saving.
     lock = resumed if resumed and context.is_main else nullcontext()
-    with context.initialize(device), report_compile_errors(), lock:
-        print(f"device   {describe_device(device, context.world_size)}")
+    with context.initialize(device), devices.report_compile_errors(), lock:
+        print(f"device   {devices.describe_device(device, context.world_size)}")
         run(command, options, device, context, resumed)
 
 
@@ -79,64 +69,53 @@ def run(
     with context.local_main_first():
         source = find_source(options.data)
         if not resumed:
-            options = resolve_options(command, source.is_synthetic)
-        options = replace(options, data=source.data)  # what "auto" has chosen
+            # A resumed run must have the same data set and threads, whatever is there by then.
+            found = {"data": source.data, "threads": options.threads}
+            options = replace(resolve_options(command, source.is_synthetic), **found)
         print(f"data     {source.description}")
         dataset = load_dataset(source, options.eval_width, options.channels, options.class_names)
     if options.ferplus:
         dataset = with_ferplus_labels(dataset, options.ferplus)
     check_trainable(dataset)
     check_batch_size(len(dataset.training_rows), options, context.world_size)
+    print(f"         {dataset.describe()}")
     clean_labels = dataset.labels
     if options.label_noise:
         dataset = dataset.with_label_noise(options.label_noise, options.seed)
-    print(f"         {dataset.describe()}")
 
-    checkpoint = None
-    if resumed and (resumed / "last.pth").exists():
-        checkpoint = load_checkpoint(resumed / "last.pth")
-        network = FERNet(checkpoint.architecture)
-    else:
-        statistics = dataset.pixel_statistics("Training")
-        network = build_network(options, dataset.class_names, dataset.channels, statistics)
-    teachers = load_teachers(options, dataset.class_names, dataset.channels, device)
-    folder = None
+    is_started = resumed is not None and (resumed / "last.pth").exists()
+    checkpoint = load_checkpoint(resumed / "last.pth") if is_started else None
+    network = (
+        FERNet(checkpoint.architecture)
+        if checkpoint
+        else build_network(options, dataset, dataset.pixel_statistics("Training"))
+    )
+    teachers = load_teachers(options, dataset, device)
+    folder = None  # only the main process writes
     if context.is_main:
         folder = resumed or RunFolder.create(options.out, options.backbone)
     with folder if folder and not resumed else nullcontext():
         if folder:
-            folder.write_config(asdict(options), torch.__version__, is_new=checkpoint is None)
+            folder.write_config(asdict(options), torch.__version__, is_new=not is_started)
         if options.landmarks:
             with context.local_main_first():
                 dataset = add_landmarks(dataset, jobs=options.threads)
             if not network.mean_face.any():  # the landmark head is new
                 mean_face = to_normalized(dataset.mean_face(), options.eval_width)
                 network.mean_face.copy_(torch.from_numpy(mean_face))
-        if context.world_size > 1:
-            network = convert_sync_batch_norm(network, device)
-        network = network.to(device, memory_format=torch.channels_last)
-        soft = options.ferplus_target == "distribution"
-        targets = vote_distributions(dataset.votes) if soft else None
+        is_soft = options.ferplus_target == "distribution"
+        targets = vote_distributions(dataset.votes) if is_soft else None
         images = InMemoryDataset(dataset, dataset.training_rows, device, targets)
-        state = TrainingState(
-            network=network,
-            ema=build_ema(network, options.ema),
-            optimizer=build_optimizer(network, options),
-            labels=images.labels,
-            data_digest=dataset.digest,
-            target_digest=dataset.target_digest,
-            teacher_digests=teachers.digests,
-        )
+        state = build_state(network, images, dataset, options, context, teachers.digests)
         if checkpoint:
             state.load_state_dict(checkpoint, context)
         print(f"network  {describe(network)}")
         if folder:
-            print(f"run      {folder.path}, recipe {options.recipe}, ", end="")
-            print(f"epoch {state.epoch} of {options.total_epoch} finished", flush=True)
-        kind = " with FER+ labels" if options.ferplus else ""
-        title = f"{network.architecture.name}, {source.name}{kind}"
-        shared = {"teachers": teachers, "context": context, "run": folder, "title": title}
-        train(state, images, dataset, options, **shared)
+            progress = f"epoch {state.epoch} of {options.total_epoch} finished"
+            print(f"run      {folder.path}, recipe {options.recipe}, {progress}", flush=True)
+        title = f"{network.architecture.name}, {source.name}"
+        title += " with FER+ labels" if options.ferplus else ""
+        train(state, images, dataset, options, teachers, context, folder, title)
         if folder:
             final_evaluation(state, dataset, clean_labels, options, folder, title)
 
@@ -149,12 +128,9 @@ def final_evaluation(
     folder: RunFolder,
     title: str,
 ) -> None:
-    """Evaluate the best epoch on PublicTest, and once on PrivateTest, as test.py does.
-
-    With --label_noise, it also compares the relabeled labels with the clean ones, int64 [N].
-    """
+    """Evaluate the best epoch on PublicTest and, once, on PrivateTest, as test.py does."""
     noise = {}
-    if options.label_noise:
+    if options.label_noise:  # compare the relabeled labels with the clean ones, int64 [N]
         rows = dataset.training_rows
         labels = (clean_labels[rows], dataset.labels[rows], state.labels.cpu().numpy())
         noise = {"Training": metrics.relabel_scores(*labels)}

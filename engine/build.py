@@ -1,4 +1,4 @@
-"""Building the network of a run: new, or from the weights of another run."""
+"""Building the network of a run, new or from the weights of another run, and its state."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from data.dataset import FaceDataset
+from data.in_memory import InMemoryDataset
 from engine.distributed import DistributedContext
+from engine.optim import build_ema, build_optimizer
+from engine.state import TrainingState
+from engine.sync_batch_norm import convert_sync_batch_norm
 from models.checkpoint import Checkpoint, load_checkpoint, transfer
 from models.fernet import Architecture, FERNet, Output
 from models.merge import merge_checkpoints
@@ -18,18 +23,14 @@ from utils.options import Options
 
 
 def build_network(
-    options: Options,
-    class_names: tuple[str, ...],
-    channels: int,
-    pixel_statistics: tuple[float, float],
+    options: Options, dataset: FaceDataset, pixel_statistics: tuple[float, float]
 ) -> FERNet:
     """Build the network for a data set.
 
     Args:
         options: Of the run; `model_path` has the initial weights, if any. Several files are merged
             block-diagonally.
-        class_names: Of the data set.
-        channels: Of the images, 1 or 3.
+        dataset: Its classes and channels.
         pixel_statistics: Mean and standard deviation of the Training pixels, 0 to 255.
 
     Raises:
@@ -39,15 +40,15 @@ def build_network(
     architecture = Architecture(
         backbone=options.backbone,
         width=options.width,
-        channels=channels,
-        classes=len(class_names),
+        channels=dataset.channels,
+        classes=len(dataset.class_names),
         landmarks=options.landmarks,
         importance=options.importance,
         dropout=options.dropout,
         landmark_pool=options.landmark_pool,
     )
     if options.model_path:
-        return _load_initial_weights(options.model_path, architecture, class_names, channels)
+        return _load_initial_weights(options.model_path, architecture, dataset)
     network = FERNet(architecture)
     mean, std = pixel_statistics
     network.pixel_mean.fill_(mean)
@@ -56,9 +57,9 @@ def build_network(
 
 
 def _load_initial_weights(
-    paths: tuple[str, ...], architecture: Architecture, class_names: tuple[str, ...], channels: int
+    paths: tuple[str, ...], architecture: Architecture, dataset: FaceDataset
 ) -> FERNet:
-    checkpoints = [load_compatible_weights(path, class_names, channels) for path in paths]
+    checkpoints = [load_compatible_weights(path, dataset) for path in paths]
     merged = merge_checkpoints(checkpoints, paths)
     network, new_heads = transfer(merged, architecture, " and ".join(paths))
     for path, checkpoint in zip(paths, checkpoints):
@@ -66,6 +67,30 @@ def _load_initial_weights(
     if new_heads:
         print(f"         randomly initialized: {', '.join(new_heads)}")
     return network
+
+
+def build_state(
+    network: FERNet,
+    images: InMemoryDataset,
+    dataset: FaceDataset,
+    options: Options,
+    context: DistributedContext,
+    teacher_digests: tuple[str, ...] = (),
+) -> TrainingState:
+    """Move the network to the device of the images, and build optimizer, EMA and state for it."""
+    device = images.labels.device
+    if context.world_size > 1:
+        network = convert_sync_batch_norm(network, device)
+    network = network.to(device, memory_format=torch.channels_last)
+    return TrainingState(
+        network=network,
+        ema=build_ema(network, options.ema),
+        optimizer=build_optimizer(network, options),
+        labels=images.labels,
+        data_digest=dataset.digest,
+        target_digest=dataset.target_digest,
+        teacher_digests=teacher_digests,
+    )
 
 
 def wrap_model(
@@ -78,18 +103,18 @@ def wrap_model(
     return compile_module(network) if options.compile else network
 
 
-def load_compatible_weights(path: str, class_names: tuple[str, ...], channels: int) -> Checkpoint:
+def load_compatible_weights(path: str, dataset: FaceDataset) -> Checkpoint:
     """Load weights that are to be used on a data set.
 
     Raises:
         WeightsError: They cannot be read, or have other classes, or fewer channels than the images.
     """
     checkpoint = load_checkpoint(path)
-    if checkpoint.class_names != class_names:
+    if checkpoint.class_names != dataset.class_names:
         raise WeightsError(
             f"{path} has the classes {', '.join(checkpoint.class_names)}, and the data set has "
-            f"{', '.join(class_names)}; they must be equal"
+            f"{', '.join(dataset.class_names)}; they must be equal"
         )
-    if checkpoint.architecture.channels < channels:
+    if checkpoint.architecture.channels < dataset.channels:
         raise WeightsError(f"{path} expects grayscale images; read them with --channels 1")
     return checkpoint

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from data.dataset import FaceDataset
 from engine.build import load_compatible_weights
 from models.fernet import Output
 from utils.devices import autocast, compile_module, use_bf16
@@ -63,9 +64,7 @@ class Teachers:
         return probabilities
 
 
-def load_teachers(
-    options: Options, class_names: tuple[str, ...], channels: int, device: torch.device
-) -> Teachers:
+def load_teachers(options: Options, dataset: FaceDataset, device: torch.device) -> Teachers:
     """Load the networks of `options.teacher`, if any.
 
     Raises:
@@ -74,7 +73,7 @@ def load_teachers(
     """
     models, digests = [], []
     for path in options.teacher:
-        checkpoint = load_compatible_weights(path, class_names, channels)
+        checkpoint = load_compatible_weights(path, dataset)
         if checkpoint.image_width != options.eval_width:
             raise WeightsError(
                 f"{path} was trained at {checkpoint.image_width} pixels, and the student is at "

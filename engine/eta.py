@@ -6,19 +6,20 @@ import math
 import time
 
 import torch
-from tqdm import tqdm
 
 from utils.options import RECIPES, Options
+from utils.progress import write
 
 CPU_RECIPE_COST = 0.3  # time per image at width 0.5, relative to width 1, measured on 2 cores
 WARM_UP, MEASURED = 3, 10  # batches: the first ones allocate memory and select kernels
+CHECK_EVERY = 100  # batches between two checks of the CPU time
 BUSY = 0.7  # share of its cores' time below which a process competes with others
 
 
 class ETA:
     """Times the first batches of a run, and prints once how long the run will take.
 
-    On a CPU it names the shorter recipe, and warns if other processes use the cores.
+    On a CPU it names the shorter recipe, and warns once if other processes use the cores.
 
     Args:
         device: Synchronized with at both ends of the measurement only.
@@ -32,18 +33,19 @@ class ETA:
     ) -> None:
         self._device, self._options = device, options
         self._num_images, self._epochs = num_images, epochs
-        self._batches, self._start, self._cpu_start = 0, 0.0, 0.0
+        self._batches, self._start = 0, 0.0
+        self._checked, self._has_warned = (0.0, 0.0), device.type != "cpu"
 
     def update(self) -> None:
         """Count a finished batch."""
         self._batches += 1
         if self._batches == WARM_UP:
-            self._start, self._cpu_start = self._now(), time.process_time()
+            self._start = self._now()
+            self._checked = self._start, time.process_time()
         elif self._batches == WARM_UP + MEASURED:
-            seconds = self._now() - self._start
-            self._print(seconds / MEASURED)
-            if self._device.type == "cpu":
-                self._warn_if_busy((time.process_time() - self._cpu_start) / seconds)
+            self._print((self._now() - self._start) / MEASURED)
+        if self._batches % CHECK_EVERY == WARM_UP + MEASURED and not self._has_warned:
+            self._warn_if_busy()
 
     def _now(self) -> float:
         if self._device.type == "cuda":
@@ -57,26 +59,28 @@ class ETA:
         batches = math.ceil(self._num_images / options.batch_size)
         total = seconds * batches * sum(areas) / areas[0]
         speed = options.batch_size / seconds
-        tqdm.write(
-            f"time     about {format_duration(total)} for {epochs} epochs, {speed:,.0f} images/s"
-        )
+        write(f"time     about {format_duration(total)} for {epochs} epochs, {speed:,.0f} images/s")
         short = RECIPES["cpu"]
         share = CPU_RECIPE_COST * short["total_epoch"] / options.total_epoch
         # The cost was measured against the full network. A resumed run keeps its recipe.
         is_full = (options.recipe, options.backbone, options.width) == ("full", "resnet18", 1)
         if self._device.type == "cpu" and is_full and first == 1 and share < 1:
-            tqdm.write(
+            write(
                 f"         --recipe cpu takes about {format_duration(total * share)}: width "
                 f"{short['width']:g}, {short['total_epoch']} epochs"
             )
 
-    def _warn_if_busy(self, cores: float) -> None:
-        """Warn where the process gets much less than the time of its threads' cores."""
+    def _warn_if_busy(self) -> None:
+        """Warn where the process gets much less CPU time than its threads could use."""
+        clock, cpu = self._checked
+        self._checked = time.perf_counter(), time.process_time()
         threads = torch.get_num_threads()
+        cores = (self._checked[1] - cpu) / (self._checked[0] - clock)
         if cores < BUSY * threads:
-            tqdm.write(
-                f"warning: {threads} threads get the time of {cores:.1f} cores; other processes "
-                "use the CPU. End them, or give fewer --threads"
+            self._has_warned = True
+            write(
+                f"warning: with --threads {threads} training gets the time of {cores:.1f} cores, "
+                "because other processes use the CPU. End them, or give fewer --threads"
             )
 
 

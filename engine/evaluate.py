@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from data import ferplus
 from data.corruptions import CORRUPTIONS, corrupt
@@ -19,6 +18,7 @@ from models.fernet import FERNet
 from models.predict import predict
 from utils.errors import DataError, WeightsError
 from utils.predictions import Predictions
+from utils.progress import progress_bar
 
 
 def load_dataset_for(
@@ -137,7 +137,7 @@ def evaluate_corruptions(
     labeled = clean.labels != UNLABELED
     rows, labels, split = clean.rows[labeled], clean.labels[labeled], clean.split[labeled]
     correct = {"none": clean.predicted[labeled] == labels}
-    for name in tqdm(CORRUPTIONS, "corruptions", leave=False, disable=None):
+    for name in progress_bar(CORRUPTIONS, "corruptions"):
         images = corrupt(dataset.images[rows], name)
         predictions = predict_ensemble(networks, images, batch_size, tta)
         correct[name] = predictions.probabilities.argmax(1) == labels

@@ -10,7 +10,6 @@ from collections.abc import Callable
 import numpy as np
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
-from tqdm import tqdm
 
 from data.dataset import UNLABELED, FaceDataset
 from data.in_memory import InMemoryDataset, images_to_device
@@ -32,6 +31,7 @@ from utils import metrics
 from utils.devices import autocast, compile_function, seed_device, use_bf16
 from utils.options import Options
 from utils.predictions import Predictions
+from utils.progress import progress_bar
 from utils.run_folder import RunFolder
 from utils.signals import Interrupted, record_signals
 
@@ -43,7 +43,6 @@ def train(
     images: InMemoryDataset,
     dataset: FaceDataset,
     options: Options,
-    *,
     teachers: Teachers,
     context: DistributedContext,
     run: RunFolder | None,
@@ -137,9 +136,13 @@ def train_one_epoch(
     losses_of = compile_function(compute_losses) if options.compile else compute_losses
     parameters = list(state.network.train().parameters())
     guard = DivergenceGuard(epoch, len(loader), context)
-    hide = None if context.is_main else True  # None: hidden where there is no terminal
-    place = {"initial": state.batches, "total": len(loader)}
-    bar = tqdm(desc=f"epoch {epoch}/{options.total_epoch}", leave=False, disable=hide, **place)
+    bar = progress_bar(
+        description=f"epoch {epoch}/{options.total_epoch}",
+        total=len(loader),
+        initial=state.batches,
+        unit="batch",
+        disable=not context.is_main,
+    )
     for i, batch in enumerate(loader.stream(state.batches), state.batches):
         if context.should_sync(i) and context.any(bool(signals)):
             break

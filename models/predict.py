@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from models.fernet import NUM_LANDMARKS, FERNet
 from utils.coordinates import to_pixels
 from utils.devices import autocast
 from utils.predictions import Predictions
+from utils.progress import progress_bar
 
 # Test-time augmentation: (x, y) shifts in pixels at 48 x 48, each plain and mirrored.
 SHIFTS = ((0, 0), (-2, 0), (2, 0), (0, -2), (0, 2))
@@ -36,14 +36,15 @@ def predict(
         tta: Average the probabilities over ten views: five shifts, each plain and mirrored. The
             landmarks are those of the plain view.
         bf16: Compute in bfloat16. Reported figures are computed in float32.
-        progress: Show a progress bar on a terminal.
+        progress: Show the progress.
     """
     if not len(images):
         a = network.architecture
         empty = np.zeros((0, NUM_LANDMARKS, 2), np.float32) if a.landmarks else None
         return Predictions(np.zeros((0, a.classes), np.float32), np.zeros(0, np.float32), empty)
-    hide = None if progress else True  # None: hidden where there is no terminal
-    batches = tqdm(images.split(batch_size), "predicting", unit="batch", leave=False, disable=hide)
+    batches = progress_bar(
+        images.split(batch_size), "predicting", unit="batch", disable=not progress
+    )
     parts = [_predict_batch(network, batch.float(), tta, bf16) for batch in batches]
     probabilities, importance, landmarks = zip(*parts)
     points = None

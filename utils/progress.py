@@ -15,7 +15,7 @@ class _LogLines(tqdm):
     """A tqdm that prints a line now and then, for output that is not a terminal."""
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        if not self.disable and self.n < (self.total or float("inf")):
+        if self.n < (self.total or float("inf")):  # a finished task prints its own result
             self.fp.write(f"{self}\n")
             self.fp.flush()
 
@@ -51,3 +51,11 @@ def progress_bar(
         return tqdm(iterable, **shared)
     every = {"mininterval": LOG_SECONDS, "maxinterval": LOG_SECONDS, "delay": LOG_SECONDS}
     return _LogLines(iterable, **shared, **every, ascii=True, ncols=80)
+
+
+def write(text: str) -> None:
+    """Print a line without breaking a progress bar."""
+    if sys.stderr.isatty():
+        tqdm.write(text)
+    else:
+        print(text, flush=True)

@@ -1,0 +1,1 @@
+"""The synthetic data set: faces rendered in code, with exact landmarks. No real images."""
