@@ -1,1 +1,1 @@
-"""Data sets: readers, landmarks, augmentation, loading. Nothing here knows the network."""
+"""Data sets: readers, landmarks, augmentation, loading. Nothing here depends on the models."""

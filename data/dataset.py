@@ -19,17 +19,15 @@ UNLABELED = -1
 LANDMARK_NUM = 68
 
 _SPELLINGS = {
-    "angry": ("anger", "ang", "an"),
-    "disgust": ("disgusted", "dis", "di"),
-    "fear": ("fearful", "afraid", "scared", "fea", "fe"),
-    "happy": ("happiness", "joy", "hap", "ha"),
-    "sad": ("sadness", "sa"),
-    "surprise": ("surprised", "sur", "su"),
-    "neutral": ("neutrality", "normal", "neu", "ne"),
+    "angry": ("angry", "anger", "ang", "an"),
+    "disgust": ("disgust", "disgusted", "dis", "di"),
+    "fear": ("fear", "fearful", "afraid", "scared", "fea", "fe"),
+    "happy": ("happy", "happiness", "joy", "hap", "ha"),
+    "sad": ("sad", "sadness", "sa"),
+    "surprise": ("surprise", "surprised", "sur", "su"),
+    "neutral": ("neutral", "neutrality", "normal", "neu", "ne"),
 }
-_CLASS_OF_SPELLING = {
-    spelling: name for name, others in _SPELLINGS.items() for spelling in (name, *others)
-}
+_CLASS_OF_SPELLING = {word: name for name, words in _SPELLINGS.items() for word in words}
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class FaceDataset:
     Attributes:
         images: uint8 [N, H, W], or [N, H, W, 3] in RGB.
         labels: int64 [N], an index into `class_names`, or UNLABELED.
-        split: str [N], each one of SPLITS.
+        split: str [N], from SPLITS.
         class_names: The C classes, in the order of the labels.
         landmarks: float32 [N, 68, 2], x and y in pixels (centers are whole numbers), NaN for an
             image without landmarks; None if they are not computed yet.
@@ -65,14 +63,14 @@ class FaceDataset:
 
     @property
     def has_landmarks(self) -> np.ndarray:
-        """bool [N]: the images with landmarks."""
+        """Mask [N] of the images with landmarks."""
         if self.landmarks is None:
             return np.zeros(len(self), dtype=bool)
         return ~np.isnan(self.landmarks).any(axis=(1, 2))
 
     @property
     def training_rows(self) -> np.ndarray:
-        """int [M]: the rows of the labeled Training images."""
+        """Rows [M] of the labeled Training images."""
         return np.flatnonzero((self.split == "Training") & (self.labels != UNLABELED))
 
     @cached_property
@@ -83,8 +81,7 @@ class FaceDataset:
     @cached_property
     def target_digest(self) -> str:
         """Digest of the landmarks and votes."""
-        arrays = (array for array in (self.landmarks, self.votes) if array is not None)
-        return _digest(*arrays)
+        return _digest(*(a for a in (self.landmarks, self.votes) if a is not None))
 
     def select(self, index: np.ndarray) -> FaceDataset:
         """Return the images that an index or a mask [N] selects."""
@@ -107,20 +104,18 @@ class FaceDataset:
         return f"{self.source}: {len(self):,} images, {counts}\nclasses  {classes}"
 
     def resized(self, width: int) -> FaceDataset:
-        """Return the images as width x width pixels, with their landmarks."""
-        height, old = self.images.shape[1:3]
-        if (height, old) == (width, width):
+        """Return the data set with images of width x width pixels, landmarks included."""
+        old_height, old_width = self.images.shape[1:3]
+        if old_height == old_width == width:
             return self
         images = np.stack([resize_image(image, width) for image in self.images])
-        landmarks = self.landmarks
-        if landmarks is not None:
-            landmarks = resize_landmarks(landmarks, (old, height), width)
+        if (landmarks := self.landmarks) is not None:
+            landmarks = resize_landmarks(landmarks, (old_width, old_height), width)
         return replace(self, images=images, landmarks=landmarks)
 
     def with_label_noise(self, share: float, seed: int) -> FaceDataset:
         """Return the data set with a share of the Training labels replaced by random other ones."""
-        rng = np.random.default_rng(seed)
-        rows = self.training_rows
+        rng, rows = np.random.default_rng(seed), self.training_rows
         rows = rng.permutation(rows)[: round(share * len(rows))]
         labels, classes = self.labels.copy(), len(self.class_names)
         labels[rows] = (labels[rows] + rng.integers(1, classes, len(rows))) % classes
@@ -155,10 +150,8 @@ class FaceDataset:
         return self.landmarks[rows].mean(axis=0, dtype=np.float64).astype(np.float32)
 
     def duplicates(self) -> np.ndarray:
-        """bool [N]: test images whose pixels are also in Training."""
-        digests = np.array(
-            [hashlib.blake2b(i.tobytes(), digest_size=16).hexdigest() for i in self.images]
-        )
+        """Return a mask [N] of the test images whose pixels are also in Training."""
+        digests = np.array([_digest(image) for image in self.images])
         training = self.split == "Training"
         return ~training & np.isin(digests, digests[training])
 
@@ -186,15 +179,15 @@ def resize_landmarks(landmarks: np.ndarray, size: tuple[int, int], width: int) -
 
 def validation_errors(dataset: FaceDataset, width: int) -> list[str]:
     """Return the properties that a data set of this image width should have and does not."""
-    n, images, labels = len(dataset), dataset.images, dataset.labels
-    classes, landmarks = len(dataset.class_names), dataset.landmarks
+    n, classes = len(dataset), len(dataset.class_names)
+    images, labels, landmarks = dataset.images, dataset.labels, dataset.landmarks
     properties = {
         f"images: uint8 [{n}, {width}, {width}], or [..., 3]": images.dtype == np.uint8
         and images.shape[1:] in ((width, width), (width, width, 3)),
         f"labels: int64 [{n}], from {UNLABELED} to {classes - 1}": labels.dtype == np.int64
         and labels.shape == (n,)
         and bool(((labels >= UNLABELED) & (labels < classes)).all()),
-        f"split: [{n}], each of {', '.join(SPLITS)}": dataset.split.shape == (n,)
+        f"split: [{n}], from {', '.join(SPLITS)}": dataset.split.shape == (n,)
         and bool(np.isin(dataset.split, SPLITS).all()),
         f"landmarks: [{n}, {LANDMARK_NUM}, 2], or None": landmarks is None
         or landmarks.shape == (n, LANDMARK_NUM, 2),
@@ -203,7 +196,7 @@ def validation_errors(dataset: FaceDataset, width: int) -> list[str]:
 
 
 def validate(dataset: FaceDataset, width: int) -> FaceDataset:
-    """Return what a reader made of a data set, if it is a valid FaceDataset.
+    """Return the data set that a reader created, if it is valid.
 
     Raises:
         DataError: It is not.
@@ -229,10 +222,8 @@ def check_trainable(dataset: FaceDataset) -> None:
             "whose Usage is Training, a folder needs train/<class>/"
         )
     if len(dataset.class_names) < 2:
-        raise DataError(
-            f"{dataset.source}: {quoted(dataset.class_names)} is the only class; at least two are "
-            "needed"
-        )
+        name = quoted(dataset.class_names)
+        raise DataError(f"{dataset.source}: {name} is the only class; at least two are needed")
     counts = np.bincount(labels, minlength=len(dataset.class_names))
     if missing := [name for name, n in zip(dataset.class_names, counts) if n == 0]:
         raise DataError(

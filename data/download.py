@@ -1,4 +1,4 @@
-"""FER2013 from Kaggle, where the network allows it; never an error, and never a long wait."""
+"""Download of FER2013 from Kaggle, if the network permits it within seconds."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ PROBE_SECONDS = 3
 
 
 def download() -> Path | None:
-    """Return the folder of the public Kaggle data set, or None where it cannot be had.
+    """Return the folder of Kaggle's public copy of FER2013, or None if it is not available.
 
-    An earlier download is taken as it is. `FER_OFFLINE=1` in the environment skips it all.
+    A complete earlier download is used as it is. `FER_OFFLINE=1` in the environment disables both.
+    Failures are warnings.
     """
     if os.environ.get("FER_OFFLINE", "0") not in ("", "0"):
         return None
-    if earlier := _earlier_download():
-        return earlier
-    if not _reachable():  # kagglehub itself would try for long
+    if folder := _earlier_download():
+        return folder
+    if not _is_reachable():  # kagglehub itself would wait long
         return None
     try:
-        import kagglehub  # noqa: PLC0415  (only a download needs it)
+        import kagglehub  # noqa: PLC0415  (only needed for a download)
 
-        print(f"downloading FER2013 ({KAGGLE_SET}, 60 MB) from Kaggle", file=sys.stderr)
+        print(f"Downloading FER2013 ({KAGGLE_SET}, 60 MB) from Kaggle", file=sys.stderr)
         return Path(kagglehub.dataset_download(KAGGLE_SET))
-    except Exception as error:  # whatever it is, the user can do without
-        print(f"warning: no download from Kaggle: {error}", file=sys.stderr)
+    except Exception as error:  # the synthetic data set is used instead
+        print(f"warning: the download from Kaggle failed: {error}", file=sys.stderr)
         return None
 
 
@@ -44,21 +45,21 @@ def _earlier_download() -> Path | None:
     return newest if newest.is_dir() else None
 
 
-def _reachable() -> bool:
-    answered = threading.Event()
+def _is_reachable() -> bool:
+    has_answered = threading.Event()
 
-    def ask() -> None:
-        request = urllib.request.Request(KAGGLE_URL, method="HEAD")
+    def request() -> None:
+        head = urllib.request.Request(KAGGLE_URL, method="HEAD")
         try:
-            urllib.request.urlopen(request, timeout=PROBE_SECONDS).close()
-            answered.set()
-        except urllib.error.HTTPError:  # it refuses a program's HEAD, but it is there
-            answered.set()
-        except Exception:  # no network, no name server, a proxy that says no
+            urllib.request.urlopen(head, timeout=PROBE_SECONDS).close()
+            has_answered.set()
+        except urllib.error.HTTPError:  # Kaggle rejects HEAD, but it has answered
+            has_answered.set()
+        except Exception:  # no network, no name server, or a proxy that refuses
             return
 
-    # A name server's silence is under no timeout, so a thread that may be left behind asks.
-    thread = threading.Thread(target=ask, daemon=True)
+    # urlopen's timeout does not cover name resolution, so a thread waits for it.
+    thread = threading.Thread(target=request, daemon=True)
     thread.start()
     thread.join(PROBE_SECONDS)
-    return answered.is_set()
+    return has_answered.is_set()

@@ -1,8 +1,8 @@
-"""FER+: FER2013's faces as ten taggers saw them, instead of its own labels.
+"""FER+: the labels of ten annotators for the images of FER2013, instead of its own labels.
 
-Barsoum et al., "Training Deep Networks for Facial Expression Recognition with
-Crowd-Sourced Label Distribution", ICMI 2016, arXiv:1608.01041. The votes are in
-fer2013new.csv (github.com/microsoft/FERPlus), a row for each row of fer2013.csv.
+Barsoum et al., "Training Deep Networks for Facial Expression Recognition with Crowd-Sourced Label
+Distribution", ICMI 2016, arXiv:1608.01041. The votes are in fer2013new.csv
+(github.com/microsoft/FERPlus), one row for each row of fer2013.csv.
 """
 
 from __future__ import annotations
@@ -13,97 +13,107 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from data.dataset import EMOTIONS, UNLABELED, FaceDataset
+from data.dataset import EMOTIONS, SPLITS, UNLABELED, FaceDataset
 from utils.errors import DataError
 
-CLASSES = (*EMOTIONS, "contempt")  # FER2013's order, and FER+'s eighth
-# The file's columns in that order, then the two that are no expression.
+CLASSES = (*EMOTIONS, "contempt")
+# The columns of the file in the order of CLASSES, and the two that are not an expression.
 COLUMNS = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral", "contempt")
 OTHERS = ("unknown", "NF")
 URL = "https://github.com/microsoft/FERPlus"
-# The majority is FER2013's own label in 68 % of the faces, and in 18 % where they are in another
-# order. A few faces could differ by chance.
-LEAST_AGREEMENT, ENOUGH = 0.4, 100
+# The majority equals FER2013's label in 68 % of the images, and in 18 % if the order is wrong.
+MIN_AGREEMENT = 0.4
+MIN_COMPARED = 100  # images; fewer could differ by chance
 
 
-def explicit_class_names(class_names: tuple[str, ...], votes: bool) -> tuple[str, ...]:
-    """Return the classes to name when faces are read for what knows these: none of FER2013's own.
+def explicit_class_names(class_names: tuple[str, ...], has_votes: bool) -> tuple[str, ...]:
+    """Return the class names to give to `load_dataset` for a network with these classes.
 
-    They come by themselves, and with the `votes`, if it learnt from those, the eighth.
-    """
-    return () if votes or class_names == EMOTIONS else class_names
-
-
-def with_ferplus_labels(faces: FaceDataset, path: str | Path) -> FaceDataset:
-    """Return the faces with FER+'s votes, and its majority as their labels.
-
-    As in the paper a class that a single tagger named is taken for a slip and
-    dropped. A face has the label that more than half of the other votes name; where
-    there is none (a tie, say), or where it is "unknown" or "not a face", it has none.
+    None are given for FER2013's own classes, nor for those of FER+, which come with the votes.
 
     Args:
-        faces: of fer2013.csv, in its order.
+        class_names: Of the network.
+        has_votes: Whether it was trained on FER+'s votes.
+    """
+    return () if has_votes or class_names == EMOTIONS else class_names
+
+
+def with_ferplus_labels(dataset: FaceDataset, path: str | Path) -> FaceDataset:
+    """Return the data set with FER+'s votes, and their majority as labels.
+
+    As in the paper, a class with a single vote is dropped as an outlier. The label is the class
+    with more than half of the other votes. An image without such a class (a tie, for example), or
+    whose majority is "unknown" or "not a face", is UNLABELED.
+
+    Args:
+        dataset: FER2013 from fer2013.csv, in its order.
         path: fer2013new.csv.
 
     Returns:
-        The faces, of eight classes, their `votes` int [N, 10] in the order of CLASSES and OTHERS.
+        The data set with the eight CLASSES, and with `votes` int64 [N, 10] in the order of CLASSES
+        and OTHERS.
 
     Raises:
-        DataError: the file cannot be read, or belongs to other faces.
+        DataError: The file cannot be read, or belongs to other images.
     """
-    votes = _read(Path(path), faces)
+    votes = _read(Path(path), dataset)
     counted = np.where(votes > 1, votes, 0)
-    best = counted.argmax(1)
-    decided = (2 * counted.max(1) > counted.sum(1)) & (best < len(CLASSES))
-    both = decided & (faces.labels != UNLABELED)
-    agreement = (best == faces.labels)[both].mean() if both.sum() >= ENOUGH else 1.0
-    if agreement < LEAST_AGREEMENT:
+    majority = counted.argmax(1)
+    is_clear = (2 * counted.max(1) > counted.sum(1)) & (majority < len(CLASSES))
+    compared = is_clear & (dataset.labels != UNLABELED)
+    agreement = np.mean((majority == dataset.labels)[compared]) if compared.any() else 1.0
+    if agreement < MIN_AGREEMENT and compared.sum() >= MIN_COMPARED:
         raise DataError(
-            f"{path} agrees with the labels of {faces.source} in {100 * agreement:.0f} % of the "
-            "faces, so these are in another order: FER+ belongs to fer2013.csv itself, not to its "
-            "faces in folders or lists"
+            f"{path} agrees with the labels of {dataset.source} for {100 * agreement:.0f} % of the "
+            "images, so the images are in another order; FER+ needs fer2013.csv itself, not its "
+            "images in folders or lists"
         )
     return replace(
-        faces,
-        labels=np.where(decided, best, UNLABELED),
+        dataset,
+        labels=np.where(is_clear, majority, UNLABELED),
         class_names=CLASSES,
         votes=votes,
-        source=f"{faces.source}, with FER+ labels",
+        source=f"{dataset.source}, with FER+ labels",
     )
 
 
 def vote_distributions(votes: np.ndarray) -> np.ndarray:
-    """Return the shares of the eight classes in votes [N, 10] without single ones: float32 [N, 8].
+    """Return the class probabilities of votes, without single votes.
 
-    They are 0 for a face for whom no class has two votes; it has no label either.
+    Args:
+        votes: int64 [N, 10].
+
+    Returns:
+        float32 [N, 8]; a row is 0 if no class has two votes. Such an image has no label either.
     """
-    shares = votes[:, : len(CLASSES)].astype(np.float32)
-    shares[shares < 2] = 0
-    return shares / np.maximum(shares.sum(1, keepdims=True), 1)
+    counted = votes[:, : len(CLASSES)].astype(np.float32)
+    counted[counted < 2] = 0
+    return counted / np.maximum(counted.sum(1, keepdims=True), 1)
 
 
-def _read(path: Path, faces: FaceDataset) -> np.ndarray:
+def _read(path: Path, dataset: FaceDataset) -> np.ndarray:
     try:
         table = pd.read_csv(path)
-        if lacking := {"Usage", *COLUMNS, *OTHERS} - set(table.columns):
-            raise ValueError(f"it lacks the columns {', '.join(sorted(lacking))}")
+        if missing := {"Usage", *COLUMNS, *OTHERS} - set(table.columns):
+            raise ValueError(f"missing columns: {', '.join(sorted(missing))}")
         votes = table[[*COLUMNS, *OTHERS]].to_numpy()
         split = table["Usage"].to_numpy(str)
         if not np.issubdtype(votes.dtype, np.integer) or (votes < 0).any():
-            raise ValueError("a number of votes is no whole number")
+            raise ValueError("a number of votes is not a whole number")
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{path} cannot be read as FER+'s votes ({error}); fetch fer2013new.csv from {URL}"
+            f"{path} cannot be read as FER+ votes ({error}); download fer2013new.csv from {URL}"
         ) from error
-    if len(votes) != len(faces):
+    if len(votes) != len(dataset):
         raise DataError(
-            f"{path} has votes for {len(votes):,} faces, and {faces.source} has {len(faces):,}; "
-            "FER+ belongs to the whole fer2013.csv, whose rows are in its order"
+            f"{path} has votes for {len(votes):,} images, but {dataset.source} has "
+            f"{len(dataset):,}; FER+ needs the complete fer2013.csv"
         )
-    if (differ := np.flatnonzero(split != faces.split)).size:
-        i = differ[0]
+    if (differing := np.flatnonzero(split != dataset.split)).size:
+        i = differing[0]
         raise DataError(
-            f"{path}: its face {i} is {split[i]}, and that of {faces.source} is {faces.split[i]}; "
-            f"FER+ belongs to fer2013.csv with its own order and usages ({', '.join(SPLITS)})"
+            f"{path}, row {i + 2}: Usage is {split[i]}, but {dataset.source} has "
+            f"{dataset.split[i]}; FER+ needs fer2013.csv with its own order and Usage "
+            f"({', '.join(SPLITS)})"
         )
     return votes.astype(np.int64)

@@ -29,7 +29,7 @@ class InMemoryDataset:
 
     Args:
         dataset: The whole data set, of square images.
-        rows: int [N], the rows that belong to this part.
+        rows: int [N], the rows of these images in the data set.
         device: Where batches are needed.
         targets: float32 [M, C], class probabilities of all M images, used instead of labels; or
             None.
@@ -86,7 +86,7 @@ class InMemoryDataset:
         """Yield the images and landmarks of each batch.
 
         Args:
-            batches: int64 [n] each, on the device: places in this part.
+            batches: int64 [n] each, on the device: indices into these N images.
 
         Yields:
             uint8 [n, C, W, W], and float32 [n, 68, 2] in normalized coordinates, NaN where there

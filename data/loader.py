@@ -21,19 +21,19 @@ class Batch(NamedTuple):
     """A batch of n augmented images, or one process's shard of it.
 
     Attributes:
-        index: int64 [n], places in the InMemoryDataset.
+        index: int64 [n], indices into the InMemoryDataset.
         images: float [n, C, W, W], 0 to 255.
         landmarks: [n, 68, 2], normalized coordinates, transformed like the images, NaN where there
             are none; or None.
         targets: [n, classes], class probabilities instead of labels; or None.
-        lam: [n], the share of each image that is its own; None where nothing is mixed.
+        lam: [n], the weight of each image in its mixture, see `mix`; None if nothing is mixed.
         clean_images: The images with weak augmentation only, for teachers; or None.
-        start: Place of the first of these images in the whole batch.
-        whole: Images in the whole batch.
+        start: Position of the first of these images in the whole batch.
+        whole: Number of images in the whole batch.
         loss_scale: Size of the shard relative to the mean shard.
-        num_with_landmarks: Images with landmarks in the whole batch, at least 1, per process; a
-            scalar.
-        seed: Of everything random in this batch.
+        num_with_landmarks: Scalar, number of images with landmarks in the whole batch (at least 1)
+            divided by the number of processes.
+        seed: Seed of the batch.
     """
 
     index: Tensor
@@ -118,8 +118,8 @@ class BatchLoader:
 
     def _augment(self, i: int, part: slice, pixels: Tensor, landmarks: Tensor | None) -> Batch:
         options, generator, batch = self._options, self._generator, self._batches[i]
-        place = {"shard": part, "whole": len(batch)}
-        shared = {**place, "compile": options.compile}
+        position = {"shard": part, "whole": len(batch)}
+        shared = {**position, "compile": options.compile}
         seed = _seed(options.seed, self._epoch, i)
         generator.manual_seed(seed)
         landmarks = landmarks if options.landmarks else None
@@ -130,7 +130,7 @@ class BatchLoader:
             clean_images, _ = augment(pixels, None, self._augmentation.weak, generator, **shared)
         if options.mixes_at(self._epoch):
             generator.manual_seed(_seed(options.seed, self._epoch, i, 1))
-            images, lam = mix(images, options.mix, generator, **place)
+            images, lam = mix(images, options.mix, generator, **position)
         index, targets = batch[part], self._images.targets
         count = self._images.has_landmarks[batch].sum().clamp(min=1)
         return Batch(

@@ -23,26 +23,26 @@ def mix(
     shard: slice = slice(None),
     whole: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Mix half of the images of a batch with the image before them.
+    """Mix each image of a batch, with probability 0.5, with the previous image.
 
-    The share of an image in its mixture is uniform in [0.5, 1], so that its landmarks stay valid.
+    The weight of an image in its mixture is uniform in [0.5, 1], so that its landmarks stay valid.
 
     Args:
         images: float [N, C, H, W].
         kind: "mixup" or "cutmix".
         generator: On the images' device.
-        shard: Place of these images in a batch of `whole` images, whose other images are mixed by
-            other processes.
+        shard: Position of these images in a batch of `whole` images, whose other images are mixed
+            by other processes.
         whole: See `shard`; by default N.
 
     Returns:
-        The mixed images, and `lam` [N], the share of each image that is its own: 0.5 to 1.
+        The mixed images, and `lam` [N], the weight of each image in its mixture, 0.5 to 1.
     """
     draws = torch.rand(4, whole or len(images), device=images.device, generator=generator)
     chosen, ratio, x, y = (draw.view(-1, 1, 1, 1) for draw in draws[:, shard])
     chosen, ratio = chosen < PROBABILITY, ratio / 2
     if kind == "mixup":
-        other = torch.where(chosen, ratio, 0.0)  # [N, 1, 1, 1], share of the other image
+        other = torch.where(chosen, ratio, 0.0)  # [N, 1, 1, 1], weight of the previous image
     else:
         height, width = images.shape[2:]
         columns = torch.arange(width, device=images.device)
@@ -70,8 +70,8 @@ def mix_targets(
     """
     if targets.ndim == 1:
         targets = F.one_hot(targets, num_classes).to(lam.dtype)
-    mixed = [
-        each if each is None else each.lerp(each.roll(1, 0), (1 - lam)[:, None])
-        for each in (targets, soft_targets)
-    ]
-    return mixed[0], mixed[1]
+    mixed, mixed_soft = (
+        values if values is None else values.lerp(values.roll(1, 0), (1 - lam)[:, None])
+        for values in (targets, soft_targets)
+    )
+    return mixed, mixed_soft

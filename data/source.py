@@ -55,7 +55,7 @@ class SyntheticLayout:
     root: Path = DATA_DIR / "synthetic"
 
     def files(self) -> list[Path]:
-        """Return every file that the images depend on."""
+        """Return all files that the images depend on."""
         return sorted(self.root.glob("*.py"))
 
     def read(self, width: int, channels: int, class_names: Sequence[str]) -> FaceDataset:
@@ -78,7 +78,7 @@ def find_source(data: str = "") -> Source:
             FER2013, else the synthetic data set.
 
     Raises:
-        DataError: `data` does not exist, or has no known layout.
+        DataError: `data` does not exist, or has no supported layout.
     """
     if data == "sample":
         return Source(SyntheticLayout(), "sample", "the synthetic data set, as given by --data")
@@ -130,7 +130,7 @@ def load_dataset(
         `hold_out`), and with landmarks if the layout has any.
 
     Raises:
-        DataError: The data set cannot be used; file and place are named.
+        DataError: The data set cannot be used; the message names the file and the row.
     """
     class_names, layout = tuple(class_names), source.layout
     with _readable(layout.root):
@@ -164,7 +164,7 @@ def hold_out(dataset: FaceDataset) -> FaceDataset:
 
 
 def _key(layout: Layout, options: tuple) -> str:
-    """Return a digest of all files, their places within the data set, and the options."""
+    """Return a digest of all files, their paths within the data set, and the options."""
     digest = hashlib.sha256(repr(options).encode())  # four times as fast as BLAKE2 on most CPUs
     root = layout.root if layout.root.is_dir() else layout.root.parent
     for path in layout.files():

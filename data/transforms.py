@@ -79,8 +79,8 @@ def augment(
         landmarks: [N, 68, 2], normalized coordinates, NaN where there are none; or None.
         augmentation: The strengths.
         generator: On the images' device; equal states give equal batches.
-        shard: Place of these images in a batch of `whole` images, whose other images are augmented
-            by other processes.
+        shard: Position of these images in a batch of `whole` images, whose other images are
+            augmented by other processes.
         whole: See `shard`; by default N.
         compile: Use torch.compile.
 

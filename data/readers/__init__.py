@@ -1,1 +1,1 @@
-"""Readers of data-set layouts, one file per layout. Nothing here decides which data set is used."""
+"""Readers of data sets, one module per layout. Nothing here caches, augments or holds out."""

@@ -1,8 +1,8 @@
 """FER2013 as CSV: `fer2013.csv`, `icml_face_data.csv`, and the challenge's train.csv and test.csv.
 
-A row is a face: its pixels as numbers between spaces, its label, its usage. No
-field of it holds a delimiter or a line end, so lines are split as bytes: exact
-row numbers, little memory, and several times the speed of a general CSV reader.
+A row is an image: pixels as numbers separated by spaces, label, and Usage. No field contains a
+delimiter or a line end, so lines are split as bytes, and NumPy parses the pixels: several times as
+fast as a general CSV reader, in little memory, with exact row numbers for errors.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import BinaryIO
 
 import numpy as np
 
-from data.dataset import EMOTIONS, UNLABELED, SPLITS, FaceDataset
+from data.dataset import EMOTIONS, SPLITS, UNLABELED, FaceDataset
 from utils.errors import DataError
 
-CHUNK_ROWS = 128  # 1 MB of FER2013: the working arrays stay in the processor's cache
+CHUNK_ROWS = 128  # 1 MB of FER2013: the arrays stay in the processor's cache
 HEADER_BYTES = 65536
 MAX_ROW_BYTES = 16 << 20  # 2048 x 2048 pixels; without a limit one row may fill the memory
 
-_USAGE_OF_FIELD = {usage.lower().encode(): usage for usage in SPLITS}
+_SPLIT_OF_FIELD = {split.lower().encode(): split for split in SPLITS}
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Header:
 
 
 def parse_header(line: bytes) -> Header | None:
-    """Return the header that a line is, or None where it names no `pixels`, or a column twice."""
+    """Return the header in a line, or None if it has no column `pixels` or a column twice."""
     text = line.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace")
     for delimiter in ",;\t":
         names = tuple(name.strip(' \t\r\n"').lower() for name in text.split(delimiter))
@@ -46,196 +46,203 @@ def parse_header(line: bytes) -> Header | None:
 
 
 def read_header(path: Path) -> Header | None:
-    """Return the header of a file, or None where it is no CSV of faces. Cheap."""
+    """Return the header of a file, or None if it is not a CSV of images."""
     with open(path, "rb") as file:
         return parse_header(file.readline(HEADER_BYTES))
 
 
-def read_csv(path: Path, class_names: tuple[str, ...] = (), usage: str = "Training") -> FaceDataset:
-    """Read one CSV of faces; its columns go by their names, in any order.
+def read_csv(
+    path: Path, class_names: tuple[str, ...] = (), default_split: str = "Training"
+) -> FaceDataset:
+    """Read one CSV of images, with its columns in any order.
 
-    Blank lines are skipped. A file cut off between two rows, or within the last
-    pixel of a file whose last column is `pixels`, cannot be told from a whole
-    one; for the latter a missing line end is a warning.
+    Blank lines are skipped. Truncation between two rows cannot be detected. Truncation within the
+    last number of a row is detected by the missing line end, which is a warning.
 
     Args:
-        class_names: the classes that the labels 0, 1, ... mean; FER2013's where empty.
-        usage: of the labelled faces, where there is no column `Usage`. Without a
-            column `emotion` the labels are UNKNOWN, and the usage PrivateTest.
+        path: The file.
+        class_names: Classes of the labels 0, 1, ...; those of FER2013 if empty.
+        default_split: Split of the images if there is no column `Usage`. Without a column `emotion`
+            it is PrivateTest, and all images are UNLABELED.
 
     Returns:
-        Faces whose images are uint8 [N, H, H], as wide as the file has them.
+        Images uint8 [N, H, H] of the size in the file.
 
     Raises:
-        DataError: the file is no such CSV, or a row is wrong: the first one is named.
+        DataError: The file is not a CSV of images, or a row is invalid; the first one is named.
     """
     class_names = tuple(class_names) or EMOTIONS
+    chunks = []
     with open(path, "rb") as file:
         header = _checked_header(path, file.readline(HEADER_BYTES))
-        table = _Table(path, header, len(class_names), usage)
-        rows = ((number, line) for number, line in _lines(path, file) if line.strip())
-        chunks, chunk = [], []
-        while some := list(islice(rows, CHUNK_ROWS)):
-            chunks.append(table.parse(chunk := some))
+        parser = _RowParser(path, header, len(class_names), default_split)
+        rows = (row for row in _lines(path, file) if row[1].strip())
+        while chunk := list(islice(rows, CHUNK_ROWS)):
+            chunks.append(parser.parse(chunk))
+            number, last_line = chunk[-1]
     if not chunks:
-        raise DataError(f"{path} has a header but no rows; bring the whole file")
-    if not chunk[-1][1].endswith(b"\n") and header.names[-1] in ("emotion", "pixels"):
-        print(f"warning: {path} has no line end after its last row: cut off?", file=sys.stderr)
-    pixels, labels, usages = (np.concatenate(arrays) for arrays in zip(*chunks))
+        raise DataError(f"{path} has a header but no rows; download the file again")
+    if not last_line.endswith(b"\n") and header.names[-1] in ("emotion", "pixels"):
+        print(f"warning: {path} may be truncated: no line end after row {number}", file=sys.stderr)
+    pixels, labels, split = (np.concatenate(arrays) for arrays in zip(*chunks))
     width = isqrt(pixels.shape[1])
-    return FaceDataset(pixels.reshape(-1, width, width), labels, usages, class_names, source=str(path))
+    images = pixels.reshape(-1, width, width)
+    return FaceDataset(images, labels, split, class_names, source=str(path))
 
 
 def parse_pixels(texts: list[bytes]) -> np.ndarray:
-    """Return equally many numbers per text, 0 to 255 between single spaces, as uint8 [n, P].
+    """Parse texts of equally many numbers, 0 to 255, separated by single spaces.
 
-    Whole arrays of digits at a time: at the space after each number, the bytes
-    before it are its units, tens and hundreds.
+    At the space after each number, the bytes before it are its units, tens and hundreds.
+
+    Returns:
+        uint8 [n, P].
 
     Raises:
-        ValueError: the texts are anything else.
+        ValueError: The texts have another form.
     """
     joined = np.frombuffer(b" %b " % b" ".join(texts), np.uint8)
-    digits = joined - ord("0")  # a byte below "0" wraps around to a large one
+    digits = joined - ord("0")  # a byte below "0" wraps around to a large number
     ends = np.flatnonzero(joined == ord(" "))
     lengths = np.diff(ends) - 1
     ends = ends[1:]
     if np.count_nonzero(digits < 10) + len(ends) + 1 != len(joined):
-        raise ValueError("something else than digits and spaces")
+        raise ValueError("characters other than digits and spaces")
     if lengths.min() < 1 or lengths.max() > 3:
         raise ValueError("a double space, or a number of more than three digits")
     values = digits[ends - 1].astype(np.uint16)
     values += np.where(lengths > 1, digits[ends - 2], 0).astype(np.uint16) * 10
     values += np.where(lengths > 2, digits[ends - 3], 0).astype(np.uint16) * 100
     if values.max() > 255:
-        raise ValueError("a number beyond 255")
+        raise ValueError("a number above 255")
     text_ends = np.cumsum([0, *(len(text) + 1 for text in texts)])
     counts = np.diff(np.searchsorted(ends, text_ends, side="right"))
     if (counts != counts[0]).any():
-        raise ValueError("texts of several counts")
+        raise ValueError("different numbers of pixels")
     return values.astype(np.uint8).reshape(len(texts), -1)
 
 
 def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Yield the number and the bytes of each line after the header."""
+    """Yield number and bytes of each line after the header."""
     number = 1
     while line := file.readline(MAX_ROW_BYTES):
         number += 1
         if len(line) == MAX_ROW_BYTES:
             raise DataError(
-                f"{path}, row {number}: it is longer than {MAX_ROW_BYTES >> 20} MiB, the limit, "
-                "so it is no face; fetch the file anew"
+                f"{path}, row {number}: longer than {MAX_ROW_BYTES >> 20} MiB, the limit; "
+                "download the file again"
             )
         yield number, line
 
 
 def _checked_header(path: Path, line: bytes) -> Header:
-    is_mac = b"\r" in line.rstrip(b"\r\n")  # then the whole file is this one line
-    if (header := parse_header(line)) and not is_mac:
+    has_cr = b"\r" in line.rstrip(b"\r\n")  # then the whole file is one line
+    if (header := parse_header(line)) and not has_cr:
         return header
     remedy = "the first row must name the columns, as in 'emotion,pixels,Usage'"
     if not line.strip():
-        fault = "is empty, or begins with a blank row"
+        problem = "is empty, or begins with a blank row"
     elif line.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in line:
-        fault, remedy = "is UTF-16, or no text at all", "save it as UTF-8"
-    elif is_mac:
-        fault, remedy = "has the line ends of an old Mac (CR)", "save it with those of Unix (LF)"
+        problem, remedy = "is UTF-16 or not text", "save it as UTF-8"
+    elif has_cr:
+        problem, remedy = "has the line ends of Mac OS 9 (CR)", "save it with those of Unix (LF)"
     elif line.strip(b'" ')[:1].isdigit():
-        fault = "has no header: row 1 is data"
+        problem = "has no header: row 1 is data"
     else:
-        fault = f"is not a CSV of faces: row 1 is {_shown(line)}"
-    raise DataError(f"{path} {fault}; {remedy}")
+        problem = f"is not a CSV of images: row 1 is {_quote(line)}"
+    raise DataError(f"{path} {problem}; {remedy}")
 
 
-class _Table:
-    """The rows of one CSV: parsed in chunks, and one by one where a chunk holds a fault."""
+class _RowParser:
+    """Parses rows in chunks, and one by one to locate an error."""
 
-    def __init__(self, path: Path, header: Header, class_num: int, usage: str) -> None:
-        self.path, self.header, self.class_num = path, header, class_num
-        self.label_of_field = {str(label).encode(): label for label in range(class_num)}
-        self.usage = usage if "emotion" in header.names else "PrivateTest"
-        self.pixel_num: int | None = None  # the first row's; all have as many
+    def __init__(self, path: Path, header: Header, num_classes: int, default_split: str) -> None:
+        self.path, self.header, self.num_classes = path, header, num_classes
+        self.label_of_field = {str(label).encode(): label for label in range(num_classes)}
+        self.default_split = default_split if "emotion" in header.names else "PrivateTest"
+        self.num_pixels: int | None = None  # of the first row
 
     def parse(self, rows: list[tuple[int, bytes]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return pixels uint8 [n, P], labels int64 [n] and usages str [n] of numbered lines."""
+        """Return pixels uint8 [n, P], labels int64 [n] and split str [n] of numbered lines."""
         try:
             fields = [self._fields(line) for _, line in rows]
             pixels = self._pixels([row["pixels"] for row in fields])
             labels = [self._label(row) for row in fields]
-            usages = [self._usage(row) for row in fields]
+            split = [self._split(row) for row in fields]
         except (KeyError, ValueError):
             for number, line in rows:
                 self._check(number, line)
             raise
-        return pixels, np.array(labels, np.int64), np.array(usages, "U12")
+        return pixels, np.array(labels, np.int64), np.array(split, "U12")
 
     def _fields(self, line: bytes) -> dict[str, bytes]:
         fields = line.split(self.header.delimiter)
         if len(fields) != len(self.header.names):
-            raise ValueError("a row of another length than the header")
+            raise ValueError("another number of fields than in the header")
         return {name: field.strip(b' \t\r\n"') for name, field in zip(self.header.names, fields)}
 
     def _pixels(self, texts: list[bytes]) -> np.ndarray:
         try:
             pixels = parse_pixels(texts)
-        except ValueError:  # perhaps for its spaces alone
+        except ValueError:  # possibly because of repeated spaces only
             pixels = parse_pixels([b" ".join(text.split()) for text in texts])
-        pixel_num = self.pixel_num or pixels.shape[1]
-        if pixels.shape[1] != pixel_num or isqrt(pixel_num) ** 2 != pixel_num:
-            raise ValueError("no square, or another one than in the rows before")
-        self.pixel_num = pixel_num
+        num_pixels = self.num_pixels or pixels.shape[1]
+        if pixels.shape[1] != num_pixels or isqrt(num_pixels) ** 2 != num_pixels:
+            raise ValueError("not a square, or another size than the first row")
+        self.num_pixels = num_pixels
         return pixels
 
     def _label(self, fields: dict[str, bytes]) -> int:
         return self.label_of_field[fields["emotion"]] if "emotion" in fields else UNLABELED
 
-    def _usage(self, fields: dict[str, bytes]) -> str:
-        return _USAGE_OF_FIELD[fields["usage"].lower()] if "usage" in fields else self.usage
+    def _split(self, fields: dict[str, bytes]) -> str:
+        has_usage = "usage" in fields
+        return _SPLIT_OF_FIELD[fields["usage"].lower()] if has_usage else self.default_split
 
     def _check(self, number: int, line: bytes) -> None:
-        """Raise a DataError where the row is wrong."""
-        if not (fault := next(self._faults(line), None)):
+        """Raise a DataError if a row is invalid."""
+        if not (problem := next(self._problems(line), None)):
             return
-        remedy = "mend or remove the row, or fetch the file anew"
-        if not line.endswith(b"\n"):  # only the file's last row can lack it
+        remedy = "correct or remove the row, or download the file again"
+        if not line.endswith(b"\n"):  # only possible in the last row
             remedy += (
-                ". The file ends in this row without a line end, so it seems cut off: "
-                "the whole fer2013.csv has 35,887 rows after its header"
+                ". The file ends in this row without a line end, so it is probably truncated: a "
+                "complete fer2013.csv has 35,887 rows after its header"
             )
-        raise DataError(f"{self.path}, row {number}: {fault}; {remedy}")
+        raise DataError(f"{self.path}, row {number}: {problem}; {remedy}")
 
-    def _faults(self, line: bytes) -> Iterator[str]:
+    def _problems(self, line: bytes) -> Iterator[str]:
         if b"\0" in line:
-            yield "it holds NUL bytes, so the file is damaged or not UTF-8"
+            yield "NUL bytes, so the file is damaged or not UTF-8"
         try:
             fields = self._fields(line)
         except ValueError:
-            found, wanted = line.count(self.header.delimiter) + 1, len(self.header.names)
-            yield f"it has {found} fields, where the header has {wanted}"
+            count, expected = line.count(self.header.delimiter) + 1, len(self.header.names)
+            yield f"{count} fields, expected {expected} as in the header"
         values = fields["pixels"].split()
         for position, value in enumerate(values, start=1):
             if not (value.isdigit() and len(value) <= 3 and int(value) <= 255):
-                yield f"pixel {position} is {_shown(value)}, not a whole number from 0 to 255"
-        if len(values) != (pixel_num := self.pixel_num or len(values)):
-            yield f"it has {len(values)} pixels, where the rows before have {pixel_num}"
-        if not values or isqrt(pixel_num) ** 2 != pixel_num:
-            yield f"it has {pixel_num} pixels, which is not a square (48 x 48 is 2304)"
-        self.pixel_num = pixel_num
+                yield f"pixel {position} is {_quote(value)}, expected a whole number from 0 to 255"
+        if len(values) != (num_pixels := self.num_pixels or len(values)):
+            yield f"{len(values)} pixels, expected {num_pixels} as in the first row"
+        if not values or isqrt(num_pixels) ** 2 != num_pixels:
+            yield f"{num_pixels} pixels, which is not a square (48 x 48 is 2304)"
+        self.num_pixels = num_pixels
         try:
             self._label(fields)
         except KeyError:
-            remedy = "training with --class_names takes other classes"
+            hint = "for other classes, train with --class_names"
             if not fields["emotion"].strip().isdigit():
-                remedy = "write the number of its class, counted from 0"
+                hint = "the number of the class, counted from 0"
             yield (
-                f"its emotion is {_shown(fields['emotion'])}, not a whole number "
-                f"from 0 to {self.class_num - 1} ({remedy})"
+                f"emotion is {_quote(fields['emotion'])}, expected a whole number from 0 to "
+                f"{self.num_classes - 1} ({hint})"
             )
         try:
-            self._usage(fields)
+            self._split(fields)
         except KeyError:
-            yield f"its Usage is {_shown(fields['usage'])}, not one of {', '.join(USAGES)}"
+            yield f"Usage is {_quote(fields['usage'])}, expected one of {', '.join(SPLITS)}"
 
 
-def _shown(text: bytes) -> str:
+def _quote(text: bytes) -> str:
     return f"'{text[:60].decode('utf-8', 'backslashreplace').strip()}'"

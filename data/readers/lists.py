@@ -1,4 +1,4 @@
-"""Faces as lists: an image path a line, an integer label a line, landmarks beside the images."""
+"""A data set as lists: one image path per line, one integer label per line, landmark files."""
 
 from __future__ import annotations
 
@@ -10,61 +10,68 @@ from pathlib import Path
 import numpy as np
 
 from data.dataset import EMOTIONS, LANDMARK_NUM, FaceDataset, resize_landmarks
-from data.readers.folders import read_images
+from data.readers.images import read_images
 from utils.errors import DataError
 
-SPLITS = {"train": "Training", "validation": "PublicTest", "test": "PrivateTest"}
-FAR = 10  # landmarks further from the image than ten times its size are not meant as its pixels
+SPLIT_OF_LIST = {"train": "Training", "validation": "PublicTest", "test": "PrivateTest"}
+MAX_LIST_BYTES = 256 << 20
+MAX_LANDMARK_BYTES = 1 << 16
+MAX_DISTANCE = 10  # of landmarks from the origin, in image sizes; larger ones are not in pixels
 
 
 @dataclass(frozen=True)
-class Lists:
-    """The splits of one list layout: `train_images.txt` with `train_labels.txt`, and so on."""
+class ListLayout:
+    """Lists of images and labels: `train_images.txt` with `train_labels.txt`, and so on.
+
+    Attributes:
+        root: The folder of the lists.
+        splits: The keys of SPLIT_OF_LIST whose lists exist.
+    """
 
     root: Path
     splits: tuple[str, ...]
 
     def files(self) -> list[Path]:
-        """Return all files that the faces depend on.
+        """Return all files that the data set depends on.
 
         Raises:
-            DataError: a list names no image, or a missing one.
+            DataError: A line of a list is not the path of an image.
         """
-        lists = [self._list(split, what) for split in self.splits for what in ("images", "labels")]
+        lists = [self._list(split, kind) for split in self.splits for kind in ("images", "labels")]
         images = [path for split in self.splits for path in self._images(split)]
-        beside = [*lists, *map(_landmark_file, images)]  # a missing list is told by `read`
-        return images + [path for path in beside if path.is_file()]
+        optional = [*lists, *map(_landmark_file, images)]  # `read` reports missing labels
+        return images + [path for path in optional if path.is_file()]
 
     def read(self, width: int, channels: int, class_names: Sequence[str] = ()) -> FaceDataset:
-        """Read the faces as width x width pixels, grey or in RGB, and their landmarks if any.
+        """Read the images as width x width pixels, grayscale or RGB, and the landmarks if any.
 
         Raises:
-            DataError: lists that do not match, a wrong label, an image or a
-                landmark file that cannot be used; file and line are named.
+            DataError: The lists do not match, a label is invalid, or an image or a landmark file
+                cannot be used; file and line are named.
         """
         class_names = tuple(class_names) or EMOTIONS
-        paths, labels, usages = [], [], []
-        for split in self.splits:
-            images = self._images(split)
+        paths, labels, split = [], [], []
+        for name in self.splits:
+            images = self._images(name)
             paths += images
-            labels += self._labels(split, len(images), len(class_names))
-            usages += [SPLITS[split]] * len(images)
+            labels += self._labels(name, len(images), len(class_names))
+            split += [SPLIT_OF_LIST[name]] * len(images)
         images, sizes = read_images(paths, width, channels)
         landmarks = np.full((len(paths), LANDMARK_NUM, 2), np.nan, np.float32)
         for i, path in enumerate(map(_landmark_file, paths)):
             if path.is_file():
-                landmarks[i] = resize_landmarks(_landmarks(path, sizes[i]), sizes[i], width)
+                landmarks[i] = resize_landmarks(_read_landmarks(path, sizes[i]), sizes[i], width)
         return FaceDataset(
             images,
             np.array(labels, np.int64),
-            np.array(usages, "U12"),
+            np.array(split, "U12"),
             class_names,
             landmarks=None if np.isnan(landmarks).all() else landmarks,
             source=str(self.root),
         )
 
-    def _list(self, split: str, what: str) -> Path:
-        return self.root / f"{split}_{what}.txt"
+    def _list(self, split: str, kind: str) -> Path:
+        return self.root / f"{split}_{kind}.txt"
 
     def _images(self, split: str) -> list[Path]:
         file = self._list(split, "images")
@@ -73,45 +80,45 @@ class Lists:
             if not path.is_file():
                 raise DataError(
                     f"{file}, line {number}: there is no image {path}; "
-                    "write each path relative to the list's folder, or absolute"
+                    "give each path relative to the folder of the list, or absolute"
                 )
         return paths
 
-    def _labels(self, split: str, count: int, class_num: int) -> list[int]:
+    def _labels(self, split: str, count: int, num_classes: int) -> list[int]:
         file = self._list(split, "labels")
         if not file.is_file():
-            raise DataError(f"{file} is missing; put the labels there, one integer per line")
+            raise DataError(f"{file} is missing; write the labels there, one integer per line")
         lines = read_lines(file)
         for number, line in enumerate(lines, start=1):
-            if not re.fullmatch("[0-9]{1,9}", line) or int(line) >= class_num:
+            if not re.fullmatch("[0-9]{1,9}", line) or int(line) >= num_classes:
                 raise DataError(
                     f"{file}, line {number}: '{line[:60]}' is not a label from 0 to "
-                    f"{class_num - 1}; mend the line, or train with other --class_names"
+                    f"{num_classes - 1}; correct it, or train with other --class_names"
                 )
         if len(lines) != count:
             raise DataError(
                 f"{file} has {len(lines)} lines, but {self._list(split, 'images').name} has "
-                f"{count}; line {min(len(lines), count) + 1} is the first without its counterpart, "
-                "so give each image its label"
+                f"{count}; the lists differ from line {min(len(lines), count) + 1} on, so give "
+                "each image one label"
             )
         return [int(line) for line in lines]
 
 
-def find_lists(folder: Path) -> Lists | None:
-    """Return the lists that stand in this very folder, or None."""
-    splits = tuple(split for split in SPLITS if (folder / f"{split}_images.txt").is_file())
-    return Lists(folder, splits) if splits else None
+def find_lists(folder: Path) -> ListLayout | None:
+    """Return the lists that lie directly in a folder, or None."""
+    splits = tuple(split for split in SPLIT_OF_LIST if (folder / f"{split}_images.txt").is_file())
+    return ListLayout(folder, splits) if splits else None
 
 
-def read_lines(file: Path, most: int = 256 << 20) -> list[str]:
-    """Return the lines of a text, without blanks around them, nor empty ones at the end.
+def read_lines(file: Path, max_bytes: int = MAX_LIST_BYTES) -> list[str]:
+    """Return the lines of a text file, stripped, without empty lines at the end.
 
     Raises:
-        DataError: it is of more bytes than `most`, not UTF-8, or empty.
+        DataError: The file is larger than `max_bytes`, not UTF-8, or empty.
     """
-    if (size := file.stat().st_size) > most:
+    if (size := file.stat().st_size) > max_bytes:
         raise DataError(
-            f"{file} has {size:,} bytes, and such a file at most {most:,}; mend or remove it"
+            f"{file} has {size:,} bytes, the limit is {max_bytes:,}; correct or remove it"
         )
     try:
         lines = file.read_text(encoding="utf-8-sig").rstrip().splitlines()
@@ -126,21 +133,21 @@ def _landmark_file(image: Path) -> Path:
     return image.with_suffix(".txt")
 
 
-def _landmarks(file: Path, size: np.ndarray) -> np.ndarray:
-    """Return the landmarks float64 [68, 2] in a file, in pixels of an image of size [2]."""
+def _read_landmarks(file: Path, size: np.ndarray) -> np.ndarray:
+    """Return the landmarks float64 [68, 2] of a file, in pixels of an image of size [2]."""
     remedy = (
-        f"it must hold {2 * LANDMARK_NUM} numbers, x and y by turns, in pixels of its image; "
-        "mend or remove it"
+        f"expected {2 * LANDMARK_NUM} numbers, alternating x and y, in pixels of the image; "
+        "correct or remove the file"
     )
     numbers = []
-    for number, line in enumerate(read_lines(file, 1 << 16), start=1):
+    for number, line in enumerate(read_lines(file, MAX_LANDMARK_BYTES), start=1):
         try:
             numbers += map(float, re.split(r"[\s,]+", line.strip(" ,\t"))) if line else []
         except ValueError as error:
             raise DataError(f"{file}, line {number}: {error}; {remedy}") from error
     if len(numbers) != 2 * LANDMARK_NUM:
-        raise DataError(f"{file} holds {len(numbers)} numbers; {remedy}")
+        raise DataError(f"{file} has {len(numbers)} numbers; {remedy}")
     landmarks = np.array(numbers).reshape(LANDMARK_NUM, 2)
-    if not (np.abs(landmarks) <= FAR * size.max()).all():  # NaN is not <= anything
-        raise DataError(f"{file} holds numbers that are not finite or far off its image; {remedy}")
+    if not (np.abs(landmarks) <= MAX_DISTANCE * size.max()).all():  # false for NaN, too
+        raise DataError(f"{file} has numbers that are not finite or far off the image; {remedy}")
     return landmarks

@@ -1,1 +1,1 @@
-"""The synthetic data set: faces rendered in code, with exact landmarks. No real images."""
+"""The synthetic data set: the code that renders its images. Nothing here reads files."""
