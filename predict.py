@@ -31,6 +31,7 @@ from inference.runner import VIDEO_DETECTION_SIZE, InferenceRunner
 from inference.summary import count_of
 from utils.cli import parse
 from utils.errors import OptionError, run_main
+from utils.files import printable
 from utils.run_folder import PHOTO_WEIGHTS, RunFolder
 
 DEFAULT_FOLDER = Path("predictions")
@@ -107,7 +108,7 @@ def main() -> None:
             runner.predict_video(video)
     annotated = " and annotated files" if results.has_drawn else ""
     rows = count_of(results.num_faces, "face")
-    print(f"Results: predictions.csv and .json ({rows}){annotated} in {run.path}")
+    print(f"Results: predictions.csv and .json ({rows}){annotated} in {printable(str(run.path))}")
     if runner.num_failed:
         print(
             f"{runner.num_failed:,} of {len(sources):,} inputs have no face or could not be read "

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from data.dataset import EMOTIONS
-from data.readers.folders import read_image
+from data.readers.images import read_image
 from data.synthetic.generate import synthetic_dataset
 from inference.predictor import Face, FacePredictor, boxes_and_landmarks
 from inference.visualize import annotate_resized

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from data.readers.folders import IMAGE_SUFFIXES, natural_key
+from data.readers.folders import natural_key
+from data.readers.images import IMAGE_SUFFIXES
 from utils.errors import DataError
 
 VIDEO_SUFFIXES = (

@@ -142,7 +142,7 @@ def _write_errors() -> Iterator[None]:
         yield
     except OSError as error:
         raise RunError(
-            f"the predictions cannot be written ({error.strerror}). Free disk space, or give "
+            f"the predictions cannot be written ({error.strerror}); free disk space, or give "
             "another --out. Earlier predictions are kept"
         ) from error
 

@@ -89,7 +89,7 @@ class Results:
                 means[step - first] = total / count
             curves[f"face {track.number}"] = tracker.step * np.arange(first, last + 2), means
         if curves:
-            figure = plot_expressions_over_time(curves, self._class_names, name)
+            figure = plot_expressions_over_time(curves, self._class_names, printable(name))
             self._run.write_figure(self.new_path(f"{name}_expressions.png").name, figure)
 
     def new_path(self, name: str) -> Path:

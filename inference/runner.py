@@ -12,19 +12,20 @@ from typing import NamedTuple
 
 import joblib
 import numpy as np
+from tqdm import tqdm
 
-from data.readers.folders import read_image
+from data.readers.images import read_image
 from inference.pipeline import OrderedExecutor, map_ahead, predict_batches
 from inference.predictor import Face, FaceCrops, FacePredictor, boxes_and_landmarks
 from inference.results import Results, location, write_annotated
-from inference.summary import MAX_LINES, describe_image, describe_images, describe_video, print_line
+from inference.summary import MAX_LINES, describe_image, describe_images, describe_video
 from inference.tracking import STEP, Tracker
 from inference.video import Camera, Frame, VideoFile, open_video
 from inference.video_writer import VideoWriter
 from inference.visualize import annotate
 from utils.errors import DataError, ProjectError
 from utils.files import printable
-from utils.progress import progress_bar
+from utils.progress import progress_bar, write
 
 VIDEO_DETECTION_SIZE = 640  # pixels, the longer side of a video's frames for the detection
 
@@ -91,10 +92,10 @@ class InferenceRunner:
                     self.warn(f"{path}: no face found; --cropped predicts the image as one face")
                 elif len(paths) <= MAX_LINES:
                     predictions = [(face.expression, face.confidence) for face in confident]
-                    print_line(describe_image(printable(path.name), predictions))
+                    write(describe_image(printable(path.name), predictions))
                 expressions.update(face.expression for face in confident)
         if len(paths) > MAX_LINES:
-            print(describe_images(num_images, expressions))
+            write(describe_images(num_images, expressions))
 
     def predict_video(self, source: Path | int) -> None:
         """Predict the frames of a video, track its faces, and plot their expressions."""
@@ -129,9 +130,7 @@ class InferenceRunner:
                         self.results.has_drawn = True
         finally:
             self.results.plot(tracker, name)
-            print_line(
-                describe_video(printable(label), num_frames, tracker.num_tracks, expressions)
-            )
+            write(describe_video(printable(label), num_frames, tracker.num_tracks, expressions))
         faults += [fault for fault in (video.fault, target and writer.fault) if fault]
         if not has_faces and not faults:
             faults.append(f"{source}: no face found in any frame")
@@ -141,7 +140,11 @@ class InferenceRunner:
     def warn(self, text: str) -> None:
         """Print a warning about an input, and count it as failed."""
         self.num_failed += 1
-        print_line(f"warning: {text}", file=sys.stderr)
+        text = f"warning: {text}"
+        if sys.stderr.isatty():
+            tqdm.write(text, file=sys.stderr)  # above the progress bar
+        else:
+            print(text, file=sys.stderr, flush=True)
 
     def _predicted_images(self, paths: Sequence[Path]) -> Iterator[tuple]:
         """Yield path, image, crops or error, and faces of each image."""

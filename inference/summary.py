@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
-from typing import TextIO
-
-from tqdm import tqdm
 
 MAX_LINES = 20  # images with a line each; more have one summary
 
@@ -46,14 +42,6 @@ def describe_video(name: str, num_frames: int, num_faces: int, expressions: Coun
     total = expressions.total()
     shares = [f"{name} {100 * count / total:.0f} %" for name, count in expressions.most_common()]
     return f"{text}; {', '.join(shares)} of the time"
-
-
-def print_line(text: str, file: TextIO | None = None) -> None:
-    """Print a line, above the progress bar if there is one on the terminal."""
-    if sys.stderr.isatty():
-        tqdm.write(text, file=file)
-    else:
-        print(text, file=file, flush=True)
 
 
 def count_of(number: int, noun: str) -> str:
