@@ -12,21 +12,22 @@ PATH is the folder of this repository. A program may have packages of its own ca
 
 from __future__ import annotations
 
+# Whole modules, because torch.hub.list lists every callable here as an entry point.
+import collections.abc
+import contextlib
+import pathlib
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from types import ModuleType
-from typing import Any
+import types
+import typing
 
 dependencies = ["torch", "torchvision", "numpy", "cv2", "PIL", "pandas", "filelock", "tqdm"]
 
-ROOT = Path(__file__).resolve().parent
+ROOT = pathlib.Path(__file__).resolve().parent
 PACKAGES = ("data", "engine", "inference", "models", "tools", "utils")
 RELEASED = ("resnet18", "resnet18_half", "resnet18_photos")
 
 
-def face_predictor(weights: str = "resnet18_photos", **options: Any) -> Any:
+def face_predictor(weights: str = "resnet18_photos", **options: typing.Any) -> typing.Any:
     """Return a FacePredictor: predictor(image) gives the faces of an image.
 
     It cannot be pickled; load it in each process.
@@ -41,7 +42,7 @@ def face_predictor(weights: str = "resnet18_photos", **options: Any) -> Any:
         return FacePredictor(_weight_path(weights), **options)
 
 
-def resnet18_fer(pretrained: bool = True, weights: str = "resnet18") -> Any:
+def resnet18_fer(pretrained: bool = True, weights: str = "resnet18") -> typing.Any:
     """Return the network in evaluation mode on the CPU, a models.fernet.FERNet.
 
     It takes pixels [N, 1, 48, 48] from 0 to 255. Its output has `logits` [N, 7], `importance`
@@ -66,13 +67,13 @@ def resnet18_fer(pretrained: bool = True, weights: str = "resnet18") -> Any:
         return network
 
 
-def _weight_path(weights: str) -> Path:
+def _weight_path(weights: str) -> pathlib.Path:
     is_released = str(weights) in RELEASED
-    return ROOT / "model_save" / f"{weights}.pth" if is_released else Path(weights)
+    return ROOT / "model_save" / f"{weights}.pth" if is_released else pathlib.Path(weights)
 
 
-@contextmanager
-def _import_from_repository() -> Iterator[None]:
+@contextlib.contextmanager
+def _import_from_repository() -> collections.abc.Iterator[None]:
     """Import this repository's packages within the block, and hide them after it.
 
     The caller's modules of the same names are taken out of sys.modules for the block, and put back
@@ -95,11 +96,11 @@ def _import_from_repository() -> Iterator[None]:
         sys.path[:] = path
 
 
-def _loaded_modules() -> dict[str, ModuleType]:
+def _loaded_modules() -> dict[str, types.ModuleType]:
     """Return the loaded modules with the names of this repository's packages."""
     return {name: module for name, module in sys.modules.items() if name.split(".")[0] in PACKAGES}
 
 
-def _is_ours(module: ModuleType | None) -> bool:
+def _is_ours(module: types.ModuleType | None) -> bool:
     file = getattr(module, "__file__", None)
-    return file is not None and Path(file).resolve().is_relative_to(ROOT)
+    return file is not None and pathlib.Path(file).resolve().is_relative_to(ROOT)
