@@ -1,1 +1,1 @@
-"""Prediction on photographs and videos. Nothing here trains."""
+"""Prediction on photographs and videos. Training and evaluation belong in engine/."""

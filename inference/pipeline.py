@@ -1,17 +1,23 @@
-"""Work in the background that keeps its order: what comes before the network, and after it."""
+"""Background work in order: detection before the network, drawing after it."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
-MOST = 8  # calls that may wait
-MOST_BYTES = 200 << 20  # that these may hold, but for one
+import numpy as np
+
+from inference.predictor import Face, FaceCrops, FacePredictor
+
+Item = tuple[Any, np.ndarray | None, FaceCrops | Exception]
+MAX_PENDING_CALLS = 8
+MAX_PENDING_BYTES = 200 << 20  # of all pending calls; a single call may hold more
 
 
 class OrderedExecutor:
-    """Calls functions in the background, one after the other; a few calls may wait."""
+    """Calls functions one after the other in a background thread, with a bounded queue."""
 
     def __init__(self) -> None:
         self._pool, self._pending = ThreadPoolExecutor(1), deque()
@@ -20,37 +26,80 @@ class OrderedExecutor:
         return self
 
     def submit(self, size: int, function: Callable[..., None], *args: object) -> None:
-        """Call a function later. An error of an earlier call is raised here.
+        """Schedule a call, and wait while the queue is full. Raise the error of an earlier call.
 
         Args:
-            size: bytes that the call holds.
-            function: to call.
-            args: with these.
+            size: Bytes that the call holds.
+            function: Function to call.
+            args: Its arguments.
         """
         self._pending.append((size, self._pool.submit(function, *args)))
-        while len(self._pending) > MOST or (
-            len(self._pending) > 1 and sum(size for size, _ in self._pending) > MOST_BYTES
+        while len(self._pending) > MAX_PENDING_CALLS or (
+            len(self._pending) > 1 and sum(size for size, _ in self._pending) > MAX_PENDING_BYTES
         ):
             self._pending.popleft()[1].result()
 
     def __exit__(self, *exception: object) -> None:
         try:
             self._pool.shutdown()
-        finally:  # Ctrl-C does not wait for what is queued, but no call may outlive the block
+        finally:  # after Ctrl-C pending calls are canceled, and the running one is waited for
             self._pool.shutdown(cancel_futures=True)
         if exception[0] is None:
-            for _, pending in self._pending:
-                pending.result()
+            for _, future in self._pending:
+                future.result()
 
 
 def map_ahead(
-    pool: ThreadPoolExecutor, function: Callable, items: Iterable, most: int = 4
+    pool: ThreadPoolExecutor, function: Callable, items: Iterable, max_pending: int = 4
 ) -> Iterator:
-    """Yield function(item) of each item, in order, while up to `most` others are at work."""
+    """Yield function(item) for each item in order, while up to `max_pending` others are computed.
+
+    Unlike `pool.map` it takes items only as they are needed.
+    """
     pending: deque[Future] = deque()
     for item in items:
         pending.append(pool.submit(function, item))
-        if len(pending) > most:
+        if len(pending) > max_pending:
             yield pending.popleft().result()
     while pending:
         yield pending.popleft().result()
+
+
+def predict_batches(
+    predictor: FacePredictor, items: Iterable[Item], max_items: int = 64
+) -> Iterator[tuple[Any, np.ndarray | None, FaceCrops | Exception, list[Face] | None]]:
+    """Add the predicted faces to items, in batches that combine several images.
+
+    While the network predicts one batch, the next one is collected.
+
+    Args:
+        predictor: The network.
+        items: A key, an image, and its crops or an error that takes their place.
+        max_items: Maximum number of items that wait for a batch.
+
+    Yields:
+        Key, image, crops or error, and the faces; None after an error.
+    """
+
+    def predict(batch: list[Item]) -> list[tuple]:
+        faces = iter(predictor.predict([c for *_, c in batch if isinstance(c, FaceCrops)]))
+        return [(*item, next(faces) if isinstance(item[2], FaceCrops) else None) for item in batch]
+
+    with ThreadPoolExecutor(1) as network:
+        batches = _collect(items, predictor.batch_size, max_items)
+        for batch in map_ahead(network, predict, batches, 1):
+            yield from batch
+
+
+def _collect(items: Iterable[Item], batch_size: int, max_items: int) -> Iterator[list[Item]]:
+    """Yield lists of items that have enough faces, items or bytes for a batch."""
+    batch: list[Item] = []
+    for item in items:
+        batch.append(item)
+        num_faces = sum(len(crops.boxes) for *_, crops in batch if isinstance(crops, FaceCrops))
+        size = sum(image.nbytes for _, image, _ in batch if image is not None)
+        if num_faces >= batch_size or len(batch) >= max_items or size > MAX_PENDING_BYTES:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

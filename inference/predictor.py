@@ -1,4 +1,4 @@
-"""Faces in pictures, found, cut out and read: predict.py as a library.
+"""FacePredictor: faces in images and their expressions, as a library.
 
 from inference.predictor import FacePredictor
 
@@ -17,24 +17,30 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from inference.detector import MIN_SCORE, SMALLEST, cut, detect_faces, expand_boxes
+from inference.detector import (
+    DETECTION_SIZE,
+    MIN_FACE_SIZE,
+    MIN_SCORE,
+    crop,
+    detect_faces,
+    expand_boxes,
+)
 from inference.runtime import load_runtime
 from utils.errors import DataError, OptionError
+from utils.predictions import Predictions
 from utils.run_folder import PHOTO_WEIGHTS
-
-DETAIL = 1000  # pixels: the longer side at which faces are sought in a photograph
 
 
 class Face(NamedTuple):
-    """One face in a picture.
+    """One face of an image.
 
     Attributes:
-        box: float32 [4]: left, top, right and bottom edge in the picture's pixels.
-        score: the detector's, 0 at its threshold; None for a picture that is one face.
-        expression: the most probable class.
+        box: float32 [4], (left, top, right, bottom) edges in pixels of the image.
+        score: The detector's score, 0 at its threshold; None for an image that is one face.
+        expression: The most probable class.
         probabilities: float32 [C], in the order of `FacePredictor.class_names`.
-        importance: SCN's, 0 to 1: what the logits are multiplied by.
-        landmarks: float32 [68, 2] in the picture's pixels, iBUG order; or None.
+        importance: SCN's importance, 0 to 1, by which the logits are multiplied.
+        landmarks: float32 [68, 2] in pixels of the image, iBUG order; or None.
     """
 
     box: np.ndarray
@@ -46,46 +52,51 @@ class Face(NamedTuple):
 
     @property
     def confidence(self) -> float:
-        """The probability of the expression. It tells right readings from wrong ones far better
-        than the importance does: see EXPERIMENTS.md."""
+        """The probability of the expression.
+
+        It separates correct from wrong predictions far better than the importance does
+        (docs/results.md).
+        """
         return float(self.probabilities.max())
 
 
 class FaceCrops(NamedTuple):
-    """The faces of one picture, cut out for the network.
+    """The faces of one image, cropped for the network.
 
     Attributes:
-        boxes: float32 [F, 4], as of Face.
+        boxes: float32 [F, 4], as in Face.
         scores: float32 [F], or None.
-        parts: float32 [F, 4]: the part of the picture that each face is.
+        crop_boxes: float32 [F, 4], the region of the image that each crop shows.
         pixels: uint8 [F, C, W, W].
     """
 
     boxes: np.ndarray
     scores: np.ndarray | None
-    parts: np.ndarray
+    crop_boxes: np.ndarray
     pixels: np.ndarray
 
 
 class FacePredictor:
-    """Finds faces and reads them. Constructed once, called with pictures.
+    """Detects faces in images, and predicts their expressions and landmarks.
+
+    On a CPU, PyTorch weights make glibc keep up to 1 GiB of freed memory for the next batch.
 
     Args:
-        model_path: weights of this project, of the original method, or an .onnx file.
-        cropped: each picture is one face, tightly cut out.
-        detail: the longer side in pixels at which faces are sought (see inference.detector).
-        min_score: the detector's score from which on it is a face.
-        batch_size: faces per step of the network.
-        threads: of the network, on a CPU; 0 takes one per core.
-        gpu_ids: as of train.py. On a CPU, PyTorch's weights have glibc keep freed memory, up to
-            1 GiB, for the process's next batch.
+        model_path: Weights of this project, of the original method, or an .onnx file.
+        cropped: Each image is one tightly cropped face.
+        detection_size: Longer side in pixels to which images are resized for the detection (see
+            `inference.detector.detect_faces`).
+        min_score: Minimum score of a detected face.
+        batch_size: Faces per step of the network.
+        threads: CPU threads of the network; 0 is one per core.
+        gpu_ids: As in train.py.
 
     Attributes:
-        class_names: of the probabilities.
+        class_names: Names of the probabilities.
 
     Raises:
-        WeightsError: the weights cannot be loaded.
-        OptionError: no such GPU, or a value out of range.
+        WeightsError: The weights cannot be loaded.
+        OptionError: There is no such GPU, or a value is out of range.
     """
 
     def __init__(
@@ -93,128 +104,133 @@ class FacePredictor:
         model_path: str | Path = PHOTO_WEIGHTS,
         *,
         cropped: bool = False,
-        detail: int = DETAIL,
+        detection_size: int = DETECTION_SIZE,
         min_score: float = MIN_SCORE,
         batch_size: int = 64,
         threads: int = 0,
         gpu_ids: str = "",
     ) -> None:
-        for name, value, least in (
+        for name, value, minimum in (
             ("batch_size", batch_size, 1),
             ("threads", threads, 0),
-            ("detail", detail, SMALLEST),
+            ("detection_size", detection_size, MIN_FACE_SIZE),
         ):
-            if value < least:
-                raise OptionError(f"{name} {value} must be at least {least}")
+            if value < minimum:
+                raise OptionError(f"{name} {value} must be at least {minimum}")
         if not math.isfinite(min_score):
-            raise OptionError(f"min_score {min_score} must be a number")
-        self._loaded_from = model_path, str(gpu_ids), threads
-        self._runtime = load_runtime(*self._loaded_from)
+            raise OptionError(f"min_score {min_score} must be a finite number")
+        self._runtime_arguments = model_path, str(gpu_ids), threads
+        self._runtime = load_runtime(*self._runtime_arguments)
         self.class_names = self._runtime.class_names
-        self.cropped, self.detail, self.min_score = cropped, detail, min_score
+        self.cropped, self.detection_size, self.min_score = cropped, detection_size, min_score
         self.batch_size = batch_size
 
     def __call__(self, images: np.ndarray | Sequence[np.ndarray]) -> list[Face] | list[list[Face]]:
-        """Return the faces of a picture, the largest first; of a list of pictures, a list of these.
+        """Return the faces of an image, the largest first; for a list of images a list of these.
 
         Args:
-            images: uint8 [H, W], or [H, W, 3] in RGB (OpenCV reads BGR: image[..., ::-1]).
+            images: uint8 [H, W], or [H, W, 3] in RGB (OpenCV has BGR: image[..., ::-1]).
 
         Raises:
-            DataError: something that is no such picture.
+            DataError: An argument is not such an image.
         """
-        if isinstance(images, np.ndarray):
-            return self.read([self.find(images)])[0]
-        if not isinstance(images, (list, tuple)):
-            _check(images)  # which says what it should be
-        return self.read([self.find(image) for image in images])
+        if isinstance(images, (list, tuple)):
+            return self.predict([self.detect(image) for image in images])
+        return self.predict([self.detect(images)])[0]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the network: another process, such as joblib's, loads it from its file."""
+        """Leave out the network: another process loads it from its file."""
         return {name: value for name, value in vars(self).items() if name != "_runtime"}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._runtime = load_runtime(*self._runtime_arguments)
+
     def __copy__(self) -> FacePredictor:
-        """Share the network, as a copy of this process can."""
+        """Return a copy that shares the network."""
         copied = object.__new__(type(self))
         vars(copied).update(vars(self))
         return copied
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._runtime = load_runtime(*self._loaded_from)
-
-    def find(self, image: np.ndarray, detail: int | None = None) -> FaceCrops:
-        """Return the faces of a picture, cut out: the part of a call that threads may share."""
-        _check(image)
+    def detect(self, image: np.ndarray, detection_size: int | None = None) -> FaceCrops:
+        """Detect and crop the faces of an image. Several threads may call it at once."""
+        _check_image(image)
         height, width = image.shape[:2]
         if self.cropped:
             boxes, scores = np.array([[0, 0, width, height]], np.float32), None
-            parts = boxes.astype(int)
+            crop_boxes = boxes.astype(int)
         else:
-            boxes, scores = detect_faces(image, detail or self.detail, self.min_score)
-            parts = expand_boxes(boxes)
-        side = self._runtime.image_width
-        pixels = np.empty((len(parts), self._runtime.channels, side, side), np.uint8)
-        for i, part in enumerate(parts):
-            pixels[i] = _planes(cut(image, part, side), self._runtime.channels)
-        return FaceCrops(boxes, scores, parts.astype(np.float32), pixels)
+            boxes, scores = detect_faces(
+                image, detection_size or self.detection_size, self.min_score
+            )
+            crop_boxes = expand_boxes(boxes)
+        side, channels = self._runtime.image_width, self._runtime.channels
+        pixels = np.empty((len(crop_boxes), channels, side, side), np.uint8)
+        for i, box in enumerate(crop_boxes):
+            pixels[i] = _to_channels_first(crop(image, box, side), channels)
+        return FaceCrops(boxes, scores, crop_boxes.astype(np.float32), pixels)
 
-    def read(self, cuts: Sequence[FaceCrops]) -> list[list[Face]]:
-        """Return the faces of each picture, read by the network in batches."""
-        if not cuts:
-            return []
-        pixels = np.concatenate([each.pixels for each in cuts])
-        faces: list[Face] = []
-        every = [(each, i) for each in cuts for i in range(len(each.boxes))]
-        for start in range(0, len(pixels), self.batch_size):
-            some = slice(start, start + self.batch_size)
-            readings = self._runtime(pixels[some])
-            for k, (each, i) in enumerate(every[some]):
-                points = readings.landmarks
-                faces.append(
-                    Face(
-                        box=each.boxes[i],
-                        score=None if each.scores is None else float(each.scores[i]),
-                        expression=self.class_names[int(readings.probabilities[k].argmax())],
-                        probabilities=readings.probabilities[k],
-                        importance=float(readings.importance[k]),
-                        landmarks=None
-                        if points is None
-                        else self._placed(points[k], each.parts[i]),
-                    )
-                )
-        ends = np.cumsum([len(each.boxes) for each in cuts])
-        return [faces[end - len(each.boxes) : end] for end, each in zip(ends, cuts)]
+    def predict(self, crops: Sequence[FaceCrops]) -> list[list[Face]]:
+        """Predict the faces of several images, in batches that combine them."""
+        pixels = [image_crops.pixels for image_crops in crops]
+        if not sum(map(len, pixels)):
+            return [[] for _ in crops]
+        pixels = np.concatenate(pixels)
+        starts = range(0, len(pixels), self.batch_size)
+        predictions = Predictions.concatenate(
+            [self._runtime(pixels[start : start + self.batch_size]) for start in starts]
+        )
+        faces, row = [], 0
+        for image_crops in crops:
+            rows = range(row, row + len(image_crops.boxes))
+            faces.append([self._face(image_crops, i, predictions, k) for i, k in enumerate(rows)])
+            row = rows.stop
+        return faces
 
-    def _placed(self, points: np.ndarray, part: np.ndarray) -> np.ndarray:
-        """Move landmarks from a cut-out face's pixels to the picture's."""
-        scale = (part[2:] - part[:2]) / self._runtime.image_width
-        return ((points + 0.5) * scale - 0.5 + part[:2]).astype(np.float32)
-
-
-def marks(faces: Sequence[Face]) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the boxes [F, 4] and the landmarks [F, 68, 2], or None, as they are drawn."""
-    boxes = np.array([face.box for face in faces]).reshape(-1, 4)
-    points = [face.landmarks for face in faces if face.landmarks is not None]
-    return boxes, np.array(points) if points else None
-
-
-def _check(image: np.ndarray) -> None:
-    shape = getattr(image, "shape", None)
-    fine = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.size
-    if not fine or not (len(shape) == 2 or (len(shape) == 3 and shape[2] == 3)):
-        if image is None:
-            raise DataError("None is no picture; cv2.imread gives it for what it cannot read")
-        kind = getattr(image, "dtype", type(image).__name__)
-        raise DataError(
-            f"a picture is uint8 [H, W] or [H, W, 3] in RGB, and this is {kind} {shape}"
+    def _face(self, crops: FaceCrops, i: int, predictions: Predictions, row: int) -> Face:
+        """Return face `i` of an image, whose prediction is a row of `predictions`."""
+        probabilities, landmarks = predictions.probabilities[row], None
+        if predictions.landmarks is not None:
+            left, top, right, bottom = crops.crop_boxes[i]
+            scale = np.array([right - left, bottom - top]) / self._runtime.image_width
+            landmarks = (predictions.landmarks[row] + 0.5) * scale - 0.5 + (left, top)
+            landmarks = landmarks.astype(np.float32)
+        return Face(
+            box=crops.boxes[i],
+            score=None if crops.scores is None else float(crops.scores[i]),
+            expression=self.class_names[int(probabilities.argmax())],
+            probabilities=probabilities,
+            importance=float(predictions.importance[row]),
+            landmarks=landmarks,
         )
 
 
-def _planes(face: np.ndarray, channels: int) -> np.ndarray:
+def boxes_and_landmarks(faces: Sequence[Face]) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the boxes [F, 4] and the landmarks [F, 68, 2] of faces; None without landmarks."""
+    boxes = np.array([face.box for face in faces]).reshape(-1, 4)
+    landmarks = [face.landmarks for face in faces if face.landmarks is not None]
+    return boxes, np.array(landmarks) if landmarks else None
+
+
+def _check_image(image: np.ndarray) -> None:
+    if image is None:
+        raise DataError(
+            "None is not an image; cv2.imread returns it for a file that it cannot read"
+        )
+    is_uint8 = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.size
+    if is_uint8 and (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
+        return
+    kind = getattr(image, "dtype", type(image).__name__)
+    raise DataError(
+        f"an image must be uint8 [H, W] or [H, W, 3] in RGB, got {kind} "
+        f"{getattr(image, 'shape', '')}"
+    )
+
+
+def _to_channels_first(face: np.ndarray, channels: int) -> np.ndarray:
     """Return a face [W, W] or [W, W, 3] as [channels, W, W]."""
     if channels == 1:
         return (face if face.ndim == 2 else cv2.cvtColor(face, cv2.COLOR_RGB2GRAY))[None]
-    return (
-        np.broadcast_to(face[None], (3, *face.shape)) if face.ndim == 2 else face.transpose(2, 0, 1)
-    )
+    if face.ndim == 2:
+        return np.broadcast_to(face[None], (3, *face.shape))
+    return face.transpose(2, 0, 1)

@@ -1,4 +1,4 @@
-"""A trained network behind one small interface, run by PyTorch or, without it, by ONNX Runtime."""
+"""A trained network behind one interface, run by PyTorch or by ONNX Runtime without PyTorch."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 from utils.errors import WeightsError
 from utils.predictions import Predictions
 
-NAMES = ("probabilities", "importance", "landmarks")  # an ONNX model's outputs
-META = "fer"  # the key of its metadata that holds all that its use needs
+OUTPUT_NAMES = ("probabilities", "importance", "landmarks")  # of an ONNX model
+METADATA_KEY = "fer"  # of an ONNX model: a JSON object with classes, image width and channels
 
 
 class Runtime(Protocol):
-    """Reads faces: uint8 [N, C, W, W] with C = `channels` and W = `image_width`."""
+    """Predicts cropped faces: uint8 [N, C, W, W] with C = `channels` and W = `image_width`."""
 
     class_names: tuple[str, ...]
     image_width: int
@@ -26,15 +26,15 @@ class Runtime(Protocol):
 
 
 def load_runtime(path: str | Path, gpu_ids: str = "", threads: int = 0) -> Runtime:
-    """Load a weight file, or an .onnx file that export.py wrote.
+    """Load a weight file, or an .onnx file of export.py.
 
     Args:
-        path: of the file.
-        gpu_ids: as of train.py; an .onnx file runs on the CPU.
-        threads: 0 for one per core.
+        path: Path of the file.
+        gpu_ids: As in train.py; an .onnx file runs on the CPU.
+        threads: CPU threads; 0 is one per core.
 
     Raises:
-        WeightsError: the file is missing, damaged, or of another program.
+        WeightsError: The file is missing, damaged, or another program's.
     """
     if Path(path).suffix.lower() == ".onnx":
         return OnnxRuntime(path, threads)
@@ -42,17 +42,16 @@ def load_runtime(path: str | Path, gpu_ids: str = "", threads: int = 0) -> Runti
 
 
 class TorchRuntime:
-    """A best.pth of this project, or the original method's weights."""
+    """Runs a best.pth of this project, or the original method's weights."""
 
     def __init__(self, path: str | Path, gpu_ids: str = "", threads: int = 0) -> None:
-        import torch  # noqa: PLC0415  (an .onnx file needs none of it)
+        import torch  # noqa: PLC0415  (not needed for an .onnx file)
 
         from models.checkpoint import load_checkpoint  # noqa: PLC0415
         from models.predict import predict  # noqa: PLC0415
-        from utils.devices import pick_device  # noqa: PLC0415
+        from utils.devices import pick_device, set_threads  # noqa: PLC0415
 
-        if threads:
-            torch.set_num_threads(threads)
+        set_threads(threads)
         self._torch, self._predict = torch, predict
         self._device = pick_device(gpu_ids)
         checkpoint = load_checkpoint(path)
@@ -66,19 +65,19 @@ class TorchRuntime:
 
 
 class OnnxRuntime:
-    """An .onnx file that export.py wrote."""
+    """Runs an .onnx file of export.py on the CPU."""
 
     def __init__(self, path: str | Path, threads: int = 0) -> None:
         try:
-            import onnxruntime  # noqa: PLC0415  (whoever has PyTorch may do without it)
+            import onnxruntime  # noqa: PLC0415  (not needed for a .pth file)
         except ImportError as error:
             raise WeightsError(
-                f"{path} needs onnxruntime ({error}); run `pip install onnxruntime`, "
-                "or name a .pth file"
+                f"{path} needs onnxruntime ({error}). Run `pip install onnxruntime`, or give a "
+                ".pth file"
             ) from error
         if not Path(path).is_file():
             raise WeightsError(
-                f"there is no model {path}; write one with `python export.py --out {path}`"
+                f"{path}: no such model; write one with `python export.py --out {path}`"
             )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -87,20 +86,23 @@ class OnnxRuntime:
             self._session = onnxruntime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]
             )
-            meta = json.loads(self._session.get_modelmeta().custom_metadata_map[META])
-            self.class_names = tuple(map(str, meta["class_names"]))
-            self.image_width, self.channels = int(meta["image_width"]), int(meta["channels"])
+            metadata = json.loads(self._session.get_modelmeta().custom_metadata_map[METADATA_KEY])
+            self.class_names = tuple(map(str, metadata["class_names"]))
+            self.image_width, self.channels = (
+                int(metadata["image_width"]),
+                int(metadata["channels"]),
+            )
             if (kind := self._session.get_inputs()[0].type) != "tensor(uint8)":
-                raise ValueError(f"it takes a {kind}")
-        except Exception as error:  # strangers' bytes fail in many ways
+                raise ValueError(f"its input is {kind}, expected tensor(uint8)")
+        except Exception as error:  # an untrusted file may fail anywhere inside the library
             reason = str(error).splitlines()[0][:200]
             raise WeightsError(
-                f"{path} is not a model that export.py wrote ({reason}); write it anew"
+                f"{path} is not a model of export.py ({reason}); write it again"
             ) from error
         self._input = self._session.get_inputs()[0].name
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def __call__(self, faces: np.ndarray) -> Predictions:
         values = self._session.run(self._outputs, {self._input: np.ascontiguousarray(faces)})
-        named = dict(zip(self._outputs, values))
-        return Predictions(*(named.get(name) for name in NAMES))
+        by_name = dict(zip(self._outputs, values))
+        return Predictions(*(by_name.get(name) for name in OUTPUT_NAMES))

@@ -1,4 +1,4 @@
-"""Faces followed through a video, and their probabilities smoothed over time."""
+"""Faces tracked through a video, with probabilities smoothed over time."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-FORGET = 1.0  # seconds without a face, after which it is another one
-MOST = 100  # tracks whose past is kept; of more, the shortest is forgotten
-STEP = 0.2  # seconds of one mean in a plot, or more where frames are looked at more seldom
-OVERLAP = 0.3  # of two boxes, from which on they are of one face
+MAX_GAP = 1.0  # seconds without a detection, after which a track ends
+MAX_TRACKS = 100  # tracks with a history; beyond that the shortest is removed
+STEP = 0.2  # seconds per step of a history, or the time between two frames if that is longer
+MIN_IOU = 0.3  # of the boxes of one face in two frames
 
 
 @dataclass
@@ -18,93 +18,118 @@ class Track:
     """One face of a video.
 
     Attributes:
-        number: counted from 0.
-        box: the last one, [4].
-        time: of that one, in seconds.
-        probabilities: smoothed, [C].
-        past: for each stretch of the tracker's step in which it was shown, in how many frames, and
-            the sum of its probabilities: what a plot needs, in little memory.
+        number: Counted from 0.
+        box: Last box, [4].
+        time: Time of that box in seconds.
+        probabilities: Smoothed probabilities, [C].
+        history: For each step of the tracker in which the face is present, the number of frames
+            and the sum of its probabilities. This is enough for a plot and takes little memory.
     """
 
     number: int
     box: np.ndarray
     time: float
     probabilities: np.ndarray
-    past: dict[int, tuple[int, np.ndarray]] = field(default_factory=dict)
+    history: dict[int, tuple[int, np.ndarray]] = field(default_factory=dict)
 
 
 class Tracker:
-    """Follows faces from frame to frame.
+    """Assigns the faces of each frame to tracks by the overlap of their boxes.
 
-    A face may be missed for FORGET, and in one frame however seldom they are looked at: a camera
-    is looked at as often as the machine can.
+    A track ends after MAX_GAP seconds without a detection, but not after a single frame without
+    one, however low the frame rate is.
 
     Args:
-        smooth: seconds over which probabilities are averaged (exponentially); 0 is not at all.
-        step: seconds of one mean in a track's past.
+        smooth: Time constant in seconds of the exponential average of the probabilities; 0 turns
+            smoothing off.
+        step: Seconds per step of a track's history.
+
+    Attributes:
+        num_tracks: Number of tracks so far.
+        tracks: At most MAX_TRACKS of them.
     """
 
     def __init__(self, smooth: float, step: float = STEP) -> None:
         self._smooth, self.step = smooth, step
-        self._live: list[Track] = []
-        self._next, self._before = 0, (0.0, 0.0)  # the times of the last two frames
+        self._active: list[Track] = []
+        self._last_times = 0.0, 0.0  # of the last two frames
+        self.num_tracks = 0
         self.tracks: list[Track] = []
 
-    def follow(self, boxes: np.ndarray, probabilities: np.ndarray, time: float) -> list[Track]:
-        """Return the track of each face of a frame, new ones for faces that were not there.
+    def update(self, boxes: np.ndarray, probabilities: np.ndarray, time: float) -> list[Track]:
+        """Return the track of each face of a frame.
 
         Args:
             boxes: [F, 4] in pixels.
             probabilities: [F, C].
-            time: in seconds.
+            time: Time of the frame in seconds.
         """
-        before, last = self._before
-        oldest = min(time - FORGET, before)
-        self._live = [track for track in self._live if track.time >= oldest]
-        free = list(self._live)
-        found: list[Track | None] = [None] * len(boxes)
-        pairs = sorted(
-            ((overlap(box, track.box), i, track) for i, box in enumerate(boxes) for track in free),
-            key=lambda pair: -pair[0],
-        )
-        for share, i, track in pairs:
-            if share >= OVERLAP and found[i] is None and track in free:
-                free.remove(track)
-                found[i] = track
-        for i, (box, read) in enumerate(zip(boxes, probabilities)):
-            track = found[i]
-            if track is None:
-                track = found[i] = Track(self._next, box, time, read)
-                self._next += 1
-                self._live.append(track)
-                self.tracks.append(track)
-                if len(self.tracks) > MOST:
-                    gone = [track for track in self.tracks if track.time < oldest]
-                    self.tracks.remove(min(gone or self.tracks, key=lambda track: len(track.past)))
-            step = self._step_of(time)
-            if track.time == last:  # what the last frame showed, it showed until this one
-                for between in range(self._step_of(track.time) + 1, step):
-                    track.past[between] = 1, track.probabilities
-            keep = math.exp(-(time - track.time) / self._smooth) if self._smooth else 0.0
-            track.probabilities = keep * track.probabilities + (1 - keep) * read
-            track.box, track.time = box, time
-            count, total = track.past.get(step, (0, 0.0))
-            track.past[step] = count + 1, total + track.probabilities
-        self._before = last, time
-        return found
-
-    def _step_of(self, time: float) -> int:
-        return int(time / self.step + 1e-6)  # of 0.6 / 0.2, which is 2.9999...
+        before_last, last = self._last_times
+        oldest = min(time - MAX_GAP, before_last)
+        self._active = [track for track in self._active if track.time >= oldest]
+        assigned = self._assign(boxes)
+        tracks = []
+        for i, (box, values) in enumerate(zip(boxes, probabilities)):
+            track = assigned.get(i) or self._add(box, values, time, oldest)
+            self._record(track, box, values, time, last)
+            tracks.append(track)
+        self._last_times = last, time
+        return tracks
 
     def longest(self, n: int) -> list[Track]:
-        """Return the n tracks that were seen for longest, in the order of their numbers."""
-        ranked = sorted(self.tracks, key=lambda track: -len(track.past))
+        """Return the n tracks with the longest history, in the order of their numbers."""
+        ranked = sorted(self.tracks, key=lambda track: -len(track.history))
         return sorted(ranked[:n], key=lambda track: track.number)
 
+    def _assign(self, boxes: np.ndarray) -> dict[int, Track]:
+        """Return the active track of each box that has one: pairs of greatest overlap first."""
+        pairs = [
+            (box_iou(box, track.box), i, track)
+            for i, box in enumerate(boxes)
+            for track in self._active
+        ]
+        assigned: dict[int, Track] = {}
+        taken: set[int] = set()
+        for iou, i, track in sorted(pairs, key=lambda pair: -pair[0]):
+            if iou >= MIN_IOU and i not in assigned and track.number not in taken:
+                assigned[i] = track
+                taken.add(track.number)
+        return assigned
 
-def overlap(one: np.ndarray, other: np.ndarray) -> float:
-    """Return the intersection of two boxes over their union, 0 to 1."""
-    low, high = np.maximum(one[:2], other[:2]), np.minimum(one[2:], other[2:])
-    shared = np.prod(np.maximum(high - low, 0))
-    areas = np.prod(one[2:] - one[:2]) + np.prod(other[2:] - other[:2])
-    return float(shared / max(areas - shared, 1e-9))
+    def _add(self, box: np.ndarray, probabilities: np.ndarray, time: float, oldest: float) -> Track:
+        track = Track(self.num_tracks, box, time, probabilities)
+        self.num_tracks += 1
+        self._active.append(track)
+        self.tracks.append(track)
+        if len(self.tracks) > MAX_TRACKS:
+            ended = [track for track in self.tracks if track.time < oldest]
+            self.tracks.remove(min(ended or self.tracks, key=lambda track: len(track.history)))
+        return track
+
+    def _record(
+        self, track: Track, box: np.ndarray, values: np.ndarray, time: float, last: float
+    ) -> None:
+        """Update a track with the face of a frame; `last` is the time of the frame before."""
+        step = self._step_of(time)
+        if track.time == last:  # a frame is shown until the next one
+            for between in range(self._step_of(track.time) + 1, step):
+                track.history[between] = 1, track.probabilities
+        keep = math.exp(-(time - track.time) / self._smooth) if self._smooth else 0.0
+        track.probabilities = keep * track.probabilities + (1 - keep) * values
+        track.box, track.time = box, time
+        count, total = track.history.get(step, (0, 0.0))
+        track.history[step] = count + 1, total + track.probabilities
+
+    def _step_of(self, time: float) -> int:
+        return int(time / self.step + 1e-6)  # 0.6 / 0.2 is 2.9999...
+
+
+def box_iou(box1: np.ndarray, box2: np.ndarray) -> float:
+    """Return the intersection over union of two boxes.
+
+    As torchvision.ops.box_iou, which needs PyTorch; predict.py runs an .onnx file without it.
+    """
+    low, high = np.maximum(box1[:2], box2[:2]), np.minimum(box1[2:], box2[2:])
+    intersection = np.prod(np.maximum(high - low, 0))
+    areas = np.prod(box1[2:] - box1[:2]) + np.prod(box2[2:] - box2[:2])
+    return float(intersection / max(areas - intersection, 1e-9))

@@ -1,204 +1,240 @@
-"""Videos and cameras, read and written a frame at a time."""
+"""Video files, read with PyAV, and cameras, read with OpenCV."""
 
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
-import cv2
 import numpy as np
 
 from utils.errors import DataError
 from utils.files import printable
 
-SUFFIXES = (
-    *(".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"),
-    *(".3gp", ".flv", ".ogv", ".mts", ".m2ts"),
-)
-# Silent, for Video tells what is wrong; before OpenCV 4.13 the same stood elsewhere.
-getattr(cv2.utils, "logging", cv2).setLogLevel(0)
-DEFAULT_RATE = 25.0  # frames a second, where a video does not tell
-LONGEST_PAUSE = 60.0  # seconds between frames, or the whole file's; else its clock was set anew
-MATROSKA = b"\x1a\x45\xdf\xa3"  # the first bytes of MKV and WebM, which count no frames
+DEFAULT_RATE = 25.0  # frames per second, if the source does not give it
+MAX_PAUSE = 60.0  # seconds between two frames, or the file's duration; beyond it, the clock jumped
+MAX_ERRORS = 1000  # read errors in a row, after which a file is given up
+MATROSKA = b"\x1a\x45\xdf\xa3"  # signature of MKV and WebM, which have no number of frames
 
 
-class Video:
-    """A video file, or a camera by its number.
-
-    Args:
-        source: a path, or a camera's number.
+class Frame(NamedTuple):
+    """One frame.
 
     Attributes:
-        rate: frames a second.
-        frame_num: as the file tells, which may be wrong; 0 for a camera.
-
-    Raises:
-        DataError: it cannot be opened.
+        number: Counted from 0.
+        time: Seconds since the first frame.
+        image: uint8 [H, W, 3] in RGB.
     """
 
-    def __init__(self, source: Path | int) -> None:
-        self.source = source
-        if not isinstance(source, int):
-            check_name(source)
-        # A name such as img_%02d.png or a pipe's would be taken for something else than a file.
-        target = source if isinstance(source, int) else os.path.realpath(source)
-        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg's own lines neither
-        self._capture = cv2.VideoCapture(target)
+    number: int
+    time: float
+    image: np.ndarray
+
+
+class VideoFile:
+    """A video file.
+
+    PyAV reads from an open file, so its name is never interpreted as a pattern or a protocol, and
+    need not be UTF-8. A playlist in the file cannot open other files or addresses.
+
+    Args:
+        path: Path of the file.
+
+    Attributes:
+        rate: Frames per second.
+        frame_num: Number of frames according to the file, which may be wrong; 0 if unknown.
+
+    Raises:
+        DataError: The file cannot be opened as a video.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import av  # noqa: PLC0415  (not needed for images)
+
+        self.path, self._av = path, av
+        name = printable(str(path))
+        try:
+            self._file = _open_without_name(path)
+        except OSError as error:
+            raise DataError(f"{name} cannot be opened as a video ({error.strerror})") from error
+        self._is_matroska = self._file.read(len(MATROSKA)) == MATROSKA
+        self._file.seek(0)
+        try:
+            self._container = av.open(self._file, options={"protocol_whitelist": "none"})
+            stream = self._container.streams.best("video")
+        except (av.error.FFmpegError, ValueError) as error:
+            self._file.close()
+            reason = getattr(error, "strerror", None) or error
+            raise DataError(
+                f"{name} cannot be opened as a video ({reason}); it is damaged or not a video"
+            ) from error
+        if stream is None:
+            self.close()
+            raise DataError(f"{name} cannot be opened as a video: it has no video stream")
+        self._stream = stream
+        rate = float(stream.guessed_rate or 0)
+        self.rate = rate if 0 < rate < 1000 else DEFAULT_RATE
+        self.frame_num = stream.frames or round(_duration(self._container, stream) * self.rate)
+        self._read_num, self._seconds = 0, 0.0
+
+    def frames(self, every: int = 1) -> Iterator[Frame]:
+        """Yield every `every`-th frame with the time that the file gives it.
+
+        Times need not be regular. A frame without a time, or after a jump of the clock, follows
+        the one before it by 1 / rate.
+        """
+        reformatter = self._av.video.reformatter.VideoReformatter()  # keeps its tables
+        max_pause, last = max(MAX_PAUSE, self.frame_num / self.rate), 0.0
+        try:
+            for stamp, frame in self._decode():
+                if self._read_num:
+                    is_valid = 0 < stamp - last <= max_pause
+                    self._seconds += stamp - last if is_valid else 1 / self.rate
+                last = stamp
+                if self._read_num % every == 0:
+                    image = reformatter.reformat(frame, format="rgb24").to_ndarray()
+                    if quarters := round(frame.rotation / 90) % 4:
+                        image = np.ascontiguousarray(np.rot90(image, quarters))
+                    yield Frame(self._read_num, self._seconds, image)
+                self._read_num += 1
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._container.close()
+        self._file.close()
+
+    @property
+    def fault(self) -> str:
+        """What was wrong with the file after all frames were read; empty if nothing.
+
+        The number of frames of a file with a variable rate may be computed from its average rate:
+        then the time of the last frame decides. Matroska gives the duration of the longest
+        stream, which may be the sound.
+        """
+        minimum = 0.98 * self.frame_num - 1
+        if self._is_matroska:
+            minimum -= self.rate
+        if self._read_num and (
+            self._read_num >= minimum or self._seconds * self.rate >= minimum - 1
+        ):
+            return ""
+        name = printable(str(self.path))
+        if not self._read_num:
+            return (
+                f"{name}: no frame can be decoded; the file is damaged or its codec is not "
+                "supported. Convert it, for example with: ffmpeg -i IN -c:v libx264 OUT.mp4"
+            )
+        return (
+            f"{name} ends after {self._read_num} of its {self.frame_num} frames; it is damaged or "
+            "truncated. The predictions of these frames are kept"
+        )
+
+    def _decode(self) -> Iterator[tuple[float, object]]:
+        """Yield the time in seconds (NaN if unknown) and the frame of all that can be decoded.
+
+        Damaged packets are skipped.
+        """
+        if self._stream.codec_context is None:  # no decoder
+            return
+        self._stream.thread_type = "AUTO"
+        for packet in self._packets():
+            try:
+                frames = packet.decode()
+            except self._av.error.FFmpegError:
+                continue
+            for frame in frames:
+                stamp = frame.dts if frame.pts is None else frame.pts
+                is_known = stamp is not None and frame.time_base is not None
+                yield float(stamp * frame.time_base) if is_known else float("nan"), frame
+
+    def _packets(self) -> Iterator[object]:
+        errors = 0
+        while errors < MAX_ERRORS:
+            try:
+                for packet in self._container.demux(self._stream):
+                    yield packet
+                    errors = 0
+                return
+            except self._av.error.EOFError:
+                return
+            except self._av.error.FFmpegError:
+                errors += 1
+
+
+class Camera:
+    """A camera, read with OpenCV.
+
+    A camera drops frames that are not read in time, and has a lower rate in the dark. The times
+    are therefore those of the clock, and the numbers are what they would be at `rate`.
+
+    Args:
+        number: Counted from 0.
+
+    Attributes:
+        rate: Frames per second.
+        frame_num: 0, as the number is unknown.
+        fault: Empty.
+
+    Raises:
+        DataError: The camera cannot be opened.
+    """
+
+    frame_num = 0
+    fault = ""
+
+    def __init__(self, number: int) -> None:
+        import cv2  # noqa: PLC0415
+
+        self._cv2 = cv2
+        getattr(cv2.utils, "logging", cv2).setLogLevel(0)  # the error below says it
+        self._capture = cv2.VideoCapture(number)
         if not self._capture.isOpened():
-            if isinstance(source, int):
-                raise DataError(
-                    f"camera {source} cannot be opened; is it connected, and used by nothing else?"
-                )
-            raise DataError(f"{source} cannot be opened as a video; is it there, and whole?")
+            raise DataError(
+                f"camera {number} cannot be opened; connect it, and close other programs that use "
+                "it"
+            )
         rate = self._capture.get(cv2.CAP_PROP_FPS)
         self.rate = rate if 0 < rate < 1000 else DEFAULT_RATE
-        count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        self._read_num, self._seconds = 0, 0.0
-        self.frame_num = int(count) if 0 < count < 1e9 and not isinstance(source, int) else 0
 
-    def frames(self, every: int = 1) -> Iterator[tuple[int, float, np.ndarray]]:
-        """Yield each `every`-th frame: its number, its time, and its pixels.
-
-        A telephone's film has no constant rate, so times are the file's own. A camera drops frames
-        where it is read more slowly than it films, and films more slowly in the dark: its times are
-        the clock's, and its numbers what they would be at `rate`.
-
-        Returns:
-            number: of the frame, from 0.
-            seconds: since the first frame of a file, or since a camera was begun to be read.
-            frame: uint8 [H, W, 3] in RGB.
-        """
-        start, number, stamp = time.monotonic(), -1, 0.0
-        longest = max(LONGEST_PAUSE, self.frame_num / self.rate)
+    def frames(self, every: int = 1) -> Iterator[Frame]:
+        """Yield every `every`-th frame."""
+        start, number, count = time.monotonic(), -1, 0
         try:
             while self._capture.grab():
-                before, stamp = stamp, self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-                if self._read_num:
-                    told = 0 < stamp - before <= longest
-                    self._seconds += stamp - before if told else 1 / self.rate
-                if self._read_num % every == 0:
-                    there, frame = self._capture.retrieve()
-                    if not there:
+                if count % every == 0:
+                    is_read, frame = self._capture.retrieve()
+                    if not is_read:
                         break
-                    if isinstance(self.source, int):
-                        self._seconds = time.monotonic() - start
-                        number = max(number + 1, round(self._seconds * self.rate))
-                    else:
-                        number = self._read_num
-                    yield number, self._seconds, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-                self._read_num += 1
+                    seconds = time.monotonic() - start
+                    number = max(number + 1, round(seconds * self.rate))
+                    yield Frame(number, seconds, self._cv2.cvtColor(frame, self._cv2.COLOR_BGR2RGB))
+                count += 1
         finally:
             self._capture.release()
 
-    @property
-    def fault(self) -> str:
-        """What was wrong with the frames that were read to their end; empty if nothing.
 
-        A file without a constant rate may count those that a constant one would have: then its last
-        frame's time tells. Matroska tells its length, which is the sound's where that is longer.
-        """
-        least = 0.98 * self.frame_num - 1
-        if self.frame_num and _begins_with(self.source, MATROSKA):
-            least -= self.rate
-        if self._read_num >= least or self._seconds * self.rate >= least - 1:
-            return ""
-        if not self._read_num:
-            return (
-                f"{self.source}: no frame can be decoded; it is damaged, or OpenCV does not know "
-                "its codec, such as AV1: convert it, as by ffmpeg -i IN -c:v libx264 OUT.mp4"
-            )
-        return (
-            f"{self.source} ends after {self._read_num} of its {self.frame_num} frames; "
-            "it is damaged or cut off, and what was read until there is kept"
-        )
+def open_video(source: Path | int) -> VideoFile | Camera:
+    """Open a video file, or a camera by its number.
 
-
-def _begins_with(path: Path, start: bytes) -> bool:
-    with open(path, "rb") as file:
-        return file.read(len(start)) == start
-
-
-def check_name(path: Path) -> None:
-    """Raise a DataError for a name that is not UTF-8: OpenCV would end the process."""
-    try:
-        os.path.realpath(path).encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{printable(str(path))}: OpenCV opens no name that is not UTF-8; rename it"
-        ) from error
-
-
-class VideoWriter:
-    """An annotated video, written as it comes (MP4). Threads may share it.
-
-    Args:
-        path: of the file, which must not exist.
-        rate: frames a second.
-
-    Attributes:
-        rate: that of the file: not all are possible.
+    Raises:
+        DataError: It cannot be opened.
     """
+    return Camera(source) if isinstance(source, int) else VideoFile(source)
 
-    def __init__(self, path: Path, rate: float) -> None:
-        # MPEG-4 writes it as a fraction of two numbers below 65,536, OpenCV with three decimals.
-        self.rate = round(max(rate, 0.01), 3 if rate < 65 else 2 if rate < 650 else 0)
-        self.path, self._written = path, 0
-        self._writer: cv2.VideoWriter | None = None
-        self._lock, self._closed = threading.Lock(), False
 
-    def open(self, size: tuple[int, int]) -> None:
-        """Begin the file, unless it is begun: the first frame does so, too.
+def _open_without_name(path: Path) -> BinaryIO:
+    """Open a file as an object without its name, from which PyAV would guess the format."""
+    return os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0)), "rb")
 
-        Args:
-            size: width and height of all frames in pixels.
 
-        Raises:
-            DataError: no file of this name, size or rate can be written.
-        """
-        if self._writer is None:
-            check_name(self.path)
-            code = cv2.VideoWriter_fourcc(*"mp4v")
-            # A relative name such as 12:30.mp4 would be taken for a protocol's.
-            self._writer = cv2.VideoWriter(str(self.path.resolve()), code, self.rate, size)
-            if not self._writer.isOpened():
-                raise DataError(
-                    f"{self.path} cannot be written ({size[0]} x {size[1]} pixels, {self.rate:g} "
-                    "frames a second); name another --out, or --no_draw"
-                )
-
-    def write(self, image: np.ndarray, place: int = 0) -> None:
-        """Append a frame: uint8 [H, W, 3] in RGB; all are as large as the first.
-
-        Args:
-            image: the frame.
-            place: its number in the film; where there are fewer yet, it is shown for longer.
-
-        Raises:
-            DataError: it cannot be written.
-        """
-        frame = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-        with self._lock:
-            if self._closed:  # by Ctrl-C, which does not wait for the frames that are still drawn
-                return
-            self.open(image.shape[1::-1])
-            for _ in range(max(1, place + 1 - self._written)):
-                self._writer.write(frame)
-                self._written += 1
-
-    def close(self) -> None:
-        """Finish the file."""
-        with self._lock:
-            self._closed = True
-            if self._writer is not None:
-                self._writer.release()
-                self._writer = None
-
-    @property
-    def fault(self) -> str:
-        """What is wrong with the file, when it is closed: OpenCV does not tell of a full disk."""
-        if not self._written or cv2.VideoCapture(str(self.path.resolve())).isOpened():
-            return ""
-        return f"{self.path} could not be finished; free disk space, or name another --out"
+def _duration(container: object, stream: object) -> float:
+    """Return the duration of a file in seconds, 0 if unknown."""
+    if container.duration:
+        return container.duration / 1e6
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    return 0.0
