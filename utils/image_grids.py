@@ -23,24 +23,22 @@ def plot_landmarks(
     captions: Sequence[str],
     title: str,
 ) -> Figure:
-    """Show images with landmarks.
+    """Show images with up to two sets of landmarks, the first in blue and the second in red.
 
     Args:
         images: [N, W, W] or [N, W, W, 3].
-        landmarks: Up to two sets of landmarks by name, the first in blue and the second in red:
-            [N, 68, 2] in pixels, NaN where there are none; or None.
+        landmarks: By name: [N, 68, 2] in pixels, NaN where there are none; or None.
         captions: N texts.
-        title: Title of the figure.
+        title: Title.
     """
     columns = min(COLUMNS, len(images))
     rows = -(-len(images) // columns)
     figure = new_figure(1.6 * columns, 2.0 * rows + 0.5)
-    grid = figure.subplots(rows, columns, squeeze=False).flat
-    for i, axes in enumerate(grid):
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid[len(images) :]:
         axes.axis("off")
-        if i >= len(images):
-            continue
-        _show(axes, images[i], captions[i])
+    for i, (axes, image, caption) in enumerate(zip(grid, images, captions)):
+        _show(axes, image, caption)
         for (name, points), color in zip(landmarks.items(), (BLUE, RED)):
             if points is not None:
                 style = {"s": 8, "color": color, "linewidths": 0.3, "edgecolors": "white"}
@@ -78,7 +76,7 @@ def plot_relabeled(
         relabels: At least one of (row of the image, old label, new label, epoch).
         images: [N, W, W] or [N, W, W, 3], the whole data set.
         class_names: Names of the labels.
-        title: Title of the figure.
+        title: Title.
     """
     count = min(RELABELED_ROWS * RELABELED_COLUMNS, len(relabels))
     shown = [relabels[i] for i in np.linspace(0, len(relabels) - 1, count).astype(int)]
@@ -106,7 +104,7 @@ def plot_disagreements(
         images: [N, W, W] or [N, W, W, 3].
         labels: N class names.
         predictions: By name of the run: N class names.
-        title: Title of the figure.
+        title: Title.
     """
     figure = new_figure(0.6 + 1.1 * len(images), 0.5 + 1.45 * len(predictions))
     grid = figure.subplots(len(predictions), len(images), squeeze=False)
