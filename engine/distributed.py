@@ -29,9 +29,6 @@ class DistributedContext:
     `python` starts one process, `torchrun` several, and sets RANK, WORLD_SIZE and LOCAL_RANK. All
     draw the same random numbers, and each works on its shard of every batch. Only the main process
     writes and prints.
-
-    Raises:
-        OptionError: One of these environment variables is not a number.
     """
 
     def __init__(self) -> None:
@@ -76,13 +73,20 @@ class DistributedContext:
         output = sys.stdout
         try:
             backend, device_id = ("nccl", device) if device.type == "cuda" else ("gloo", None)
-            self._init_process_group(backend, device_id)
+            try:
+                dist.init_process_group(backend, timeout=TIMEOUT, device_id=device_id)
+            except ValueError as error:  # of environment variables
+                raise OptionError(
+                    f"WORLD_SIZE in the environment is {self.world_size}, but other variables of "
+                    f"torchrun are missing ({error}); {REMEDY}"
+                ) from error
             if not self.is_main:
                 sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (until exit)
             yield
             dist.destroy_process_group()
-        except RuntimeError as error:
-            if not _is_communication_error(error):
+        except RuntimeError as error:  # gloo raises no subclass
+            words = ("gloo", "NCCL", "Connection", "Timed out", "Broken pipe")
+            if not (isinstance(error, dist.DistError) or any(word in str(error) for word in words)):
                 raise
             raise RunError(
                 f"process {self.rank} lost one of the {self.world_size} processes; its message may "
@@ -91,15 +95,6 @@ class DistributedContext:
             ) from error
         finally:
             sys.stdout = output
-
-    def _init_process_group(self, backend: str, device: torch.device | None) -> None:
-        try:
-            dist.init_process_group(backend, timeout=TIMEOUT, device_id=device)
-        except ValueError as error:  # of environment variables
-            raise OptionError(
-                f"WORLD_SIZE in the environment is {self.world_size}, but other variables of "
-                f"torchrun are missing ({error}); {REMEDY}"
-            ) from error
 
     @contextmanager
     def local_main_first(self) -> Iterator[None]:
@@ -173,10 +168,3 @@ def launch(script: str, argv: Sequence[str], processes: int) -> int:
     except SignalException as error:
         return 128 + error.sigval
     return 0
-
-
-def _is_communication_error(error: RuntimeError) -> bool:
-    """Return whether communication failed; gloo raises a plain RuntimeError."""
-    return isinstance(error, dist.DistError) or any(
-        word in str(error) for word in ("gloo", "NCCL", "Connection", "Timed out", "Broken pipe")
-    )

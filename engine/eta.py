@@ -43,7 +43,7 @@ class ETA:
             self._start = self._now()
             self._checked = self._start, time.process_time()
         elif self._batches == WARM_UP + MEASURED:
-            self._print((self._now() - self._start) / MEASURED)
+            self._print_duration((self._now() - self._start) / MEASURED)
         if self._batches % CHECK_EVERY == WARM_UP + MEASURED and not self._has_warned:
             self._warn_if_busy()
 
@@ -52,7 +52,7 @@ class ETA:
             torch.cuda.synchronize(self._device)
         return time.perf_counter()
 
-    def _print(self, seconds: float) -> None:
+    def _print_duration(self, seconds: float) -> None:
         options, epochs = self._options, self._epochs
         first = options.total_epoch - epochs + 1
         areas = [options.width_at(epoch) ** 2 for epoch in range(first, options.total_epoch + 1)]

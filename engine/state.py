@@ -99,15 +99,13 @@ class TrainingState:
     def record_relabels(self, rows: np.ndarray) -> int:
         """Record the labels that changed in the last epoch; return their number.
 
-        Args:
-            rows: int [N], rows of the Training images in the data set.
+        `rows` are the rows of the Training images in the data set, int [N].
         """
-        before = self.labels_before
-        moved = (before != self.labels).nonzero()[:, 0]
-        old, new = before[moved].tolist(), self.labels[moved].tolist()
-        moves = zip(rows[moved.cpu().numpy()].tolist(), old, new)
-        self.relabels += [(row, a, b, self.epoch) for row, a, b in moves]
-        return len(old)
+        before, after = self.labels_before.cpu().numpy(), self.labels.cpu().numpy()
+        moved = before != after
+        moves = zip(rows[moved].tolist(), before[moved].tolist(), after[moved].tolist())
+        self.relabels += [(row, old, new, self.epoch) for row, old, new in moves]
+        return int(moved.sum())
 
     def state_dict(self) -> dict[str, Any]:
         """Return what last.pth contains besides the averaged weights."""
@@ -128,7 +126,7 @@ class TrainingState:
         }
 
     def load_state_dict(self, checkpoint: Checkpoint, context: DistributedContext) -> None:
-        """Load a last.pth; its sums are those of all processes.
+        """Load a last.pth, whose sums are those of all processes.
 
         Raises:
             RunError: The file cannot be resumed, or data or teachers differ from the run's.
@@ -141,10 +139,7 @@ class TrainingState:
         if saved.get("target_digest") != self.target_digest:
             print("warning: the landmarks or votes differ from the run's", file=sys.stderr)
         if saved.get("teachers") != list(self.teacher_digests):
-            raise RunError(
-                "the teachers differ from the run's; give the run's own, in their order, with "
-                "--teacher"
-            )
+            raise RunError("the teachers differ from the run's; give its own, in their order")
         try:
             self.network.load_state_dict(saved["network"])
             self.ema.module.load_state_dict(checkpoint.net)
@@ -154,8 +149,8 @@ class TrainingState:
             self.history = [dict(row) for row in saved["history"]]
             self.relabels = [(int(i), int(a), int(b), int(e)) for i, a, b, e in saved["relabels"]]
             self.batches = int(saved["batches"])
-            sums = {name: value.to(self.device) for name, value in saved["sums"].items()}
-            self.sums = {name: value * context.is_main for name, value in sums.items()}
+            sums = saved["sums"].items()
+            self.sums = {name: value.to(self.device) * context.is_main for name, value in sums}
             if self.batches:
                 before = _check_labels(saved["labels_before"], self.labels)
                 self.labels_before = before.to(self.device)

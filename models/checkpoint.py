@@ -50,11 +50,7 @@ class Checkpoint:
         return min(self.options.get("channels", 3), self.architecture.channels)
 
     def network(self) -> FERNet:
-        """Build the network with these weights, in evaluation mode on the CPU.
-
-        Raises:
-            WeightsError: The weights do not fit the architecture.
-        """
+        """Build the network with these weights, in evaluation mode on the CPU."""
         try:
             network = FERNet(self.architecture)
             network.load_state_dict(self.net)
@@ -65,17 +61,10 @@ class Checkpoint:
 
 
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint atomically.
-
-    Raises:
-        RunError: The disk is full, or the folder cannot be written.
-    """
+    """Write a checkpoint atomically."""
     content = {f.name: getattr(checkpoint, f.name) for f in fields(checkpoint)}
-    content |= {
-        "format": FORMAT,
-        "architecture": asdict(checkpoint.architecture),
-        "class_names": list(checkpoint.class_names),
-    }
+    content["architecture"] = asdict(checkpoint.architecture)
+    content |= {"format": FORMAT, "class_names": list(checkpoint.class_names)}
     packed = io.BytesIO()  # torch.save gives no reason for a failed write
     torch.save(content, packed)
     with atomic_write(path) as partial:
@@ -123,10 +112,7 @@ def transfer(
     """Build the wanted network with the weights of a checkpoint.
 
     The input channels and the pooling are the checkpoint's. A head that only the wanted network
-    has is randomly initialized; one that only the checkpoint has is left out.
-
-    Returns:
-        The network, and the names of the randomly initialized heads.
+    has is randomly initialized and its name returned; one that only the checkpoint has is left out.
 
     Raises:
         WeightsError: Backbone, width or classes differ, or weights are missing or do not fit.

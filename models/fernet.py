@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -30,10 +30,8 @@ class Architecture:
         landmarks: Whether there is a landmark head.
         importance: Whether there is an importance head.
         dropout: Dropout probability of the features before the classifier.
-        pool: "all" cells of the last feature map, or "corner": its top-left 4 x 4 cells, as the
-            original method's ResNet at 48 x 48.
-        landmark_pool: Whether features pooled at the predicted landmarks are added to the globally
-            pooled features.
+        pool: "all" cells of the last feature map, or "corner": its top-left 4 x 4 cells.
+        landmark_pool: Whether features pooled at the landmarks are added to those of all cells.
     """
 
     backbone: str = "resnet18"
@@ -58,8 +56,7 @@ class Output(NamedTuple):
     Attributes:
         logits: [N, C], of the expressions, not weighted by the importance.
         importance: [N, 1] in (0, 1), SCN's alpha; all 1 without an importance head.
-        landmarks: [N, 68, 2], normalized coordinates (utils/coordinates.py); None without a
-            landmark head.
+        landmarks: [N, 68, 2], normalized (utils/coordinates.py); None without a landmark head.
         clean_logits: [N, C], the logits without dropout, by which relabeling judges.
     """
 
@@ -78,19 +75,12 @@ class FERNet(nn.Module):
     """A backbone with a classifier, an importance head, and a parallel landmark head.
 
     Normalization is part of the network: `forward` takes pixels from 0 to 255.
-
-    Args:
-        architecture: What to build.
-
-    Raises:
-        OptionError: The architecture has an unknown backbone or a value out of range.
     """
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         _check(architecture)
-        self.architecture = architecture
-        a = architecture
+        a = self.architecture = architecture
         self.backbone = BACKBONES[a.backbone](channels=a.channels, width=a.width)
         features, num_landmarks = self.backbone.out_channels, NUM_LANDMARKS * a.landmarks
         self.classifier = nn.Linear(features, a.classes)
@@ -101,26 +91,24 @@ class FERNet(nn.Module):
             nn.init.zeros_(self.landmark_head.bias)
         self.part_layer = None
         if a.landmark_pool:  # zero: it starts as the network without it
-            self.part_layer = nn.Linear(
-                len(PARTS) * self.backbone.mid_channels, features, bias=False
-            )
+            part_features = len(PARTS) * self.backbone.mid_channels
+            self.part_layer = nn.Linear(part_features, features, bias=False)
             nn.init.zeros_(self.part_layer.weight)
         self.register_buffer("pixel_mean", torch.tensor(127.5))
         self.register_buffer("pixel_std", torch.tensor(127.5))
         self.register_buffer("mean_face", torch.zeros(num_landmarks, 2))  # normalized coordinates
 
     def forward(self, pixels: Tensor) -> Output:
-        """Predict expressions, importances and landmarks.
-
-        Args:
-            pixels: uint8 or float [N, C, W, W], 0 to 255. Grayscale is expanded to RGB if needed.
-        """
+        """Predict images [N, C, W, W], 0 to 255; grayscale is expanded to RGB if needed."""
         x = (pixels.float() - self.pixel_mean) / self.pixel_std
         if x.shape[1] != self.architecture.channels:
             x = x.expand(-1, self.architecture.channels, -1, -1)
         x = x.contiguous(memory_format=torch.channels_last)
         middle = self.backbone.forward_early(x)  # [N, mid_channels, W/4, W/4]
-        features = self._pool(self.backbone.forward_late(middle))  # [N, out_channels]
+        cells = self.backbone.forward_late(middle)  # [N, out_channels, w, w]
+        if self.architecture.pool == "corner":  # as the original method's ResNet at 48 x 48
+            cells = cells[..., :4, :4]
+        features = cells.mean((2, 3))  # [N, out_channels]
         landmarks = self._landmarks(features)
         if self.part_layer is not None:
             features = features + self.part_layer(pool_at_parts(middle, landmarks.detach()))
@@ -134,11 +122,6 @@ class FERNet(nn.Module):
             landmarks,
             clean_logits.detach().float(),
         )
-
-    def _pool(self, x: Tensor) -> Tensor:
-        if self.architecture.pool == "corner":
-            x = x[..., :4, :4]
-        return x.mean((2, 3))
 
     def _importance(self, features: Tensor) -> Tensor:
         if self.attention is None:
@@ -154,10 +137,8 @@ class FERNet(nn.Module):
 def pool_at_parts(features: Tensor, landmarks: Tensor) -> Tensor:
     """Average features at the landmarks of each facial part: [N, len(PARTS) * C].
 
-    Args:
-        features: A feature map [N, C, w, w] of the whole image.
-        landmarks: [N, 68, 2], normalized coordinates. The map is interpolated bilinearly, with 0
-            beyond its border.
+    The feature map [N, C, w, w] of the whole image is interpolated bilinearly at the landmarks
+    [N, 68, 2], in normalized coordinates, with 0 beyond its border.
     """
     # In float32: bfloat16 would round a landmark to a tenth of a pixel.
     grid = landmarks[:, :, None].float()
@@ -169,29 +150,24 @@ def describe(network: FERNet) -> str:
     """Return backbone, parameters and heads in one line."""
     a = network.architecture
     parameters = sum(p.numel() for p in network.parameters())
+    pooled = " (features pooled there)" if a.landmark_pool else ""
     heads = [f"{a.classes} expressions"]
-    if a.importance:
-        heads.append("importance")
-    if a.landmarks:
-        pooled = " (features pooled there)" if a.landmark_pool else ""
-        heads.append(f"{NUM_LANDMARKS} landmarks{pooled}")
+    heads += ["importance"] if a.importance else []
+    heads += [f"{NUM_LANDMARKS} landmarks{pooled}"] if a.landmarks else []
     return f"{a.name}, {parameters / 1e6:.2f} M parameters; heads: {', '.join(heads)}"
 
 
 def _check(a: Architecture) -> None:
+    """Raise an OptionError for an unknown backbone or a value out of range."""
     if a.backbone not in BACKBONES:
         raise OptionError(f"unknown backbone '{a.backbone}'; choose from {', '.join(BACKBONES)}")
-    wrong = [
-        f"{name} = {asdict(a)[name]!r}"
-        for name, is_valid in (
-            ("width", 0 < a.width <= 8),
-            ("channels", a.channels in (1, 3)),
-            ("classes", a.classes >= 2),
-            ("dropout", 0 <= a.dropout < 1),
-            ("pool", a.pool in ("all", "corner")),
-            ("landmark_pool", not a.landmark_pool or a.landmarks),
-        )
-        if not is_valid
-    ]
-    if wrong:
+    is_valid = {
+        "width": 0 < a.width <= 8,
+        "channels": a.channels in (1, 3),
+        "classes": a.classes >= 2,
+        "dropout": 0 <= a.dropout < 1,
+        "pool": a.pool in ("all", "corner"),
+        "landmark_pool": not a.landmark_pool or a.landmarks,
+    }
+    if wrong := [f"{name} = {getattr(a, name)!r}" for name in is_valid if not is_valid[name]]:
         raise OptionError(f"no network can be built with {', '.join(wrong)}")

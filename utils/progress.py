@@ -25,7 +25,7 @@ def progress_bar(
     *,
     total: int | None = None,
     initial: int = 0,
-    unit: str = "it",
+    unit: str = "batch",
     disable: bool = False,
 ) -> tqdm:
     """Return a progress bar on a terminal, and a line every 30 seconds in a log.
