@@ -32,16 +32,14 @@ class DistributedContext:
     """
 
     def __init__(self) -> None:
+        self.device = torch.device("cpu")
         try:
             self.rank = int(os.environ.get("RANK", "0"))
             self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
             self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         except ValueError as error:
-            raise OptionError(
-                f"RANK, WORLD_SIZE or LOCAL_RANK in the environment is not a number ({error}); "
-                f"{REMEDY}"
-            ) from error
-        self.device = torch.device("cpu")
+            fault = f"RANK, WORLD_SIZE or LOCAL_RANK in the environment is not a number ({error})"
+            raise OptionError(f"{fault}; {REMEDY}") from error
 
     @property
     def is_main(self) -> bool:
@@ -147,23 +145,18 @@ class DistributedContext:
 
 
 def launch(script: str, argv: Sequence[str], processes: int) -> int:
-    """Run a script in several processes of this machine, as torchrun does; return the exit status.
-
-    The processes find their ranks in the environment; the script's arguments are unchanged.
-    """
-    from torch.distributed.elastic.multiprocessing.api import SignalException  # noqa: PLC0415
-    from torch.distributed.elastic.multiprocessing.errors import (  # noqa: PLC0415  (slow)
-        ChildFailedError,
-    )
-    from torch.distributed.run import get_args_parser  # noqa: PLC0415
-    from torch.distributed.run import main as torchrun  # noqa: PLC0415
+    """Run a script in several processes of this machine, as torchrun does; return the status."""
+    from torch.distributed import run as torchrun  # noqa: PLC0415  (slow)
+    from torch.distributed.elastic.multiprocessing import SignalException, errors  # noqa: PLC0415
 
     options = ["--standalone", f"--nproc_per_node={processes}"]
-    if "--shutdown" in get_args_parser().format_help():  # else processes are killed after 30 s
+    if (
+        "--shutdown" in torchrun.get_args_parser().format_help()
+    ):  # else processes are killed after 30 s
         options.append(f"--shutdown_timeout={SHUTDOWN}")
     try:
-        torchrun([*options, script, *argv])
-    except ChildFailedError as error:  # the process has printed its message
+        torchrun.main([*options, script, *argv])
+    except errors.ChildFailedError as error:  # the process has printed its message
         return abs(error.get_first_failure()[1].exitcode)
     except SignalException as error:
         return 128 + error.sigval

@@ -17,15 +17,10 @@ BUSY = 0.7  # share of its cores' time below which a process competes with other
 
 
 class ETA:
-    """Times the first batches of a run, and prints once how long the run will take.
+    """Times the first batches of a run, and prints its duration for `epochs` remaining epochs.
 
-    On a CPU it names the shorter recipe, and warns once if other processes use the cores.
-
-    Args:
-        device: Synchronized with at both ends of the measurement only.
-        options: Of the run.
-        num_images: Training images.
-        epochs: Remaining epochs.
+    On a CPU it names the shorter recipe, and warns once if other processes use the cores. It
+    synchronizes with a GPU at both ends of the measurement only.
     """
 
     def __init__(

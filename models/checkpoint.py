@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from models.fernet import Architecture, FERNet
-from models.legacy import convert_original, is_original_method, upgrade
+from models.legacy import convert_original, upgrade
 from utils.errors import OptionError, WeightsError
 from utils.files import atomic_write
 
@@ -81,8 +81,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     content = _load(path)
-    if is_original_method(content):
-        return Checkpoint(**convert_original(content, path))
+    if original := convert_original(content, path):
+        return Checkpoint(**original)
     if not isinstance(content, dict) or "format" not in content:
         raise WeightsError(
             f"{path} has no weights of this project; give a best.pth or last.pth of train.py, or "

@@ -37,14 +37,10 @@ def upgrade(content: dict[str, Any]) -> dict[str, Any]:
     return {"card": ""} | content | upgraded
 
 
-def is_original_method(content: Any) -> bool:
-    """Return whether a loaded file is the original method's, or a bare state dict of it."""
-    return _state_dict(content) is not None
-
-
-def convert_original(content: Any, path: Path) -> dict[str, Any]:
+def convert_original(content: Any, path: Path) -> dict[str, Any] | None:
     """Return the fields of a Checkpoint with the original method's outputs.
 
+    The content is a loaded file of the original method, or a bare state dict of it; None for others.
     The original regresses pixels at 48 x 48 and this project normalized coordinates, so the
     landmark head is scaled by 2 / 48. Its mean face was not released; MEAN_FACE replaces it.
 
@@ -52,6 +48,8 @@ def convert_original(content: Any, path: Path) -> dict[str, Any]:
         WeightsError: Keys or shapes are not the original's.
     """
     theirs = _state_dict(content)
+    if theirs is None:
+        return None
     try:
         convolutions = [value for value in theirs.values() if value.ndim == 4]
         backbone, pool = "resnet18", "corner"

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = 7  # of plot_landmarks
-RELABELED_COLUMNS, RELABELED_ROWS = 12, 3
+RELABELED_COLUMNS = 12
 
 
 @figure_style()
@@ -73,21 +73,20 @@ def plot_relabeled(
     """Show up to 36 relabeled images, at equal distances in the list, with old and new label.
 
     Args:
-        relabels: At least one of (row of the image, old label, new label, epoch).
+        relabels: Rows (row of the image, old label, new label, epoch), at least one, by epoch.
         images: [N, W, W] or [N, W, W, 3], the whole data set.
         class_names: Names of the labels.
         title: Title.
     """
-    count = min(RELABELED_ROWS * RELABELED_COLUMNS, len(relabels))
+    count = min(3 * RELABELED_COLUMNS, len(relabels))
     shown = [relabels[i] for i in np.linspace(0, len(relabels) - 1, count).astype(int)]
     rows = []
     for i in range(0, count, RELABELED_COLUMNS):
         part = shown[i : i + RELABELED_COLUMNS]
         captions = [f"{class_names[old]}\n→ {class_names[new]}" for _, old, new, _ in part]
-        epochs = sorted({epoch for *_, epoch in part})
-        several = f"epochs {epochs[0]} to {epochs[-1]}"
-        text = f"relabeled in {several if len(epochs) > 1 else f'epoch {epochs[0]}'}"
-        row_title = text if i else f"{title}: {text}"
+        first, last = part[0][3], part[-1][3]
+        epochs = f"epoch {first}" if first == last else f"epochs {first} to {last}"
+        row_title = f"relabeled in {epochs}" if i else f"{title}: relabeled in {epochs}"
         rows.append((row_title, images[[row for row, *_ in part]], captions))
     return plot_grid(rows)
 

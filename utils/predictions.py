@@ -28,9 +28,6 @@ class Predictions(NamedTuple):
 
     @classmethod
     def average(cls, parts: Sequence[Predictions]) -> Predictions:
-        """Return the mean predictions of several networks for the same images.
-
-        Landmarks are averaged over the networks that predict them.
-        """
+        """Return the mean predictions of several networks, landmarks of those that have them."""
         present = ([value for value in values if value is not None] for values in zip(*parts))
         return cls(*(np.mean(values, axis=0) if values else None for values in present))

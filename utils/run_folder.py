@@ -59,8 +59,8 @@ class RunFolder:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._lock.release()
-        if kind and self._is_new and {file.name for file in self.path.iterdir()} <= {LOCK}:
-            with suppress(OSError):
+        with suppress(OSError):
+            if kind and self._is_new and {file.name for file in self.path.iterdir()} <= {LOCK}:
                 (self.path / LOCK).unlink(missing_ok=True)
                 self.path.rmdir()
 
