@@ -53,7 +53,7 @@ class PredictOptions:
     """Write annotated images and videos."""
     confidence: Literal["probability", "importance"] = "probability"
     """Confidence of a prediction: the probability of its expression, or SCN's importance, which is
-    misleading with the released weights (docs/results.md)."""
+    misleading with the released weights (docs/experiments.md)."""
     min_confidence: float = 0.0
     """Leave out faces with less confidence in their image or frame."""
     every: int = 1

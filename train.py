@@ -33,7 +33,13 @@ from engine.trainer import train
 from models.checkpoint import load_checkpoint
 from models.fernet import FERNet, describe
 from utils import devices, metrics
-from utils.cli import CommandLine, parse_train_options, resolve_options, resume_options
+from utils.cli import (
+    CommandLine,
+    parse_train_options,
+    print_notes,
+    resolve_options,
+    resume_options,
+)
 from utils.coordinates import to_normalized
 from utils.errors import run_main
 from utils.image_grids import plot_relabeled
@@ -72,6 +78,7 @@ def run(
             # A resumed run must have the same data set and threads, whatever is there by then.
             found = {"data": source.data, "threads": options.threads}
             options = replace(resolve_options(command, source.is_synthetic), **found)
+        print_notes(options)
         print(f"data     {source.description}")
         dataset = load_dataset(source, options.eval_width, options.channels, options.class_names)
     if options.ferplus:
@@ -95,8 +102,8 @@ def run(
     if context.is_main:
         folder = resumed or RunFolder.create(options.out, options.backbone)
     with folder if folder and not resumed else nullcontext():
-        if folder:
-            folder.write_config(asdict(options), torch.__version__, is_new=not is_started)
+        if folder and not is_started:
+            folder.write_config(asdict(options), torch.__version__, is_new=True)
         if options.landmarks:
             with context.local_main_first():
                 dataset = add_landmarks(dataset, jobs=options.threads)
@@ -109,6 +116,8 @@ def run(
         state = build_state(network, images, dataset, options, context, teachers.digests)
         if checkpoint:
             state.load_state_dict(checkpoint, context)
+            if folder:  # only if the data set and the teachers are the run's
+                folder.write_config(asdict(options), torch.__version__, is_new=False)
         print(f"network  {describe(network)}")
         if folder:
             progress = f"epoch {state.epoch} of {options.total_epoch} finished"

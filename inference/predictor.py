@@ -55,7 +55,7 @@ class Face(NamedTuple):
         """The probability of the expression.
 
         It separates correct from wrong predictions far better than the importance does
-        (docs/results.md).
+        (docs/experiments.md).
         """
         return float(self.probabilities.max())
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,8 +15,6 @@ from utils.files import printable
 
 DEFAULT_RATE = 25.0  # frames per second, if the source does not give it
 MAX_PAUSE = 60.0  # seconds between two frames, or the file's duration; beyond it, the clock jumped
-MAX_ERRORS = 1000  # read errors in a row, after which a file is given up
-MATROSKA = b"\x1a\x45\xdf\xa3"  # signature of MKV and WebM, which have no number of frames
 
 
 class Frame(NamedTuple):
@@ -56,15 +54,13 @@ class VideoFile:
         self.path, self._av = path, av
         name = printable(str(path))
         try:
-            self._file = _open_without_name(path)
+            self._file = open(path, "rb")  # noqa: SIM115  (closed by `close`)
         except OSError as error:
             raise DataError(f"{name} cannot be opened as a video ({error.strerror})") from error
-        self._is_matroska = self._file.read(len(MATROSKA)) == MATROSKA
-        self._file.seek(0)
         try:
             self._container = av.open(self._file, options={"protocol_whitelist": "none"})
             stream = self._container.streams.best("video")
-        except (av.error.FFmpegError, ValueError) as error:
+        except (av.error.FFmpegError, OSError, ValueError) as error:
             self._file.close()
             reason = getattr(error, "strerror", None) or error
             raise DataError(
@@ -76,7 +72,8 @@ class VideoFile:
         self._stream = stream
         rate = float(stream.guessed_rate or 0)
         self.rate = rate if 0 < rate < 1000 else DEFAULT_RATE
-        self.frame_num = stream.frames or round(_duration(self._container, stream) * self.rate)
+        seconds = (self._container.duration or 0) / 1e6
+        self.frame_num = stream.frames or round(seconds * self.rate)
         self._read_num, self._seconds = 0, 0.0
 
     def frames(self, every: int = 1) -> Iterator[Frame]:
@@ -116,7 +113,7 @@ class VideoFile:
         stream, which may be the sound.
         """
         minimum = 0.98 * self.frame_num - 1
-        if self._is_matroska:
+        if "matroska" in self._container.format.name:
             minimum -= self.rate
         if self._read_num and (
             self._read_num >= minimum or self._seconds * self.rate >= minimum - 1
@@ -141,28 +138,16 @@ class VideoFile:
         if self._stream.codec_context is None:  # no decoder
             return
         self._stream.thread_type = "AUTO"
-        for packet in self._packets():
-            try:
-                frames = packet.decode()
-            except self._av.error.FFmpegError:
-                continue
-            for frame in frames:
-                stamp = frame.dts if frame.pts is None else frame.pts
-                is_known = stamp is not None and frame.time_base is not None
-                yield float(stamp * frame.time_base) if is_known else float("nan"), frame
-
-    def _packets(self) -> Iterator[object]:
-        errors = 0
-        while errors < MAX_ERRORS:
-            try:
-                for packet in self._container.demux(self._stream):
-                    yield packet
-                    errors = 0
-                return
-            except self._av.error.EOFError:
-                return
-            except self._av.error.FFmpegError:
-                errors += 1
+        with contextlib.suppress(self._av.error.FFmpegError, OSError):  # `fault` reports the end
+            for packet in self._container.demux(self._stream):
+                try:
+                    frames = packet.decode()
+                except self._av.error.FFmpegError:
+                    continue
+                for frame in frames:
+                    stamp = frame.dts if frame.pts is None else frame.pts
+                    is_known = stamp is not None and frame.time_base is not None
+                    yield float(stamp * frame.time_base) if is_known else float("nan"), frame
 
 
 class Camera:
@@ -224,17 +209,3 @@ def open_video(source: Path | int) -> VideoFile | Camera:
         DataError: It cannot be opened.
     """
     return Camera(source) if isinstance(source, int) else VideoFile(source)
-
-
-def _open_without_name(path: Path) -> BinaryIO:
-    """Open a file as an object without its name, from which PyAV would guess the format."""
-    return os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0)), "rb")
-
-
-def _duration(container: object, stream: object) -> float:
-    """Return the duration of a file in seconds, 0 if unknown."""
-    if container.duration:
-        return container.duration / 1e6
-    if stream.duration and stream.time_base:
-        return float(stream.duration * stream.time_base)
-    return 0.0

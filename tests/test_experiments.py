@@ -99,7 +99,7 @@ def test_a_plan_from_the_first_run_to_private_test(csv, tmp_path, capsys, monkey
     assert table.loc["on", "difference"] == pytest.approx(difference, abs=1e-3)
     assert table.loc["on", "low"] <= difference <= table.loc["on", "high"]
     assert "ece" in table
-    assert table.loc["on", "relabel_recall"] == 0  # nothing is relabeled before epoch 100
+    assert table.loc["on", "relabel_recall"] == 0  # relabeling is off
     with pytest.raises(OptionError, match="--tta applies to PrivateTest only"):
         run(*argv, "--tta")
     capsys.readouterr()

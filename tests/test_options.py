@@ -179,7 +179,7 @@ def test_damaged_or_old_config_is_refused(saved, message):
         options_from_json(saved)
 
 
-def test_given_options_are_told_from_defaults():
+def test_given_options_are_distinguished_from_defaults():
     command = parse_train_options(["--relabel", "--beta=0.7"], "about")
     assert command == CommandLine(replace(Options(), relabel=True), frozenset({"relabel", "beta"}))
 

@@ -17,8 +17,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib import rcParams
-from matplotlib.font_manager import findfont
 from photos import run, save, table
 from PIL import Image
 from skimage import data as photographs
@@ -560,13 +558,6 @@ def test_dollars_in_names_are_not_mathematics(tmp_path):
     )
     figure.savefig(tmp_path / "a.png")
     plot_confusion_matrix(np.eye(2, dtype=int), names, "A$AP_-_Ke$ha").savefig(tmp_path / "b.png")
-
-
-def test_figures_use_installed_fonts_only(tmp_path):
-    first, *others = rcParams["font.family"]
-    assert first == "DejaVu Sans"  # Matplotlib's own
-    for name in others:
-        assert findfont(name, fallback_to_default=False)
 
 
 def test_a_class_without_images_has_no_percentages():

@@ -134,6 +134,16 @@ def validate_options(options: Options) -> Options:
     return options
 
 
+def print_notes(options: Options) -> None:
+    """Print which options have no effect."""
+    if options.relabel and options.relabel_epoch > options.total_epoch:
+        print(f"note     no relabeling: --relabel_epoch {options.relabel_epoch} is after the last")
+    if options.ferplus_target == "distribution":
+        print("note     no relabeling: the targets are distributions of votes, not labels")
+    if options.warmup_epoch >= options.total_epoch:
+        print(f"note     the learning rate only rises: --warmup_epoch {options.warmup_epoch:g}")
+
+
 def check_class_names(class_names: Sequence[str], ferplus: str) -> None:
     """Raise an OptionError if a class name is empty or repeated, or FER+ defines the classes."""
     names = [name.strip() for name in class_names]
