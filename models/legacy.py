@@ -40,7 +40,7 @@ def upgrade(content: dict[str, Any]) -> dict[str, Any]:
 def convert_original(content: Any, path: Path) -> dict[str, Any] | None:
     """Return the fields of a Checkpoint with the original method's outputs.
 
-    The content is a loaded file of the original method, or a bare state dict of it; None for others.
+    Returns None if the content is neither a file of the original method nor a bare state dict.
     The original regresses pixels at 48 x 48 and this project normalized coordinates, so the
     landmark head is scaled by 2 / 48. Its mean face was not released; MEAN_FACE replaces it.
 
