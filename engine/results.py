@@ -19,33 +19,19 @@ NUM_RANKED_IMAGES = 12  # in each row of importance.png
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Ground truth and predictions of N samples.
-
-    Attributes:
-        class_names: C names.
-        rows: int [N], rows in the data set, counted from 0.
-        split: str [N].
-        images: uint8 [N, W, W] or [N, W, W, 3].
-        labels: int [N], UNLABELED where there is none.
-        landmarks: float [N, 68, 2] in pixels, NaN where there are none; or None.
-        duplicates: bool [N], images whose pixels are also in Training; None without Training.
-        probabilities: float [N, C].
-        importance: float [N].
-        predicted_landmarks: float [N, 68, 2] in pixels, or None.
-        label_kind: "FER+" for its labels, whose scores are not comparable with others; else empty.
-    """
+    """Ground truth and predictions of N samples."""
 
     class_names: tuple[str, ...]
-    rows: np.ndarray
-    split: np.ndarray
-    images: np.ndarray
-    labels: np.ndarray
-    landmarks: np.ndarray | None
-    duplicates: np.ndarray | None
-    probabilities: np.ndarray
-    importance: np.ndarray
-    predicted_landmarks: np.ndarray | None
-    label_kind: str = ""
+    rows: np.ndarray  # int [N], rows in the data set, counted from 0
+    split: np.ndarray  # str [N]
+    images: np.ndarray  # uint8 [N, W, W] or [N, W, W, 3]
+    labels: np.ndarray  # int [N], UNLABELED where there is none
+    landmarks: np.ndarray | None  # float [N, 68, 2] in pixels, NaN where there are none
+    duplicates: np.ndarray | None  # bool [N]: its pixels are also in Training; None without it
+    probabilities: np.ndarray  # float [N, C]
+    importance: np.ndarray  # float [N]
+    predicted_landmarks: np.ndarray | None  # float [N, 68, 2] in pixels
+    label_kind: str = ""  # "FER+" for its labels, whose scores are not comparable with others
 
     @property
     def predicted(self) -> np.ndarray:

@@ -24,38 +24,23 @@ class TrainingState:
     There is no random state: each batch is seeded by the run's seed, the epoch and its number.
     This makes resuming exact to the bit; torch.random's state would not survive an interrupted
     epoch.
-
-    Attributes:
-        network: The network that is trained.
-        ema: Its exponential moving average, which is evaluated and saved.
-        optimizer: Of the network.
-        labels: int64 [N], of the Training images, after relabeling.
-        data_digest: Digest of the images, labels and splits.
-        target_digest: Digest of the landmarks and votes.
-        teacher_digests: Digests of the teachers' weight files.
-        epoch: Finished epochs.
-        history: Rows of metrics.csv.
-        relabels: Rows of relabels.csv: row, from, to, epoch.
-        batches: Finished batches of an interrupted epoch.
-        sums: Sums over these batches of each metric times the number of images; scalars.
-        labels_before: `labels` at the start of the epoch.
-        equal_lengths: Whether the epoch's batches have equal lengths, as --compile wants.
     """
 
     network: FERNet
-    ema: AveragedModel
+    ema: AveragedModel  # evaluated and saved
     optimizer: torch.optim.Optimizer
-    labels: Tensor
-    data_digest: str = ""
-    target_digest: str = ""
-    teacher_digests: tuple[str, ...] = ()
-    epoch: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    relabels: list[tuple[int, int, int, int]] = field(default_factory=list)
-    batches: int = 0
+    labels: Tensor  # int64 [N], of the Training images, after relabeling
+    data_digest: str = ""  # of the images, labels and splits
+    target_digest: str = ""  # of the landmarks and votes
+    teacher_digests: tuple[str, ...] = ()  # of the teachers' weight files
+    epoch: int = 0  # finished epochs
+    history: list[dict[str, Any]] = field(default_factory=list)  # rows of metrics.csv
+    relabels: list[tuple[int, int, int, int]] = field(default_factory=list)  # of relabels.csv
+    batches: int = 0  # finished batches of an interrupted epoch
+    # Sums over these batches of each metric times the number of images, scalars.
     sums: dict[str, Tensor] = field(default_factory=dict)
-    labels_before: Tensor | None = None
-    equal_lengths: bool = False
+    labels_before: Tensor | None = None  # labels at the start of the epoch
+    equal_lengths: bool = False  # whether the epoch's batches have equal lengths, for --compile
 
     @property
     def device(self) -> torch.device:

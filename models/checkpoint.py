@@ -20,28 +20,17 @@ FORMAT = 2  # 1 has the names of earlier versions
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The content of a weight file.
-
-    Attributes:
-        architecture: Of the network.
-        net: The weights to use (the EMA's), with normalization and mean face.
-        class_names: In the order of the logits.
-        image_width: Image width in pixels.
-        epoch: Finished epochs.
-        options: Options of the run, as a dict.
-        scores: PublicTest metrics of that epoch by name.
-        card: Model card of a release, in Markdown.
-        training: What resuming needs besides (`TrainingState.state_dict`); empty in best.pth.
-    """
+    """The content of a weight file."""
 
     architecture: Architecture
-    net: dict[str, torch.Tensor]
-    class_names: tuple[str, ...]
-    image_width: int
-    epoch: int = 0
-    options: dict[str, Any] = field(default_factory=dict)
-    scores: dict[str, float] = field(default_factory=dict)
-    card: str = ""
+    net: dict[str, torch.Tensor]  # the EMA's weights, with normalization and mean face
+    class_names: tuple[str, ...]  # in the order of the logits
+    image_width: int  # in pixels
+    epoch: int = 0  # finished epochs
+    options: dict[str, Any] = field(default_factory=dict)  # of the run
+    scores: dict[str, float] = field(default_factory=dict)  # metrics of that epoch on PublicTest
+    card: str = ""  # model card of a release, in Markdown
+    # What resuming needs besides (`TrainingState.state_dict`); empty in best.pth.
     training: dict[str, Any] = field(default_factory=dict)
 
     @property

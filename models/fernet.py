@@ -20,29 +20,17 @@ PARTS = (17, 5, 5, 9, 6, 6, 12, 8)
 
 @dataclass(frozen=True)
 class Architecture:
-    """Everything needed to build the network of a checkpoint.
+    """Everything needed to build the network of a checkpoint."""
 
-    Attributes:
-        backbone: A name in BACKBONES.
-        width: A factor on the backbone's channel counts.
-        channels: Of the input, 1 (grayscale) or 3.
-        classes: Number of expressions.
-        landmarks: Whether there is a landmark head.
-        importance: Whether there is an importance head.
-        dropout: Dropout probability of the features before the classifier.
-        pool: "all" cells of the last feature map, or "corner": its top-left 4 x 4 cells.
-        landmark_pool: Whether features pooled at the landmarks are added to those of all cells.
-    """
-
-    backbone: str = "resnet18"
-    width: float = 1.0
-    channels: int = 1
-    classes: int = 7
-    landmarks: bool = True
-    importance: bool = True
-    dropout: float = 0.0
-    pool: str = "all"
-    landmark_pool: bool = False
+    backbone: str = "resnet18"  # a name in BACKBONES
+    width: float = 1.0  # a factor on the backbone's channel counts
+    channels: int = 1  # of the input, 1 (grayscale) or 3
+    classes: int = 7  # number of expressions
+    landmarks: bool = True  # whether there is a landmark head
+    importance: bool = True  # whether there is an importance head
+    dropout: float = 0.0  # dropout probability of the features before the classifier
+    pool: str = "all"  # cells of the last feature map, or "corner": its top-left 4 x 4 cells
+    landmark_pool: bool = False  # whether features pooled at the landmarks are added
 
     @property
     def name(self) -> str:
@@ -51,19 +39,12 @@ class Architecture:
 
 
 class Output(NamedTuple):
-    """The network's output for N images.
+    """The network's output for N images."""
 
-    Attributes:
-        logits: [N, C], of the expressions, not weighted by the importance.
-        importance: [N, 1] in (0, 1), SCN's alpha; all 1 without an importance head.
-        landmarks: [N, 68, 2], normalized (utils/coordinates.py); None without a landmark head.
-        clean_logits: [N, C], the logits without dropout, by which relabeling judges.
-    """
-
-    logits: Tensor
-    importance: Tensor
-    landmarks: Tensor | None
-    clean_logits: Tensor
+    logits: Tensor  # [N, C], not weighted by the importance
+    importance: Tensor  # [N, 1] in (0, 1), SCN's alpha; all 1 without an importance head
+    landmarks: Tensor | None  # [N, 68, 2], normalized coordinates; None without a landmark head
+    clean_logits: Tensor  # [N, C], without dropout; relabeling judges by them
 
     @property
     def weighted_logits(self) -> Tensor:

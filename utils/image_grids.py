@@ -1,4 +1,7 @@
-"""Figures that show images in a grid. Each function returns a Matplotlib figure."""
+"""Figures that show images in a grid. Each function returns a Matplotlib figure.
+
+Images are [N, W, W] or [N, W, W, 3].
+"""
 
 from __future__ import annotations
 
@@ -25,11 +28,7 @@ def plot_landmarks(
 ) -> Figure:
     """Show images with up to two sets of landmarks, the first in blue and the second in red.
 
-    Args:
-        images: [N, W, W] or [N, W, W, 3].
-        landmarks: By name: [N, 68, 2] in pixels, NaN where there are none; or None.
-        captions: N texts.
-        title: Title.
+    Landmarks are [N, 68, 2] in pixels, NaN where there are none; or None.
     """
     columns = min(COLUMNS, len(images))
     rows = -(-len(images) // columns)
@@ -72,11 +71,8 @@ def plot_relabeled(
 ) -> Figure:
     """Show up to 36 relabeled images, at equal distances in the list, with old and new label.
 
-    Args:
-        relabels: Rows (row of the image, old label, new label, epoch), at least one, by epoch.
-        images: [N, W, W] or [N, W, W, 3], the whole data set.
-        class_names: Names of the labels.
-        title: Title.
+    `relabels` has at least one of (row of the image, old label, new label, epoch), by epoch, and
+    `images` is the whole data set.
     """
     count = min(3 * RELABELED_COLUMNS, len(relabels))
     shown = [relabels[i] for i in np.linspace(0, len(relabels) - 1, count).astype(int)]
@@ -97,13 +93,8 @@ def plot_disagreements(
 ) -> Figure:
     """Show the predictions of several runs for the same images, a row per run.
 
-    The frame is blue for a correct prediction and red for a wrong one.
-
-    Args:
-        images: [N, W, W] or [N, W, W, 3].
-        labels: N class names.
-        predictions: By name of the run: N class names.
-        title: Title.
+    The frame is blue for a correct prediction and red for a wrong one. Labels and predictions, the
+    latter by name of the run, are class names.
     """
     figure = new_figure(0.6 + 1.1 * len(images), 0.5 + 1.45 * len(predictions))
     grid = figure.subplots(len(predictions), len(images), squeeze=False)

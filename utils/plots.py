@@ -15,13 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CLASS_COLORS = {
-    "angry": "#c0392b",
-    "disgust": "#6b8e23",
-    "fear": "#7d5ba6",
-    "happy": "#f2c14e",
-    "sad": "#3b75af",
-    "surprise": "#ef8a62",
-    "neutral": "#b8b8b8",
+    **{"angry": "#c0392b", "disgust": "#6b8e23", "fear": "#7d5ba6", "happy": "#f2c14e"},
+    **{"sad": "#3b75af", "surprise": "#ef8a62", "neutral": "#b8b8b8"},
 }
 MIN_LOSS = 1e-4  # lower end of the logarithmic axis
 
@@ -31,11 +26,8 @@ def plot_learning_curves(history: Sequence[Mapping[str, float]], title: str) -> 
     """Plot losses and accuracies over the epochs.
 
     A loss below MIN_LOSS has no place on the logarithmic axis. Epochs with such a value are left
-    out, and so are points that would be isolated between them.
-
-    Args:
-        history: Rows of metrics.csv. A loss may be missing in some.
-        title: Title of the figure.
+    out, and so are points that would be isolated between them. `history` has the rows of
+    metrics.csv; a loss may be missing in some.
     """
     table = pd.DataFrame(history).set_index("epoch").astype(float)
     figure = new_figure(9, 3.6)
@@ -89,10 +81,8 @@ def plot_confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title:
 def plot_reliability(bins: Sequence[tuple[float, float, int]], error: float, title: str) -> Figure:
     """Plot a reliability diagram: accuracy over confidence, and a histogram of the confidence.
 
-    Args:
-        bins: Mean confidence, accuracy and number of images of each bin.
-        error: Expected calibration error, 0 to 1.
-        title: Title.
+    `bins` has the mean confidence, accuracy and number of images of each bin, `error` is the
+    expected calibration error.
     """
     confidence, accuracy, count = (np.array(column) for column in zip(*bins))
     figure = new_figure(5, 5.6)
@@ -136,11 +126,8 @@ def plot_expressions_over_time(
 ) -> Figure:
     """Plot the class probabilities of the faces of a video over time, a panel for each face.
 
-    Args:
-        tracks: By name of the face: edges of T time steps in seconds [T + 1], and probabilities
-            [T, C], NaN where the face was not detected.
-        class_names: C names.
-        title: Title.
+    `tracks` has by name of the face: edges of T time steps in seconds [T + 1], and probabilities
+    [T, C], NaN where the face was not detected.
     """
     from matplotlib import colormaps  # noqa: PLC0415
     from matplotlib.patches import Patch  # noqa: PLC0415

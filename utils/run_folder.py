@@ -83,16 +83,22 @@ class RunFolder:
             while not (is_new or out):  # another run of the same second
                 path = path.with_name(path.name + "_")
                 is_new = _make(path)
-            allowed = {LOCK, *SYSTEM_FILES, *(file.name for file in partial_files(path))}
-            if any(file.name not in allowed for file in path.iterdir()):
-                has_run = (path / "config.json").exists()
-                hint = f", or resume the run: train.py --resume {path}" if has_run else ""
-                raise RunError(f"{path} holds files already; choose another --out{hint}")
+            cls.check_out(path)
         except OSError as error:
             raise RunError(
                 f"the run folder {path} cannot be made ({error.strerror}); choose another --out"
             ) from error
         return cls(path, is_new)
+
+    @staticmethod
+    def check_out(path: str | Path) -> None:
+        """Raise a RunError if a folder holds files; it may be missing or "", for a new one."""
+        folder = Path(path)
+        allowed = {LOCK, *SYSTEM_FILES, *(file.name for file in partial_files(folder))}
+        if path and folder.is_dir() and any(f.name not in allowed for f in folder.iterdir()):
+            has_run = (folder / "config.json").exists()
+            hint = f", or resume the run: train.py --resume {folder}" if has_run else ""
+            raise RunError(f"{folder} holds files already; choose another --out{hint}")
 
     @classmethod
     def reopen(cls, path: str) -> RunFolder:
