@@ -32,14 +32,7 @@ from engine.state import TrainingState
 from engine.trainer import train
 from models.checkpoint import load_checkpoint
 from models.fernet import FERNet, describe
-from utils import devices, metrics
-from utils.cli import (
-    CommandLine,
-    parse_train_options,
-    print_notes,
-    resolve_options,
-    resume_options,
-)
+from utils import cli, devices, metrics
 from utils.coordinates import to_normalized
 from utils.errors import run_main
 from utils.image_grids import plot_relabeled
@@ -48,10 +41,10 @@ from utils.run_folder import RunFolder
 
 
 def main() -> None:
-    command = parse_train_options(sys.argv[1:], __doc__)
+    command = cli.parse_train_options(sys.argv[1:], __doc__)
     resumed = RunFolder.to_resume(command.options.resume, command.options.out)
     saved = resumed.read_json("config.json").get("options") if resumed else None
-    options = resume_options(saved, command) if resumed else command.options
+    options = cli.resume_options(saved, command) if resumed else command.options
     context = DistributedContext()
     if context.world_size == 1 and len(devices.listed_gpus(options.gpu_ids)) > 1:
         sys.exit(launch(__file__, sys.argv[1:], len(devices.usable_gpus(options.gpu_ids))))
@@ -65,7 +58,7 @@ def main() -> None:
 
 
 def run(
-    command: CommandLine,
+    command: cli.CommandLine,
     options: Options,
     device: torch.device,
     context: DistributedContext,
@@ -77,8 +70,8 @@ def run(
         if not resumed:
             # A resumed run must have the same data set and threads, whatever is there by then.
             found = {"data": source.data, "threads": options.threads}
-            options = replace(resolve_options(command, source.is_synthetic), **found)
-        print_notes(options)
+            options = replace(cli.resolve_options(command, source.is_synthetic), **found)
+        cli.print_notes(options)
         print(f"data     {source.description}")
         dataset = load_dataset(source, options.eval_width, options.channels, options.class_names)
     if options.ferplus:
@@ -92,11 +85,10 @@ def run(
 
     is_started = resumed is not None and (resumed / "last.pth").exists()
     checkpoint = load_checkpoint(resumed / "last.pth") if is_started else None
-    network = (
-        FERNet(checkpoint.architecture)
-        if checkpoint
-        else build_network(options, dataset, dataset.pixel_statistics("Training"))
-    )
+    if checkpoint:
+        network = FERNet(checkpoint.architecture)
+    else:
+        network = build_network(options, dataset, dataset.pixel_statistics("Training"))
     teachers = load_teachers(options, dataset, device)
     folder = None  # only the main process writes
     if context.is_main:

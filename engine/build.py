@@ -97,10 +97,10 @@ def wrap_model(
     network: FERNet, options: Options, context: DistributedContext
 ) -> Callable[[Tensor], Output]:
     """Return the network as the training step calls it: compiled if wanted, and distributed."""
-    if context.world_size > 1:  # SyncBatchNorm communicates within a pass, which no CUDA graph can
-        model = compile_module(network, cuda_graphs=False) if options.compile else network
-        return DistributedDataParallel(model)
-    return compile_module(network) if options.compile else network
+    is_distributed = context.world_size > 1
+    if options.compile:  # SyncBatchNorm communicates within a pass, which no CUDA graph can
+        network = compile_module(network, cuda_graphs=not is_distributed)
+    return DistributedDataParallel(network) if is_distributed else network
 
 
 def load_compatible_weights(path: str, dataset: FaceDataset) -> Checkpoint:

@@ -14,12 +14,11 @@ from utils.options import Options
 
 def build_optimizer(network: nn.Module, options: Options) -> torch.optim.Optimizer:
     """Return SGD with Nesterov momentum, or AdamW; biases and batch norm have no weight decay."""
+    decayed = [p for p in network.parameters() if p.ndim > 1]
+    others = [p for p in network.parameters() if p.ndim <= 1]
     groups = [
-        {
-            "params": [p for p in network.parameters() if p.ndim > 1],
-            "weight_decay": options.weight_decay,
-        },
-        {"params": [p for p in network.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": options.weight_decay},
+        {"params": others, "weight_decay": 0.0},
     ]
     if options.optimizer == "adam":
         return torch.optim.AdamW(groups, lr=options.start_lr, fused=True)
@@ -27,12 +26,7 @@ def build_optimizer(network: nn.Module, options: Options) -> torch.optim.Optimiz
 
 
 def learning_rate(options: Options, progress: float) -> float:
-    """Return the learning rate: linear warm-up, then a cosine to 0.
-
-    Args:
-        options: `start_lr`, `warmup_epoch` and `total_epoch`.
-        progress: Finished share of the run, from 0 to below 1.
-    """
+    """Return the learning rate: linear warm-up, then a cosine to 0 as `progress` reaches 1."""
     warmup = min(options.warmup_epoch / options.total_epoch, 1.0)
     if progress < warmup:
         return options.start_lr * progress / warmup

@@ -7,7 +7,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import joblib
@@ -61,7 +61,7 @@ def _call(function: Callable[[Any], Any], i: int, item: Any, parent: int) -> tup
     return i, function(item)
 
 
-@lru_cache(maxsize=1)
+@cache
 def _exit_with_parent(parent: int) -> None:
     """End this worker process when its parent is killed; loky's workers would wait forever."""
 

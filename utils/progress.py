@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import Any
 
 from tqdm import tqdm
 
@@ -26,7 +25,7 @@ def progress_bar(
     *,
     total: int | None = None,
     initial: int = 0,
-    unit: str = "it",
+    unit: str = "batch",
     disable: bool = False,
 ) -> tqdm:
     """Return a progress bar on a terminal, and a line every 30 seconds in a log.
@@ -39,16 +38,9 @@ def progress_bar(
         unit: Name of an item.
         disable: Show nothing.
     """
-    shared: dict[str, Any] = {
-        "desc": description,
-        "total": total,
-        "initial": initial,
-        "unit": unit,
-        "leave": False,
-        "disable": disable,
-    }
+    shared = {"desc": description, "total": total, "initial": initial, "unit": unit, "leave": False}
     if disable or sys.stderr.isatty():
-        return tqdm(iterable, **shared)
+        return tqdm(iterable, disable=disable, **shared)
     every = {"mininterval": LOG_SECONDS, "maxinterval": LOG_SECONDS, "delay": LOG_SECONDS}
     return _LogLines(iterable, **shared, **every, ascii=True, ncols=80)
 

@@ -28,9 +28,9 @@ def compare(correct: Mapping[str, Mapping[int, np.ndarray]], baseline: str) -> p
     """
     rows = []
     for name, runs in correct.items():
-        accuracies = np.array([100 * hits.mean() for hits in runs.values()])
-        row = {"variant": name, "seeds": len(runs), "mean": accuracies.mean()}
-        row["std"] = accuracies.std(ddof=1) if len(runs) > 1 else np.nan
+        accuracies = pd.Series([100 * hits.mean() for hits in runs.values()])
+        row = {"variant": name, "seeds": len(runs)}
+        row |= {"mean": accuracies.mean(), "std": accuracies.std()}
         common = sorted(runs.keys() & correct[baseline].keys())
         if name != baseline and common:
             variant = np.stack([runs[seed] for seed in common])
@@ -38,9 +38,8 @@ def compare(correct: Mapping[str, Mapping[int, np.ndarray]], baseline: str) -> p
             row["pairs"] = len(common)
             row["difference"] = 100 * (variant.mean() - reference.mean())
             row["low"], row["high"] = bootstrap(variant, reference)
-            tests = [mcnemar(a, b) for a, b in zip(variant, reference)]
-            better, worse, p = (np.array(column) for column in zip(*tests))
-            row |= {"better": better.sum(), "worse": worse.sum()}
+            better, worse, p = zip(*(mcnemar(a, b) for a, b in zip(variant, reference)))
+            row |= {"better": sum(better), "worse": sum(worse)}
             row["mcnemar"] = " ".join(f"{value:.3g}" for value in p)
         rows.append(row)
     return pd.DataFrame(rows)
