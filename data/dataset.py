@@ -144,8 +144,8 @@ class FaceDataset:
         rows = self.has_landmarks & (self.split == "Training")
         if not rows.any():
             raise DataError(
-                f"{self.source}: no Training image has landmarks, so there is no mean face; train "
-                "with --no_landmarks, or use larger or clearer images"
+                f"{self.source}: no Training image has landmarks; train with --no_landmarks, or "
+                "use larger or clearer images"
             )
         return self.landmarks[rows].mean(axis=0, dtype=np.float64).astype(np.float32)
 
@@ -163,8 +163,7 @@ def canonical_class(spelling: str) -> str | None:
 
 def resize_image(image: np.ndarray, width: int) -> np.ndarray:
     """Return uint8 [H, W] or [H, W, 3] as width x width, antialiased."""
-    is_smaller = width < max(image.shape[:2])
-    interpolation = cv2.INTER_AREA if is_smaller else cv2.INTER_CUBIC
+    interpolation = cv2.INTER_AREA if width < max(image.shape[:2]) else cv2.INTER_CUBIC
     return cv2.resize(image, (width, width), interpolation=interpolation)
 
 
@@ -196,11 +195,7 @@ def validation_errors(dataset: FaceDataset, width: int) -> list[str]:
 
 
 def validate(dataset: FaceDataset, width: int) -> FaceDataset:
-    """Return the data set that a reader created, if it is valid.
-
-    Raises:
-        DataError: It is not.
-    """
+    """Return the data set that a reader created, or raise a DataError if it is not valid."""
     if errors := validation_errors(dataset, width):
         raise DataError(
             f"{dataset.source or 'the data set'}: the reader of this layout does not return "
@@ -210,31 +205,20 @@ def validate(dataset: FaceDataset, width: int) -> FaceDataset:
 
 
 def check_trainable(dataset: FaceDataset) -> None:
-    """Check that a data set has Training images of every class, and PublicTest images.
-
-    Raises:
-        DataError: It does not.
-    """
-    labels = dataset.labels[dataset.training_rows]
+    """Raise a DataError if there are no Training images of a class, or no PublicTest images."""
+    labels, names = dataset.labels[dataset.training_rows], dataset.class_names
+    missing = [name for name, n in zip(names, np.bincount(labels, minlength=len(names))) if n == 0]
     if not len(labels):
-        raise DataError(
-            f"{dataset.source}: no labeled Training images; a CSV needs a column emotion and rows "
-            "whose Usage is Training, a folder needs train/<class>/"
-        )
-    if len(dataset.class_names) < 2:
-        name = quoted(dataset.class_names)
-        raise DataError(f"{dataset.source}: {name} is the only class; at least two are needed")
-    counts = np.bincount(labels, minlength=len(dataset.class_names))
-    if missing := [name for name, n in zip(dataset.class_names, counts) if n == 0]:
-        raise DataError(
-            f"{dataset.source}: no Training image of {quoted(missing)}; add some, or name the "
-            "present classes with --class_names"
-        )
-    if not ((dataset.split == "PublicTest") & (dataset.labels != UNLABELED)).any():
-        raise DataError(
-            f"{dataset.source}: no labeled PublicTest images, and too few Training images to hold "
-            "some out, so no epoch can be chosen; add a folder validation/ or more images"
-        )
+        fault = "no labeled Training images; a CSV needs a column emotion, a folder train/<class>/"
+    elif len(names) < 2:
+        fault = f"{quoted(names)} is the only class; at least two are needed"
+    elif missing:
+        fault = f"no Training image of {quoted(missing)}; add some, or correct --class_names"
+    elif not ((dataset.split == "PublicTest") & (dataset.labels != UNLABELED)).any():
+        fault = "no labeled PublicTest images; add a folder validation/, or images to hold out"
+    else:
+        return
+    raise DataError(f"{dataset.source}: {fault}")
 
 
 def quoted(names: Iterable[str]) -> str:

@@ -3,8 +3,6 @@
 JPEG is computed as tensors, on the device. torchvision's `jpeg` encodes one CPU image at a time.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from functools import cache
@@ -41,10 +39,7 @@ def jpeg_tables(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def degrade(images: Tensor, probability: float, noise: Tensor, draws: Sequence[Tensor]) -> Tensor:
-    """Reduce the resolution of some images, apply gamma curves to some, add noise to some.
-
-    The resolution is reduced by up to a factor of 2, gamma is from 1 / MAX_GAMMA to MAX_GAMMA, and
-    the noise has a standard deviation of up to MAX_NOISE.
+    """Reduce the resolution of some images by up to 2, apply gamma to some, add noise to some.
 
     Args:
         images: float [N, C, H, W], 0 to 255.

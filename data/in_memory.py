@@ -4,14 +4,12 @@ FER2013 is 83 MB. It lies on the device as uint8, and no batch is copied there. 
 is streamed, one batch ahead.
 """
 
-from __future__ import annotations
-
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
@@ -20,8 +18,8 @@ from utils.coordinates import to_normalized
 from utils.errors import OptionError
 
 MAX_SHARE = 0.5  # of the free memory
-
 Storage = Literal["device", "cpu", "mmap"]
+Samples = tuple[Tensor, Tensor | None]  # images and landmarks
 
 
 class InMemoryDataset:
@@ -33,8 +31,8 @@ class InMemoryDataset:
         device: Where batches are needed.
         targets: float32 [M, C], class probabilities of all M images, used instead of labels; or
             None.
-        storage: By default the first of "device", "cpu" and "mmap" with enough room. "mmap" is the
-            cache file that the data set was read from.
+        storage: By default the first of "device", "cpu" and "mmap" (the cache file that the data
+            set was read from) with enough room.
 
     Attributes:
         storage: The storage in use.
@@ -64,12 +62,11 @@ class InMemoryDataset:
         self.targets = None if targets is None else torch.from_numpy(targets[rows]).to(device)
         size = dataset.images[:1].nbytes * len(rows)
         self.storage = storage or choose_storage(size, device)
-        self._on_device: tuple[Tensor, Tensor | None] | None = None
+        self._on_device: Samples | None = None
         try:
             if self.storage != "mmap":
-                self._images, self._source_rows = self._images[rows], np.arange(len(rows))
-                if self._landmarks is not None:
-                    self._landmarks = self._landmarks[rows]
+                self._images, self._landmarks = self._read(np.arange(len(rows)))
+                self._source_rows = np.arange(len(rows))
             if self.storage == "device":
                 self._on_device = self._to_device(self._images, self._landmarks, wait=True)
                 self._images = self._landmarks = None
@@ -82,7 +79,7 @@ class InMemoryDataset:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def stream(self, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def stream(self, batches: Sequence[Tensor]) -> Iterator[Samples]:
         """Yield the images and landmarks of each batch.
 
         Args:
@@ -114,7 +111,7 @@ class InMemoryDataset:
 
     def _to_device(
         self, images: np.ndarray, landmarks: np.ndarray | None, wait: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> Samples:
         points = None
         if landmarks is not None:
             points = to_device(torch.from_numpy(landmarks), self._device, wait)
@@ -122,13 +119,7 @@ class InMemoryDataset:
 
 
 def images_to_device(images: np.ndarray, device: torch.device, wait: bool = True) -> Tensor:
-    """Return uint8 images [N, H, W] or [N, H, W, 3] as a tensor [N, C, H, W] on the device.
-
-    Args:
-        images: The images.
-        device: Their destination.
-        wait: Whether to wait for the copy.
-    """
+    """Return uint8 images [N, H, W] or [N, H, W, 3] as a tensor [N, C, H, W] on the device."""
     pixels = to_device(torch.from_numpy(np.ascontiguousarray(images)), device, wait)
     return pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
 
@@ -137,24 +128,15 @@ def choose_storage(size: int, device: torch.device) -> Storage:
     """Return the first storage with enough room for `size` bytes."""
     if device.type == "cuda" and size < MAX_SHARE * torch.cuda.mem_get_info(device)[0]:
         return "device"
-    if size < MAX_SHARE * _free_memory():
+    if size < MAX_SHARE * psutil.virtual_memory().available:
         return "device" if device.type == "cpu" else "cpu"
     return "mmap"
 
 
-def _free_memory() -> int:
-    """Return the free CPU memory in bytes; a large number if the system does not report it."""
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return 1 << 40
-
-
 def to_device(tensor: Tensor, device: torch.device, wait: bool = False) -> Tensor:
-    """Return the tensor on the device.
+    """Return the tensor on the device, without `wait` by way of pinned memory.
 
-    Without `wait` it is copied from pinned memory. PyTorch pins up to twice the size and keeps it,
-    which suits a batch but not a whole data set.
+    PyTorch pins up to twice the size and keeps it: suitable for a batch, not for a data set.
     """
     if wait or device.type == "cpu":
         return tensor.to(device)

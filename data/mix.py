@@ -6,8 +6,6 @@ one ratio per batch, which may give the other image the larger share. The landma
 belong to the wrong image.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,8 +23,6 @@ def mix(
 ) -> tuple[Tensor, Tensor]:
     """Mix each image of a batch, with probability 0.5, with the previous image.
 
-    The weight of an image in its mixture is uniform in [0.5, 1], so that its landmarks stay valid.
-
     Args:
         images: float [N, C, H, W].
         kind: "mixup" or "cutmix".
@@ -36,7 +32,8 @@ def mix(
         whole: See `shard`; by default N.
 
     Returns:
-        The mixed images, and `lam` [N], the weight of each image in its mixture, 0.5 to 1.
+        The mixed images, and `lam` [N], the weight of each image in its mixture: uniform in
+        [0.5, 1], so that its landmarks stay valid.
     """
     draws = torch.rand(4, whole or len(images), device=images.device, generator=generator)
     chosen, ratio, x, y = (draw.view(-1, 1, 1, 1) for draw in draws[:, shard])
@@ -70,8 +67,7 @@ def mix_targets(
     """
     if targets.ndim == 1:
         targets = F.one_hot(targets, num_classes).to(lam.dtype)
-    mixed, mixed_soft = (
-        values if values is None else values.lerp(values.roll(1, 0), (1 - lam)[:, None])
-        for values in (targets, soft_targets)
-    )
-    return mixed, mixed_soft
+    other = (1 - lam)[:, None]
+    if soft_targets is not None:
+        soft_targets = soft_targets.lerp(soft_targets.roll(1, 0), other)
+    return targets.lerp(targets.roll(1, 0), other), soft_targets
