@@ -1,7 +1,5 @@
 """Image files of any format and mode, read upright as grayscale or RGB arrays."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from functools import cache
@@ -82,16 +80,13 @@ def read_image(path: Path, channels: int) -> np.ndarray:
         elif upright.has_transparency_data:
             background = Image.new("RGBA", upright.size, (128, 128, 128, 255))
             upright = Image.alpha_composite(background, upright.convert("RGBA"))
-        mode = "L" if channels == 1 else "RGB"
-        return np.array(upright if upright.mode == mode else upright.convert(mode))
+        return np.array(upright.convert("L" if channels == 1 else "RGB"))
     except Image.DecompressionBombError as error:
-        raise DataError(
-            f"{path} is too large ({size}the limit is {MAX_PIXELS:,}); make it smaller"
-        ) from error
+        limit = f"{size}the limit is {MAX_PIXELS:,}"
+        raise DataError(f"{path} is too large ({limit}); make it smaller") from error
     except Exception as error:  # Pillow raises many types for a damaged file
-        raise DataError(
-            f"{path} cannot be read as an image ({error}); replace, convert or remove it"
-        ) from error
+        fault = f"cannot be read as an image ({error})"
+        raise DataError(f"{path} {fault}; replace, convert or remove it") from error
 
 
 def _open(path: Path) -> Image.Image:
@@ -110,8 +105,5 @@ def _open(path: Path) -> Image.Image:
 
 @cache
 def _ignore_pillow_warnings() -> None:
-    """Ignore warnings about invalid metadata, which does not affect the pixels.
-
-    The filter is set once for all threads: `warnings.catch_warnings` is not thread-safe.
-    """
+    """Ignore warnings about metadata, once for all threads: catch_warnings is not thread-safe."""
     warnings.filterwarnings("ignore", module="PIL")
