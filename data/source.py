@@ -1,12 +1,11 @@
 """The data set of a run: the user's, the one under data/, a download, or the synthetic one."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +24,26 @@ HELD_OUT_NOTE = "every tenth Training image is held out as PublicTest, because t
 
 
 @dataclass(frozen=True)
+class SyntheticLayout:
+    """The synthetic data set as a layout: its images depend on the code that renders them."""
+
+    root: Path = DATA_DIR / "synthetic"
+
+    def files(self) -> list[Path]:
+        """Return all files that the images depend on."""
+        return sorted(self.root.glob("*.py"))
+
+    def read(self, width: int, channels: int, class_names: Sequence[str]) -> FaceDataset:
+        """Render the images as width x width pixels, grayscale whatever the channels."""
+        from data.synthetic.generate import synthetic_dataset  # noqa: PLC0415  (rarely needed)
+
+        if class_names and class_names != EMOTIONS:
+            fault = f"the synthetic data set has the classes {' '.join(EMOTIONS)}"
+            raise DataError(f"{fault}; leave out --class_names, or give other --data")
+        return synthetic_dataset().resized(width)
+
+
+@dataclass(frozen=True)
 class Source:
     """A data set that was located but not read.
 
@@ -40,34 +59,13 @@ class Source:
 
     @property
     def is_synthetic(self) -> bool:
+        """Whether it is the synthetic data set."""
         return isinstance(self.layout, SyntheticLayout)
 
     @property
     def name(self) -> str:
         """A short name, for the title of a figure."""
         return "synthetic data set" if self.is_synthetic else Path(self.data).name
-
-
-@dataclass(frozen=True)
-class SyntheticLayout:
-    """The synthetic data set as a layout: its images depend on the code that renders them."""
-
-    root: Path = DATA_DIR / "synthetic"
-
-    def files(self) -> list[Path]:
-        """Return all files that the images depend on."""
-        return sorted(self.root.glob("*.py"))
-
-    def read(self, width: int, channels: int, class_names: Sequence[str]) -> FaceDataset:
-        """Render the images as width x width pixels, grayscale whatever the channels."""
-        from data.synthetic.generate import synthetic_dataset  # noqa: PLC0415  (rarely needed)
-
-        if class_names and class_names != EMOTIONS:
-            raise DataError(
-                f"the synthetic data set has the classes {' '.join(EMOTIONS)}; leave out "
-                "--class_names, or give another data set with --data"
-            )
-        return synthetic_dataset().resized(width)
 
 
 def find_source(data: str = "") -> Source:
@@ -133,14 +131,20 @@ def load_dataset(
         DataError: The data set cannot be used; the message names the file and the row.
     """
     class_names, layout = tuple(class_names), source.layout
+    # The name of the root folder may mean a split, such as test/.
+    split = split_of_name(layout.root.name) if layout.root.is_dir() else None
+    options = (FORMAT, width, channels, class_names, *([split] if split else []))
+
+    def read() -> Arrays:
+        dataset = validate(layout.read(width, channels, class_names), width)
+        names = ("images", "labels", "split", "landmarks")
+        arrays = {name: getattr(dataset, name) for name in names}
+        arrays["class_names"] = np.array(dataset.class_names)
+        return {name: array for name, array in arrays.items() if array is not None}
+
     with _readable(layout.root):
-        arrays = cached(
-            "dataset",
-            _key(layout, (FORMAT, width, channels, class_names, *_split_of_root(layout))),
-            lambda: _to_arrays(validate(layout.read(width, channels, class_names), width)),
-            cache,
-            lambda arrays: _is_valid(arrays, width),
-        )
+        is_valid = partial(_is_valid, width=width)
+        arrays = cached("dataset", _key(layout, options), read, cache, is_valid)
     origin = "the synthetic data set" if source.is_synthetic else source.data
     return hold_out(replace(_from_arrays(arrays), source=origin))
 
@@ -175,25 +179,12 @@ def _key(layout: Layout, options: tuple) -> str:
     return digest.hexdigest()[:32]
 
 
-def _split_of_root(layout: Layout) -> tuple[str, ...]:
-    """Return the split that the name of the root folder means, such as test/."""
-    split = split_of_name(layout.root.name) if layout.root.is_dir() else None
-    return (split,) if split else ()
-
-
-def _to_arrays(dataset: FaceDataset) -> Arrays:
-    arrays = {"images": dataset.images, "labels": dataset.labels, "split": dataset.split}
-    arrays["class_names"] = np.array(dataset.class_names)
-    return arrays if dataset.landmarks is None else {**arrays, "landmarks": dataset.landmarks}
-
-
 def _from_arrays(arrays: Arrays) -> FaceDataset:
-    names = tuple(map(str, arrays["class_names"]))
-    return FaceDataset(**{**arrays, "class_names": names})
+    return FaceDataset(**{**arrays, "class_names": tuple(map(str, arrays["class_names"]))})
 
 
 def _is_valid(arrays: Arrays, width: int) -> bool:
-    """Return whether the arrays of a cache are those of `_to_arrays`."""
+    """Return whether the arrays of a cache are those of a valid data set."""
     has_names = arrays.keys() - {"landmarks"} == {"images", "labels", "split", "class_names"}
     return has_names and not validation_errors(_from_arrays(arrays), width)
 
@@ -204,7 +195,5 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(
-            f"{error.filename or path} cannot be read ({error.strerror or error}); check the path "
-            "and its permissions"
-        ) from error
+        fault = f"{error.filename or path} cannot be read ({error.strerror or error})"
+        raise DataError(f"{fault}; check the path and its permissions") from error
