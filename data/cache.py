@@ -63,14 +63,8 @@ def cached(
 ) -> Arrays:
     """Return the arrays of the cache file `kind`-`key`.npz, or compute and store them.
 
-    A cache file that cannot be written is a warning. Errors of `compute` are passed on.
-
-    Args:
-        kind: Prefix of the file name.
-        key: Digest of everything that the arrays depend on.
-        compute: Called if the file is missing, damaged or not valid.
-        folder: Folder of the file.
-        is_valid: Whether arrays have the expected names, shapes and types.
+    `key` is a digest of everything that the arrays depend on, and `is_valid` tests their names,
+    shapes and types. A cache file that cannot be written is a warning.
     """
     path = Path(folder) / f"{kind}-{key}.npz"
     if (arrays := load_arrays(path)) and is_valid(arrays):

@@ -34,24 +34,16 @@ _CLASS_OF_SPELLING = {word: name for name, words in _SPELLINGS.items() for word 
 class FaceDataset:
     """A data set of N images of one face each.
 
-    Attributes:
-        images: uint8 [N, H, W], or [N, H, W, 3] in RGB.
-        labels: int64 [N], an index into `class_names`, or UNLABELED.
-        split: str [N], from SPLITS.
-        class_names: The C classes, in the order of the labels.
-        landmarks: float32 [N, 68, 2], x and y in pixels (centers are whole numbers), NaN for an
-            image without landmarks; None if they are not computed yet.
-        votes: int64 [N, 10], FER+'s votes, or None.
-        source: Description of the source, for messages.
+    Landmarks are in pixels: centers are whole numbers, so the left edge of the image is at -0.5.
     """
 
-    images: np.ndarray
-    labels: np.ndarray
-    split: np.ndarray
-    class_names: tuple[str, ...] = EMOTIONS
-    landmarks: np.ndarray | None = None
-    votes: np.ndarray | None = None
-    source: str = ""
+    images: np.ndarray  # uint8 [N, H, W], or [N, H, W, 3] in RGB
+    labels: np.ndarray  # int64 [N], an index into `class_names`, or UNLABELED
+    split: np.ndarray  # str [N], from SPLITS
+    class_names: tuple[str, ...] = EMOTIONS  # in the order of the labels
+    landmarks: np.ndarray | None = None  # float32 [N, 68, 2], x and y, NaN for images without any
+    votes: np.ndarray | None = None  # int64 [N, 10], FER+'s votes
+    source: str = ""  # its description, for messages
 
     def __len__(self) -> int:
         return len(self.images)
@@ -136,17 +128,11 @@ class FaceDataset:
         return float(mean), float(np.sqrt(np.average((levels - mean) ** 2, weights=counts)))
 
     def mean_face(self) -> np.ndarray:
-        """Return the mean landmarks of the Training images: float32 [68, 2], pixels.
-
-        Raises:
-            DataError: No Training image has landmarks.
-        """
+        """Return the mean landmarks of the Training images, float32 [68, 2]."""
         rows = self.has_landmarks & (self.split == "Training")
         if not rows.any():
-            raise DataError(
-                f"{self.source}: no Training image has landmarks; train with --no_landmarks, or "
-                "use larger or clearer images"
-            )
+            fault = f"{self.source}: no Training image has landmarks"
+            raise DataError(f"{fault}; use larger or clearer images, or --no_landmarks")
         return self.landmarks[rows].mean(axis=0, dtype=np.float64).astype(np.float32)
 
     def duplicates(self) -> np.ndarray:
@@ -168,28 +154,25 @@ def resize_image(image: np.ndarray, width: int) -> np.ndarray:
 
 
 def resize_landmarks(landmarks: np.ndarray, size: tuple[int, int], width: int) -> np.ndarray:
-    """Move landmarks [..., 68, 2] from an image of size (width, height) to a square of `width`.
-
-    Pixel centers are whole numbers, so the left edge of the image is at -0.5.
-    """
+    """Move landmarks [..., 68, 2] from an image of size (width, height) to a square of `width`."""
     scale = width / np.asarray(size, dtype=np.float32)
     return ((landmarks + 0.5) * scale - 0.5).astype(np.float32)
 
 
 def validation_errors(dataset: FaceDataset, width: int) -> list[str]:
     """Return the properties that a data set of this image width should have and does not."""
-    n, classes = len(dataset), len(dataset.class_names)
     images, labels, landmarks = dataset.images, dataset.labels, dataset.landmarks
+    n, classes, shapes = len(images), len(dataset.class_names), [(width, width), (width, width, 3)]
+    are_images = images.dtype == np.uint8 and images.shape[1:] in shapes
+    are_labels = labels.dtype == np.int64 and labels.shape == (n,)
+    are_labels = are_labels and ((labels >= UNLABELED) & (labels < classes)).all()
+    are_splits = dataset.split.shape == (n,) and np.isin(dataset.split, SPLITS).all()
+    are_landmarks = landmarks is None or landmarks.shape == (n, LANDMARK_NUM, 2)
     properties = {
-        f"images: uint8 [{n}, {width}, {width}], or [..., 3]": images.dtype == np.uint8
-        and images.shape[1:] in ((width, width), (width, width, 3)),
-        f"labels: int64 [{n}], from {UNLABELED} to {classes - 1}": labels.dtype == np.int64
-        and labels.shape == (n,)
-        and bool(((labels >= UNLABELED) & (labels < classes)).all()),
-        f"split: [{n}], from {', '.join(SPLITS)}": dataset.split.shape == (n,)
-        and bool(np.isin(dataset.split, SPLITS).all()),
-        f"landmarks: [{n}, {LANDMARK_NUM}, 2], or None": landmarks is None
-        or landmarks.shape == (n, LANDMARK_NUM, 2),
+        f"images: uint8 [{n}, {width}, {width}], or [..., 3]": are_images,
+        f"labels: int64 [{n}], from {UNLABELED} to {classes - 1}": are_labels,
+        f"split: [{n}], from {', '.join(SPLITS)}": are_splits,
+        f"landmarks: [{n}, {LANDMARK_NUM}, 2], or None": are_landmarks,
     }
     return [text for text, is_valid in properties.items() if not is_valid]
 

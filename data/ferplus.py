@@ -38,13 +38,7 @@ def with_ferplus_labels(dataset: FaceDataset, path: str | Path) -> FaceDataset:
 
     Args:
         dataset: FER2013 from fer2013.csv, in its order.
-        path: fer2013new.csv.
-
-    Returns:
-        The data set with the eight CLASSES, and `votes` [N, 10] in the order of CLASSES and OTHERS.
-
-    Raises:
-        DataError: The file cannot be read, or belongs to other images.
+        path: fer2013new.csv. A DataError if it cannot be read, or belongs to other images.
     """
     votes = _read(Path(path), dataset)
     counted = np.where(votes > 1, votes, 0)

@@ -25,21 +25,15 @@ Samples = tuple[Tensor, Tensor | None]  # images and landmarks
 class InMemoryDataset:
     """N labeled images of a data set, from which batches are taken.
 
+    The attributes `labels` int64 [N], `has_landmarks` bool [N], and `targets` float32 [N, C] or
+    None are on the device.
+
     Args:
-        dataset: The whole data set, of square images.
+        dataset: The whole data set, of M square images.
         rows: int [N], the rows of these images in the data set.
         device: Where batches are needed.
-        targets: float32 [M, C], class probabilities of all M images, used instead of labels; or
-            None.
-        storage: By default the first of "device", "cpu" and "mmap" (the cache file that the data
-            set was read from) with enough room.
-
-    Attributes:
-        storage: The storage in use.
-        rows: int [N].
-        labels: int64 [N], on the device.
-        has_landmarks: bool [N], on the device.
-        targets: float32 [N, C], on the device, or None.
+        targets: float32 [M, C], class probabilities used instead of labels; or None.
+        storage: By default the first of "device", "cpu" and "mmap" (the cache file) with room.
 
     Raises:
         OptionError: Memory ran out.
@@ -71,23 +65,17 @@ class InMemoryDataset:
                 self._on_device = self._to_device(self._images, self._landmarks, wait=True)
                 self._images = self._landmarks = None
         except (MemoryError, torch.OutOfMemoryError) as error:
-            raise OptionError(
-                f"{size / 1e9:.1f} GB of images do not fit into memory ({self.storage}), although "
-                "enough was free; end other programs and start again"
-            ) from error
+            fault = f"{size / 1e9:.1f} GB of images do not fit into memory ({self.storage})"
+            raise OptionError(f"{fault}; end other programs and start again") from error
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def stream(self, batches: Sequence[Tensor]) -> Iterator[Samples]:
-        """Yield the images and landmarks of each batch.
+        """Yield images uint8 [n, C, W, W] and normalized landmarks [n, 68, 2] of each batch.
 
-        Args:
-            batches: int64 [n] each, on the device: indices into these N images.
-
-        Yields:
-            uint8 [n, C, W, W], and float32 [n, 68, 2] in normalized coordinates, NaN where there
-            are none; or None if the data set has no landmarks.
+        A batch is int64 [n] on the device, indices into the N images. The landmarks are None if the
+        data set has none.
         """
         if self._on_device:
             images, landmarks = self._on_device

@@ -42,10 +42,8 @@ def add_landmarks(
 ) -> FaceDataset:
     """Return the data set with landmarks, NaN where dlib finds no face.
 
-    A data set that has landmarks is returned as it is. Each block of 256 images has its own file in
-    `cache`/landmarks, written as soon as the block is finished and named by a digest of its pixels
-    and the method. An interrupted run continues with the next block, and a damaged file is
-    computed again.
+    Each block of 256 images has its own file in `cache`/landmarks, named by a digest of its pixels
+    and the method, so an interrupted run continues with the next block.
 
     Args:
         dataset: Its images are uint8 [N, H, W] or [N, H, W, 3].

@@ -40,15 +40,12 @@ class BatchLoader:
         images: The Training images.
         options: Of the run.
         epoch: Counted from 1.
-        rank: Number of this process, which gets a shard of each batch. Its images are augmented as
-            a single process would augment them.
+        rank: Number of this process, which gets a shard of each batch, augmented as one process
+            would augment it.
         world_size: Number of processes.
         clean_images: Whether teachers need images with weak augmentation, too.
         equal_lengths: Whether all batches have the same length, so that some images occur twice:
             torch.compile compiles for each length.
-
-    Attributes:
-        num_images: Images in all batches.
     """
 
     def __init__(

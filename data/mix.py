@@ -27,8 +27,7 @@ def mix(
         images: float [N, C, H, W].
         kind: "mixup" or "cutmix".
         generator: On the images' device.
-        shard: Position of these images in a batch of `whole` images, whose other images are mixed
-            by other processes.
+        shard: Position of these images in a batch of `whole` images, whose others are elsewhere.
         whole: See `shard`; by default N.
 
     Returns:
@@ -54,7 +53,7 @@ def mix(
 def mix_targets(
     targets: Tensor, soft_targets: Tensor | None, lam: Tensor, num_classes: int
 ) -> tuple[Tensor, Tensor | None]:
-    """Mix the targets of a batch as `mix` mixed its images.
+    """Mix targets as `mix` mixed the images.
 
     Args:
         targets: Labels [N], or class probabilities [N, C].

@@ -12,7 +12,7 @@ import numpy as np
 
 from data.cache import CACHE_DIR, Arrays, cached
 from data.dataset import EMOTIONS, UNLABELED, FaceDataset, validate, validation_errors
-from data.download import KAGGLE_SET, KAGGLE_URL, download
+from data.download import KAGGLE_URL, download
 from data.readers.folders import split_of_name
 from data.readers.layouts import LAYOUTS, Layout, locate, unknown_layout_error
 from utils.errors import DataError
@@ -45,17 +45,11 @@ class SyntheticLayout:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set that was located but not read.
+    """A data set that was located but not read."""
 
-    Attributes:
-        layout: Its layout, which reads it.
-        data: Value of --data that selects it again: its path, or "sample".
-        description: Which data set was chosen, and why.
-    """
-
-    layout: Layout
-    data: str
-    description: str
+    layout: Layout  # which reads it
+    data: str  # value of --data that selects it again: its path, or "sample"
+    description: str  # which data set was chosen, and why
 
     @property
     def is_synthetic(self) -> bool:
@@ -69,14 +63,11 @@ class Source:
 
 
 def find_source(data: str = "") -> Source:
-    """Locate a data set without reading it.
+    """Locate a data set without reading it, or raise a DataError.
 
     Args:
         data: A file or folder, or "sample". If empty: what lies under data/, else a download of
             FER2013, else the synthetic data set.
-
-    Raises:
-        DataError: `data` does not exist, or has no supported layout.
     """
     if data == "sample":
         return Source(SyntheticLayout(), "sample", "the synthetic data set, as given by --data")
@@ -95,15 +86,13 @@ def find_source(data: str = "") -> Source:
     if folder := download():
         with _readable(folder):
             if layout := locate(folder):
-                description = f"FER2013 from Kaggle ({KAGGLE_SET}), in {folder}"
-                return Source(layout, str(folder), description)
-    return Source(
-        SyntheticLayout(),
-        "sample",
+                return Source(layout, str(folder), f"FER2013 from {KAGGLE_URL}, in {folder}")
+    description = (
         "the synthetic data set, which only shows that everything runs. There is no data set in "
         f"{DATA_DIR}, and none could be downloaded. For FER2013, put fer2013.csv or the unpacked "
-        f"{KAGGLE_URL} there, or give its path with --data",
+        f"{KAGGLE_URL} there, or give its path with --data"
     )
+    return Source(SyntheticLayout(), "sample", description)
 
 
 def load_dataset(
@@ -119,16 +108,12 @@ def load_dataset(
         source: The data set.
         width: Image width in pixels.
         channels: 1 for grayscale, 3 for RGB. The images of a CSV are always grayscale.
-        class_names: The classes in the order of the labels, and of the numbers in a CSV, a list or
-            the names of folders; the data set's own if empty.
+        class_names: The classes in the order of the labels; the data set's own if empty.
         cache: The cache folder.
 
     Returns:
-        Images uint8 [N, width, width] or [N, width, width, 3], with a PublicTest split (see
-        `hold_out`), and with landmarks if the layout has any.
-
-    Raises:
-        DataError: The data set cannot be used; the message names the file and the row.
+        The data set, with a PublicTest split (see `hold_out`), and with landmarks if the layout has
+        any. A DataError names the file and the row.
     """
     class_names, layout = tuple(class_names), source.layout
     # The name of the root folder may mean a split, such as test/.
@@ -152,8 +137,7 @@ def load_dataset(
 def hold_out(dataset: FaceDataset) -> FaceDataset:
     """Move every tenth Training image of each class to PublicTest if no labeled one is there.
 
-    The epoch can then be chosen without the test images. Of a class with two to nine images one is
-    moved, of a class with a single image none.
+    Of a class with two to nine images one is moved, of a class with a single image none.
     """
     labeled = dataset.labels != UNLABELED
     training = labeled & (dataset.split == "Training")

@@ -66,8 +66,7 @@ def augment(
         landmarks: [N, 68, 2], normalized coordinates, NaN where there are none; or None.
         augmentation: The strengths.
         generator: On the images' device; equal states give equal batches.
-        shard: Position of these images in a batch of `whole` images, whose other images are
-            augmented by other processes.
+        shard: Position of these images in a batch of `whole` images, whose others are elsewhere.
         whole: See `shard`; by default N.
         compile: Use torch.compile.
 

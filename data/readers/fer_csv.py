@@ -53,19 +53,13 @@ def read_csv(
     """Read one CSV of images, with its columns in any order; blank lines are skipped.
 
     Truncation is detected within a row, and from a missing line end (a warning), but not between
-    two rows.
+    two rows. A DataError names the first invalid row.
 
     Args:
         path: The file.
         class_names: Classes of the labels 0, 1, ...; those of FER2013 if empty.
         default_split: Split of the images if there is no column `Usage`. Without a column `emotion`
             it is PrivateTest, and all images are UNLABELED.
-
-    Returns:
-        Images uint8 [N, H, H] of the size in the file.
-
-    Raises:
-        DataError: The file is not a CSV of images, or a row is invalid; the first one is named.
     """
     class_names, chunks = tuple(class_names) or EMOTIONS, []
     with open(path, "rb") as file:
@@ -85,15 +79,9 @@ def read_csv(
 
 
 def parse_pixels(texts: list[bytes]) -> np.ndarray:
-    """Parse texts of equally many numbers, 0 to 255, separated by single spaces.
+    """Parse n texts of P numbers, 0 to 255, separated by single spaces: uint8 [n, P].
 
     At the space after each number, the bytes before it are its units, tens and hundreds.
-
-    Returns:
-        uint8 [n, P].
-
-    Raises:
-        ValueError: The texts have another form.
     """
     joined = np.frombuffer(b" %b " % b" ".join(texts), np.uint8)
     digits = joined - ord("0")  # a byte below "0" wraps around to a large number

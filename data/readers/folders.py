@@ -46,10 +46,8 @@ def list_visible(folder: Path) -> list[Path]:
 class FolderLayout:
     """Image files in a folder per class, with or without folders per split around them.
 
-    Attributes:
-        root: The folder that contains the split folders, or without splits the class folders.
-        images: The image files in natural order, by split folder (`root` if there are none) and
-            name of the class folder. No list is empty.
+    `images` contains the files in natural order, by split folder (`root` if there are none) and
+    name of the class folder. No list is empty.
     """
 
     root: Path
@@ -60,11 +58,7 @@ class FolderLayout:
         return [p for folders in self.images.values() for paths in folders.values() for p in paths]
 
     def read(self, width: int, channels: int, class_names: Sequence[str] = ()) -> FaceDataset:
-        """Read the images as width x width pixels, grayscale or RGB.
-
-        Raises:
-            DataError: A class is missing or unknown, or an image cannot be read.
-        """
+        """Read the images as width x width pixels, grayscale or RGB."""
         classes, class_of = self._classes(tuple(class_names))
         self._check_classes(classes, class_of, bool(class_names))
         if ignored := self._ignored_files():

@@ -37,14 +37,9 @@ def is_image(path: Path) -> bool:
 
 
 def read_images(paths: Sequence[Path], width: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Read N image files as width x width pixels.
+    """Read N image files as uint8 [N, width, width], or [N, width, width, 3] for 3 channels.
 
-    Returns:
-        images: uint8 [N, width, width], or [N, width, width, 3] in RGB for 3 channels.
-        sizes: int64 [N, 2], width and height of each original image in pixels.
-
-    Raises:
-        DataError: A file is not an image, or too large.
+    Also return width and height of each original image in pixels, int64 [N, 2].
     """
     shape = (len(paths), width, width) if channels == 1 else (len(paths), width, width, 3)
     images, sizes = np.empty(shape, np.uint8), np.empty((len(paths), 2), np.int64)

@@ -96,12 +96,8 @@ class ArchiveLayout:
 def locate(path: Path) -> Layout | None:
     """Return the layout of a file or folder, or None; only the first bytes of files are read.
 
-    A folder is searched breadth-first to SEARCH_DEPTH. Unpacked data sets have priority over
-    archives.
-
-    Raises:
-        DataError: The folder has several CSVs of one kind, or the file is an archive of an
-            unsupported kind.
+    A folder is searched breadth-first. Unpacked data sets have priority over archives. Several CSVs
+    of one kind, and archives of an unsupported kind, are a DataError.
     """
     if path.is_file():
         return _locate_file(path)
@@ -138,11 +134,7 @@ def unknown_layout_error(path: Path) -> DataError:
 
 
 def find_csv(folder: Path) -> CsvLayout | None:
-    """Return the CSVs of images that lie directly in a folder, or None.
-
-    Raises:
-        DataError: There are several of one kind.
-    """
+    """Return the CSVs of images that lie directly in a folder, or None."""
     headers = {
         path: header.names
         for path in list_visible(folder)

@@ -19,15 +19,10 @@ MAX_DISTANCE = 10  # of landmarks from the origin, in image sizes; larger ones a
 
 @dataclass(frozen=True)
 class ListLayout:
-    """Lists of images and labels: `train_images.txt` with `train_labels.txt`, and so on.
+    """Lists of images and labels: `train_images.txt` with `train_labels.txt`, and so on."""
 
-    Attributes:
-        root: The folder of the lists.
-        splits: The keys of SPLIT_OF_LIST whose lists exist.
-    """
-
-    root: Path
-    splits: tuple[str, ...]
+    root: Path  # the folder of the lists
+    splits: tuple[str, ...]  # the keys of SPLIT_OF_LIST whose lists exist
 
     def files(self) -> list[Path]:
         """Return all files that the data set depends on; a missing image is a DataError."""
@@ -92,11 +87,7 @@ def find_lists(folder: Path) -> ListLayout | None:
 
 
 def read_lines(file: Path, max_bytes: int = MAX_LIST_BYTES) -> list[str]:
-    """Return the lines of a text file, stripped, without empty lines at the end.
-
-    Raises:
-        DataError: The file is larger than `max_bytes`, not UTF-8, or empty.
-    """
+    """Return the lines of a text file that is not empty, stripped, without blank ones at the end."""
     if (size := file.stat().st_size) > max_bytes:
         raise DataError(f"{file} has {size:,} bytes, the limit is {max_bytes:,}; correct it")
     try:

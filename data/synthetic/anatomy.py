@@ -141,14 +141,10 @@ def _mirrored(half: Mapping[int, Sequence[float]]) -> np.ndarray:
 
 
 MEAN_FACE = _mirrored(HALF_FACE)  # [75, 3]
-ACTION_UNIT_SHIFTS = (
-    np.stack([*map(_mirrored, ACTION_UNITS.values())]) / 100
-)  # [action units, 75, 2]
+ACTION_UNIT_SHIFTS = np.stack([*map(_mirrored, ACTION_UNITS.values())]) / 100  # [K, 75, 2]
 ACTION_UNIT_NUMBERS = [int(name.split()[0].removeprefix("AU")) for name in ACTION_UNITS]
 IDENTITY_SHIFTS = np.stack([*map(_mirrored, IDENTITY.values())]) / 100  # [features, 75, 2]
 
 RELIEF_WEIGHTS = np.stack([np.isin(np.arange(75), at) / len(at) for _, at, *_ in RELIEF])
-RELIEF_OFFSETS, RELIEF_HEIGHTS, RELIEF_RADII = (
-    np.array([row[i] for row in RELIEF]) for i in (2, 3, 4)
-)
+RELIEF_OFFSETS, RELIEF_HEIGHTS, RELIEF_RADII = map(np.array, list(zip(*RELIEF))[2:])
 IS_CHEEK = np.array([name == "cheek" for name, *_ in RELIEF])
