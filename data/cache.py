@@ -23,22 +23,20 @@ def load_arrays(path: Path) -> Arrays | None:
     Large arrays are memory-mapped copy-on-write, so a data set may be larger than the memory.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:  # reading an array checks its CRC
+        with np.load(path, allow_pickle=False) as archive:
+            if archive.zip.testzip():  # a wrong CRC
+                return None
             members = {name: archive.zip.getinfo(f"{name}.npy") for name in archive.files}
             return {
-                name: archive[name] if member.file_size < MAPPED_BYTES else _map(archive, member)
+                name: archive[name] if member.file_size < MAPPED_BYTES else _map(path, member)
                 for name, member in members.items()
             }
     except Exception:  # a damaged file raises many types
         return None
 
 
-def _map(archive: np.lib.npyio.NpzFile, member: ZipInfo) -> np.ndarray:
+def _map(path: Path, member: ZipInfo) -> np.ndarray:
     """Return a memory map of one array of an uncompressed .npz file."""
-    with archive.zip.open(member) as content:
-        while content.read(1 << 20):  # the CRC is checked at the end
-            pass
-    path = archive.zip.filename
     with open(path, "rb") as file:
         file.seek(member.header_offset + 26)  # ZIP: the lengths of the name and the extra field
         file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)

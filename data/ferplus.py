@@ -18,7 +18,6 @@ CLASSES = (*EMOTIONS, "contempt")
 # The columns of the file in the order of CLASSES, and the two that are not an expression.
 COLUMNS = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral", "contempt")
 OTHERS = ("unknown", "NF")
-URL = "https://github.com/microsoft/FERPlus"
 # The majority equals FER2013's label in 68 % of the images, and in 18 % if the order is wrong.
 MIN_AGREEMENT = 0.4
 MIN_COMPARED = 100  # images; fewer could differ by chance
@@ -47,10 +46,9 @@ def with_ferplus_labels(dataset: FaceDataset, path: str | Path) -> FaceDataset:
     compared = is_clear & (dataset.labels != UNLABELED)
     agreement = np.mean((majority == dataset.labels)[compared]) if compared.any() else 1.0
     if agreement < MIN_AGREEMENT and compared.sum() >= MIN_COMPARED:
-        raise DataError(
-            f"{path} agrees with the labels of {dataset.source} in {100 * agreement:.0f} %, so its "
-            "images are in another order; FER+ needs fer2013.csv, not folders or lists"
-        )
+        fault = f"agrees with {dataset.source} in {100 * agreement:.0f} % of the labels only"
+        remedy = "the images are in another order, so give fer2013.csv, not folders or lists"
+        raise DataError(f"{path} {fault}; {remedy}")
     labels, source = np.where(is_clear, majority, UNLABELED), f"{dataset.source}, with FER+ labels"
     return replace(dataset, labels=labels, class_names=CLASSES, votes=votes, source=source)
 
@@ -75,18 +73,13 @@ def _read(path: Path, dataset: FaceDataset) -> np.ndarray:
         if not np.issubdtype(votes.dtype, np.integer) or (votes < 0).any():
             raise ValueError("a number of votes is not a whole number")
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path} cannot be read as FER+ votes ({error}); download fer2013new.csv from {URL}"
-        ) from error
+        remedy = "download fer2013new.csv from https://github.com/microsoft/FERPlus"
+        raise DataError(f"{path} cannot be read as FER+ votes ({error}); {remedy}") from error
     if len(votes) != len(dataset):
-        raise DataError(
-            f"{path} has votes for {len(votes):,} images, but {dataset.source} has "
-            f"{len(dataset):,}; FER+ needs the complete fer2013.csv"
-        )
+        fault = f"has votes for {len(votes):,} images, but {dataset.source} has {len(dataset):,}"
+        raise DataError(f"{path} {fault}; FER+ needs the complete fer2013.csv")
     if (differing := np.flatnonzero(split != dataset.split)).size:
         row = differing[0]
-        raise DataError(
-            f"{path}, row {row + 2}: Usage is {split[row]}, but {dataset.source} has "
-            f"{dataset.split[row]}; FER+ needs fer2013.csv with its own order and Usage"
-        )
+        fault = f"Usage is {split[row]}, but {dataset.source} has {dataset.split[row]}"
+        raise DataError(f"{path}, row {row + 2}: {fault}; FER+ needs fer2013.csv in its own order")
     return votes.astype(np.int64)

@@ -100,10 +100,9 @@ class InMemoryDataset:
     def _to_device(
         self, images: np.ndarray, landmarks: np.ndarray | None, wait: bool = False
     ) -> Samples:
-        points = None
         if landmarks is not None:
-            points = to_device(torch.from_numpy(landmarks), self._device, wait)
-        return images_to_device(images, self._device, wait), points
+            landmarks = to_device(torch.from_numpy(landmarks), self._device, wait)
+        return images_to_device(images, self._device, wait), landmarks
 
 
 def images_to_device(images: np.ndarray, device: torch.device, wait: bool = True) -> Tensor:

@@ -46,7 +46,7 @@ def add_landmarks(
     and the method, so an interrupted run continues with the next block.
 
     Args:
-        dataset: Its images are uint8 [N, H, W] or [N, H, W, 3].
+        dataset: The images. If they have landmarks, nothing is done.
         cache: Folder of the results. One that cannot be written is a warning.
         jobs: Processes; 0 for one per core that this process may use.
         progress: Show a progress bar, and at the end the number of faces found.
@@ -74,19 +74,16 @@ def add_landmarks(
                 results[missing[i]][:] = points
                 can_store = can_store and _store(files[missing[i]], points)
                 done += len(points)
-                bar.set_postfix_str(f"found {100 * _count(landmarks) / done:.1f} %", refresh=False)
+                found = np.isfinite(landmarks[:, 0, 0]).sum()
+                bar.set_postfix_str(f"found {100 * found / done:.1f} %", refresh=False)
                 bar.update(len(points))
         _load_dlib.cache_clear()  # 100 MB
     if progress:
-        found = _count(landmarks)
+        found = np.isfinite(landmarks[:, 0, 0]).sum()
         duration = f"{time.monotonic() - start:.0f} s" if missing else "cached"
         percentage = 100 * found / max(1, n)
         print(f"landmarks: found in {found:,} of {n:,} images ({percentage:.1f} %), {duration}")
     return replace(dataset, landmarks=landmarks)
-
-
-def _count(landmarks: np.ndarray) -> int:
-    return int(np.count_nonzero(~np.isnan(landmarks[:, 0, 0])))
 
 
 def _key(block: np.ndarray, model_digest: str) -> str:

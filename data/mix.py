@@ -1,9 +1,8 @@
 """MixUp and CutMix of a batch, with soft labels.
 
 MixUp (Zhang et al., 2018, arXiv:1710.09412) blends two images; CutMix (Yun et al., 2019,
-arXiv:1905.04899) pastes a square of one into the other. Not torchvision's transforms: those draw
-one ratio per batch, which may give the other image the larger share. The landmarks would then
-belong to the wrong image.
+arXiv:1905.04899) pastes a square of one into the other. torchvision's transforms may give the other
+image the larger share, so that the landmarks would belong to the wrong image.
 """
 
 import torch

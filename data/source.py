@@ -5,7 +5,6 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +85,7 @@ def find_source(data: str = "") -> Source:
     if folder := download():
         with _readable(folder):
             if layout := locate(folder):
-                return Source(layout, str(folder), f"FER2013 from {KAGGLE_URL}, in {folder}")
+                return Source(layout, str(folder), f"FER2013 from Kaggle, in {folder}")
     description = (
         "the synthetic data set, which only shows that everything runs. There is no data set in "
         f"{DATA_DIR}, and none could be downloaded. For FER2013, put fer2013.csv or the unpacked "
@@ -104,16 +103,9 @@ def load_dataset(
 ) -> FaceDataset:
     """Read a data set, or load it from the cache, whose key is the content of its files.
 
-    Args:
-        source: The data set.
-        width: Image width in pixels.
-        channels: 1 for grayscale, 3 for RGB. The images of a CSV are always grayscale.
-        class_names: The classes in the order of the labels; the data set's own if empty.
-        cache: The cache folder.
-
-    Returns:
-        The data set, with a PublicTest split (see `hold_out`), and with landmarks if the layout has
-        any. A DataError names the file and the row.
+    Images are width x width, grayscale for 1 channel (always for a CSV), RGB for 3. The labels are
+    in the order of `class_names`, or if empty in the data set's own. It has a PublicTest split (see
+    `hold_out`), and landmarks if the layout has any. A DataError names the file and the row.
     """
     class_names, layout = tuple(class_names), source.layout
     # The name of the root folder may mean a split, such as test/.
@@ -127,8 +119,11 @@ def load_dataset(
         arrays["class_names"] = np.array(dataset.class_names)
         return {name: array for name, array in arrays.items() if array is not None}
 
+    def is_valid(arrays: Arrays) -> bool:
+        has_names = arrays.keys() - {"landmarks"} == {"images", "labels", "split", "class_names"}
+        return has_names and not validation_errors(_from_arrays(arrays), width)
+
     with _readable(layout.root):
-        is_valid = partial(_is_valid, width=width)
         arrays = cached("dataset", _key(layout, options), read, cache, is_valid)
     origin = "the synthetic data set" if source.is_synthetic else source.data
     return hold_out(replace(_from_arrays(arrays), source=origin))
@@ -165,12 +160,6 @@ def _key(layout: Layout, options: tuple) -> str:
 
 def _from_arrays(arrays: Arrays) -> FaceDataset:
     return FaceDataset(**{**arrays, "class_names": tuple(map(str, arrays["class_names"]))})
-
-
-def _is_valid(arrays: Arrays, width: int) -> bool:
-    """Return whether the arrays of a cache are those of a valid data set."""
-    has_names = arrays.keys() - {"landmarks"} == {"images", "labels", "split", "class_names"}
-    return has_names and not validation_errors(_from_arrays(arrays), width)
 
 
 @contextmanager

@@ -1,8 +1,7 @@
 """Augmentation of whole batches on their device, of pixels and landmarks by one transform.
 
-Landmarks are in normalized coordinates, as the network predicts them and `affine_grid` defines
-them. Not torchvision's transforms: those draw one transform per call, so that a batch would be a
-loop over its images (tools/benchmarks/throughput.py has such a loop).
+Landmarks are in normalized coordinates, as `affine_grid` defines them. Not torchvision's
+transforms: those draw one transform per call, so that a batch would be a loop over its images.
 """
 
 from __future__ import annotations
@@ -139,18 +138,13 @@ def affine(angle: Tensor, scale: Tensor, x: Tensor, y: Tensor, flipped: Tensor) 
 
 def warp(images: Tensor, matrix: Tensor, width: int = 0) -> Tensor:
     """Warp images [N, C, H, W] by affine maps [N, 2, 3] to a width; the border is repeated."""
-    # grid_sample needs the map from new to old coordinates.
-    shape = [*images.shape[:2], width, width] if width else list(images.shape)
-    grid = F.affine_grid(_inverse(matrix), shape, align_corners=False)
-    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
-
-
-def _inverse(matrix: Tensor) -> Tensor:
-    """Return the inverse affine maps [N, 2, 3], in closed form: faster than torch.linalg.inv."""
+    # grid_sample needs the inverse maps. The closed form is faster than torch.linalg.inv.
     (a, b, x), (c, d, y) = matrix.permute(1, 2, 0)
-    determinant = a * d - b * c
     rows = torch.stack((d, -b, b * y - d * x, -c, a, c * x - a * y), 1)
-    return (rows / determinant[:, None]).unflatten(1, (2, 3))
+    inverse = (rows / (a * d - b * c)[:, None]).unflatten(1, (2, 3))
+    shape = [*images.shape[:2], width, width] if width else list(images.shape)
+    grid = F.affine_grid(inverse, shape, align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
 def transform_landmarks(
@@ -166,10 +160,7 @@ def transform_landmarks(
 
 
 def _erase(images: Tensor, augmentation: Augmentation, *draws: Tensor) -> Tensor:
-    """Replace one rectangle of some images by a uniform gray (Zhong et al., AAAI 2020).
-
-    The draws in [0, 1), [N, 1, 1, 1] each, are: chance, area, aspect ratio, center (x, y), gray.
-    """
+    """Replace one rectangle of some images by a uniform gray (Zhong et al., AAAI 2020)."""
     chance, area, aspect, x, y, gray = draws
     height, width = images.shape[2:]
     area = (MIN_ERASED + (MAX_ERASED - MIN_ERASED) * area) * (chance < augmentation.erasing)

@@ -138,7 +138,7 @@ class _RowParser:
     """Parses rows in chunks, and one by one to locate an error."""
 
     def __init__(self, path: Path, header: Header, num_classes: int, default_split: str) -> None:
-        self.path, self.header, self.num_classes = path, header, num_classes
+        self.path, self.header = path, header
         self.label_of_field = {str(label).encode(): label for label in range(num_classes)}
         self.default_split = default_split if "emotion" in header.names else "PrivateTest"
         self.num_pixels: int | None = None  # of the first row
@@ -203,7 +203,7 @@ class _RowParser:
             yield f"{num_pixels} pixels, which is not a square (48 x 48 is 2304)"
         self.num_pixels = num_pixels
         if (emotion := fields.get("emotion", b"0")) not in self.label_of_field:
-            expected = f"expected a whole number from 0 to {self.num_classes - 1}"
+            expected = f"expected a whole number from 0 to {len(self.label_of_field) - 1}"
             is_number = emotion.isdigit()
             hint = (
                 "for other classes, use --class_names" if is_number else "the number of the class"

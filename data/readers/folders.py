@@ -72,7 +72,8 @@ class FolderLayout:
         for split_folder, folders in self.images.items():
             for name, paths in folders.items():
                 labels += [classes.index(class_of[name])] * len(paths)
-                split += [_split_of_file(path) or _split_of_folder(split_folder) for path in paths]
+                prefixes = [path.name.partition("_")[0] for path in paths]  # as PublicTest_17.png
+                split += [p if p in SPLITS else _split_of_folder(split_folder) for p in prefixes]
         images, _ = read_images(self.files(), width, channels)
         labels, split = np.array(labels, np.int64), np.array(split, "U12")
         return FaceDataset(images, labels, split, classes, source=str(self.root))
@@ -122,10 +123,11 @@ class FolderLayout:
             return  # a test set may lack a class
         for split, folders in self.images.items():
             if missing := set(classes) - {class_of[name] for name in folders}:
-                present = [_meaning(name, class_of[name]) for name in folders]
+                meanings = {n: "" if n == class_of[n] else f" for {class_of[n]}" for n in folders}
+                present = ", ".join(f"'{n}'{meaning}" for n, meaning in meanings.items())
                 raise DataError(
                     f"{split} has no folder with images of the class {quoted(sorted(missing))}"
-                    f"{origin} (it has {', '.join(present)}); add the missing images to each of "
+                    f"{origin} (it has {present}); add the missing images to each of "
                     "train/, validation/ and test/, or train with --class_names"
                 )
 
@@ -154,19 +156,9 @@ def _split_of_folder(folder: Path) -> str:
     return split_of_name(folder.name) or "Training"
 
 
-def _split_of_file(path: Path) -> str | None:
-    """Return the split of a file name such as PublicTest_17.png, or None."""
-    prefix, underscore, _ = path.name.partition("_")
-    return prefix if underscore and prefix in SPLITS else None
-
-
 def _class_of_name(name: str) -> str:
     """Return the class of a folder name. macOS decomposes umlauts, so they are normalized."""
     return canonical_class(name) or unicodedata.normalize("NFC", name)
-
-
-def _meaning(name: str, class_name: str) -> str:
-    return f"'{name}'" if name == class_name else f"'{name}' for {class_name}"
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -52,10 +52,8 @@ def read_images(paths: Sequence[Path], width: int, channels: int) -> tuple[np.nd
 def read_image(path: Path, channels: int) -> np.ndarray:
     """Read one image file upright: uint8 [H, W], or [H, W, 3] in RGB for 3 channels.
 
-    Images with 16 bits are reduced to 8, and transparent pixels become gray.
-
-    Raises:
-        DataError: The file is not an image, truncated, or too large.
+    Images with 16 bits are reduced to 8, and transparent pixels become gray. A file that is no
+    image, damaged or too large is a DataError.
     """
     _ignore_pillow_warnings()
     size = ""

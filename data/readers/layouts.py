@@ -38,13 +38,7 @@ class Layout(Protocol):
         """Return all files that the data set depends on; the cache key is their content."""
 
     def read(self, width: int, channels: int, class_names: Sequence[str]) -> FaceDataset:
-        """Return the data set.
-
-        Args:
-            width: Of the images in pixels.
-            channels: 1 for grayscale, 3 for RGB.
-            class_names: The classes in the order of the labels; the data set's own if empty.
-        """
+        """Return width x width images, in RGB for 3 channels; `class_names` may be empty."""
 
 
 @dataclass(frozen=True)

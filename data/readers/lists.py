@@ -26,9 +26,10 @@ class ListLayout:
 
     def files(self) -> list[Path]:
         """Return all files that the data set depends on; a missing image is a DataError."""
-        lists = [self._list(split, kind) for split in self.splits for kind in ("images", "labels")]
+        names = [f"{split}_{kind}.txt" for split in self.splits for kind in ("images", "labels")]
         images = [path for split in self.splits for path in self._images(split)]
-        optional = [*lists, *map(_landmark_file, images)]  # `read` reports missing labels
+        optional = [self.root / name for name in names]  # `read` reports missing labels
+        optional += [path.with_suffix(".txt") for path in images]
         return images + [path for path in optional if path.is_file()]
 
     def read(self, width: int, channels: int, class_names: Sequence[str] = ()) -> FaceDataset:
@@ -42,18 +43,15 @@ class ListLayout:
             split += [SPLIT_OF_LIST[name]] * len(images)
         images, sizes = read_images(paths, width, channels)
         landmarks = np.full((len(paths), LANDMARK_NUM, 2), np.nan, np.float32)
-        for i, path in enumerate(map(_landmark_file, paths)):
-            if path.is_file():
-                landmarks[i] = resize_landmarks(_read_landmarks(path, sizes[i]), sizes[i], width)
+        for i, (path, size) in enumerate(zip(paths, sizes)):
+            if (file := path.with_suffix(".txt")).is_file():
+                landmarks[i] = resize_landmarks(_read_landmarks(file, size), size, width)
         landmarks = None if np.isnan(landmarks).all() else landmarks
         labels, split = np.array(labels, np.int64), np.array(split, "U12")
         return FaceDataset(images, labels, split, class_names, landmarks, source=str(self.root))
 
-    def _list(self, split: str, kind: str) -> Path:
-        return self.root / f"{split}_{kind}.txt"
-
     def _images(self, split: str) -> list[Path]:
-        file = self._list(split, "images")
+        file = self.root / f"{split}_images.txt"
         paths = [self.root / line for line in read_lines(file)]
         for number, path in enumerate(paths, start=1):
             if not path.is_file():
@@ -62,7 +60,7 @@ class ListLayout:
         return paths
 
     def _labels(self, split: str, count: int, num_classes: int) -> list[int]:
-        file = self._list(split, "labels")
+        file = self.root / f"{split}_labels.txt"
         if not file.is_file():
             raise DataError(f"{file} is missing; write the labels there, one integer per line")
         lines = read_lines(file)
@@ -87,7 +85,7 @@ def find_lists(folder: Path) -> ListLayout | None:
 
 
 def read_lines(file: Path, max_bytes: int = MAX_LIST_BYTES) -> list[str]:
-    """Return the lines of a text file that is not empty, stripped, without blank ones at the end."""
+    """Return the lines of a text file, stripped; an empty, binary or large file is a DataError."""
     if (size := file.stat().st_size) > max_bytes:
         raise DataError(f"{file} has {size:,} bytes, the limit is {max_bytes:,}; correct it")
     try:
@@ -97,10 +95,6 @@ def read_lines(file: Path, max_bytes: int = MAX_LIST_BYTES) -> list[str]:
     if not lines:
         raise DataError(f"{file} is empty; write one entry per line, or remove the file")
     return [line.strip() for line in lines]
-
-
-def _landmark_file(image: Path) -> Path:
-    return image.with_suffix(".txt")
 
 
 def _read_landmarks(file: Path, size: np.ndarray) -> np.ndarray:

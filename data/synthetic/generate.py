@@ -17,16 +17,10 @@ from data.synthetic.portrait import Portrait
 def synthetic_dataset(
     training: int = 200, public: int = 40, private: int = 40, seed: int = 0
 ) -> FaceDataset:
-    """Render images uint8 [N, 48, 48] and landmarks of the seven classes, which alternate.
+    """Render numbers of images per class and split, uint8 [N, 48, 48], with their landmarks.
 
     Each image depends on the seed, its split, its class and its number in them, but not on the
     number of images. The same seed gives the same bytes (with the same OpenCV).
-
-    Args:
-        training: Training images per class.
-        public: PublicTest images per class.
-        private: PrivateTest images per class.
-        seed: Random seed.
     """
     counts = enumerate((training, public, private))
     keys = [(s, i, label) for s, n in counts for i in range(n) for label in range(len(EMOTIONS))]

@@ -16,14 +16,10 @@ OUTWARD = np.array([[-1, 1], [1, 1]])  # signs of x and y on the image-left and 
 
 
 class Portrait(Canvas):
-    """A canvas with one face; all lengths are in face units.
+    """A canvas with one face.
 
-    Args:
-        appearance: Of the person.
-        action_units: Strength of each action unit by its number, about 0 to 1.
-        points: [75, 2] in pixels, landmarks and outline of the skull.
-        unit: Pixels per face unit.
-        rng: For everything else: background, light, hand, camera.
+    `action_units` has the strength of each action unit by its number, about 0 to 1. Points [75, 2]
+    are in pixels, in the attribute `points` in face units of `unit` pixels, as all other lengths.
     """
 
     def __init__(
