@@ -62,12 +62,9 @@ class FolderLayout:
         classes, class_of = self._classes(tuple(class_names))
         self._check_classes(classes, class_of, bool(class_names))
         if ignored := self._ignored_files():
-            print(
-                f"warning: {len(ignored)} files are ignored, such as "
-                f"{ignored[0].relative_to(self.root)}; images belong directly into the folder of "
-                "their class, in train/, validation/ or test/",
-                file=sys.stderr,
-            )
+            fault = f"{len(ignored)} files are ignored, such as {ignored[0].relative_to(self.root)}"
+            remedy = "put images directly into the folder of their class, in train/ or test/"
+            print(f"warning: {fault}; {remedy}", file=sys.stderr)
         labels, split = [], []
         for split_folder, folders in self.images.items():
             for name, paths in folders.items():
@@ -115,10 +112,10 @@ class FolderLayout:
         """Raise a DataError if a folder has no class, or in a training set a class no folder."""
         origin = " of the weights or --class_names" if are_given else ""
         if unknown := sorted(name for name, c in class_of.items() if c not in classes):
-            raise DataError(
-                f"{self.root}: the folders {quoted(unknown)} are none of the classes "
-                f"{quoted(classes)}{origin}; remove them, or correct --class_names"
+            fault = (
+                f"the folders {quoted(unknown)} are none of the classes {quoted(classes)}{origin}"
             )
+            raise DataError(f"{self.root}: {fault}; remove them, or correct --class_names")
         if all(_split_of_folder(split) != "Training" for split in self.images):
             return  # a test set may lack a class
         for split, folders in self.images.items():
@@ -127,8 +124,8 @@ class FolderLayout:
                 present = ", ".join(f"'{n}'{meaning}" for n, meaning in meanings.items())
                 raise DataError(
                     f"{split} has no folder with images of the class {quoted(sorted(missing))}"
-                    f"{origin} (it has {present}); add the missing images to each of "
-                    "train/, validation/ and test/, or train with --class_names"
+                    f"{origin} (it has {present}); add them to each split, or train with "
+                    "--class_names"
                 )
 
 
@@ -136,13 +133,11 @@ def find_folders(folder: Path) -> FolderLayout | None:
     """Return the layout whose split or class folders lie directly in a folder, or None."""
     splits = [path for path in list_visible(folder) if split_of_name(path.name) and path.is_dir()]
     splits.sort(key=lambda path: SPLITS.index(split_of_name(path.name)))
-    images = {split: folders for split in splits if (folders := _class_folders(split))}
-    if images:
+    if images := {split: folders for split in splits if (folders := _class_folders(split))}:
         return FolderLayout(folder, images)
     folders = _class_folders(folder)
-    if len(folders) > 1 or any(map(canonical_class, folders)):
-        return FolderLayout(folder, {folder: folders})
-    return None
+    is_layout = len(folders) > 1 or any(map(canonical_class, folders))
+    return FolderLayout(folder, {folder: folders}) if is_layout else None
 
 
 def _class_folders(split: Path) -> dict[str, list[Path]]:

@@ -13,12 +13,11 @@ import numpy as np
 
 from data.dataset import EMOTIONS, FaceDataset, canonical_class, quoted
 from data.readers.images import read_images
-from data.readers.lists import read_lines
+from data.readers.lists import SPLIT_OF_LIST, read_lines
 from utils.errors import DataError
 
 LABEL_FILE = Path("EmoLabel", "list_patition_label.txt")  # sic
 CLASSES = ("surprise", "fear", "disgust", "happy", "sad", "angry", "neutral")  # labels 1 to 7
-SPLIT_OF_PREFIX = {"train": "Training", "test": "PrivateTest"}
 LINE = re.compile(r"((train|test)_[0-9]+)\.jpg\s+([1-7])")
 
 
@@ -59,7 +58,7 @@ class RafDbLayout:
             path = self.root / "Image" / "aligned" / f"{name}_aligned.jpg"
             if not path.is_file():
                 raise DataError(f"{where}: there is no image {path}; unpack aligned.zip there")
-            samples.append((path, int(label), SPLIT_OF_PREFIX[prefix]))
+            samples.append((path, int(label), SPLIT_OF_LIST[prefix]))
         return samples
 
 

@@ -10,7 +10,6 @@ import numpy as np
 from data.dataset import EMOTIONS, LANDMARK_NUM, SPLITS, FaceDataset
 from data.synthetic import anatomy
 from data.synthetic.anatomy import ACTION_UNIT_NUMBERS, EYES, JAW, LOWER, UPPER, Appearance
-from data.synthetic.canvas import WIDTH
 from data.synthetic.portrait import Portrait
 
 
@@ -26,19 +25,15 @@ def synthetic_dataset(
     keys = [(s, i, label) for s, n in counts for i in range(n) for label in range(len(EMOTIONS))]
     rngs = (np.random.default_rng([seed, *key]) for key in keys)
     samples = [render_sample(EMOTIONS[key[2]], rng) for key, rng in zip(keys, rngs)]
-    return FaceDataset(
-        images=np.array([image for image, _ in samples], np.uint8).reshape(-1, WIDTH, WIDTH),
-        labels=np.array([label for _, _, label in keys], np.int64),
-        split=np.array([SPLITS[split] for split, _, _ in keys], "U12"),
-        landmarks=np.array([points for _, points in samples], np.float32).reshape(
-            -1, LANDMARK_NUM, 2
-        ),
-        source="the synthetic data set",
-    )
+    images, landmarks = (np.stack(arrays) for arrays in zip(*samples))
+    labels = np.array([label for _, _, label in keys], np.int64)
+    split = np.array([SPLITS[split] for split, _, _ in keys], "U12")
+    source = "the synthetic data set"
+    return FaceDataset(images, labels, split, landmarks=landmarks, source=source)
 
 
 def render_sample(emotion: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Render one random face: uint8 [48, 48], and its landmarks [68, 2] in pixels."""
+    """Render one random face: uint8 [48, 48], and its landmarks float32 [68, 2] in pixels."""
     shape, appearance = _person(rng)
     strengths = _expression(emotion, rng)
     shape = _shift(shape, anatomy.ACTION_UNIT_SHIFTS, strengths)
@@ -49,7 +44,7 @@ def render_sample(emotion: str, rng: np.random.Generator) -> tuple[np.ndarray, n
     points, unit = _project(shape, rng)
     action_units = dict(zip(ACTION_UNIT_NUMBERS, strengths))
     image = Portrait(appearance, action_units, points, unit, rng).render()
-    return image, points[:LANDMARK_NUM]
+    return image, points[:LANDMARK_NUM].astype(np.float32)
 
 
 def _shift(shape: np.ndarray, shifts: np.ndarray, weights: np.ndarray) -> np.ndarray:
