@@ -25,10 +25,9 @@ import tyro
 from inference.detector import DETECTION_SIZE, MIN_SCORE
 from inference.inputs import find_all_inputs, is_video
 from inference.predictor import FacePredictor
-from inference.records import Records, empty_record
-from inference.results import Results
+from inference.records import Records
+from inference.results import Results, count_of, empty_record
 from inference.runner import VIDEO_DETECTION_SIZE, InferenceRunner
-from inference.summary import count_of
 from utils.cli import parse
 from utils.errors import OptionError, run_main
 from utils.files import printable

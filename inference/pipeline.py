@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -26,12 +26,9 @@ class OrderedExecutor:
         return self
 
     def submit(self, size: int, function: Callable[..., None], *args: object) -> None:
-        """Schedule a call, and wait while the queue is full. Raise the error of an earlier call.
+        """Schedule a call that holds `size` bytes, and wait while the queue is full.
 
-        Args:
-            size: Bytes that the call holds.
-            function: Function to call.
-            args: Its arguments.
+        An error of an earlier call is raised.
         """
         self._pending.append((size, self._pool.submit(function, *args)))
         while len(self._pending) > MAX_PENDING_CALLS or (
@@ -56,7 +53,7 @@ def map_ahead(
 
     Unlike `pool.map` it takes items only as they are needed.
     """
-    pending: deque[Future] = deque()
+    pending = deque()
     for item in items:
         pending.append(pool.submit(function, item))
         if len(pending) > max_pending:
@@ -68,9 +65,7 @@ def map_ahead(
 def predict_batches(
     predictor: FacePredictor, items: Iterable[Item], max_items: int = 64
 ) -> Iterator[tuple[Any, np.ndarray | None, FaceCrops | Exception, list[Face] | None]]:
-    """Add the predicted faces to items, in batches that combine several images.
-
-    While the network predicts one batch, the next one is collected.
+    """Add the predicted faces to items; the next batch is collected during a prediction.
 
     Args:
         predictor: The network.

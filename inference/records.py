@@ -5,57 +5,21 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from io import FileIO, StringIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from inference.predictor import Face
 from utils.errors import RunError
 from utils.files import atomic_write
-
-EDGES = ("left", "top", "right", "bottom")
-COLUMNS = ("file", "annotated", "frame", "time", "face", *EDGES)
-COLUMNS += ("score", "expression", "confidence", "importance")
-
-
-def empty_record(class_names: Sequence[str]) -> dict[str, Any]:
-    """Return a record without values."""
-    return dict.fromkeys(COLUMNS) | {"probabilities": dict.fromkeys(class_names)}
-
-
-def face_record(
-    face: Face, probabilities: np.ndarray, confidence: float, class_names: Sequence[str]
-) -> dict[str, Any]:
-    """Return the record of a face, without its file and frame.
-
-    Args:
-        face: The face.
-        probabilities: [C], its own or smoothed ones.
-        confidence: To record.
-        class_names: C names.
-    """
-    record = dict(zip(EDGES, _round(face.box, 1))) | {
-        "score": None if face.score is None else round(face.score, 3),
-        "expression": class_names[int(probabilities.argmax())],
-        "confidence": round(confidence, 4),
-        "importance": round(face.importance, 4),
-        "probabilities": dict(zip(class_names, _round(probabilities, 4))),
-    }
-    if face.landmarks is not None:
-        record["landmarks"] = _round(face.landmarks, 2)
-    return record
 
 
 class Records:
     """Writes records to predictions.csv and predictions.json.
 
-    In the CSV file landmarks become the columns x0, y0, x1 and so on, and each probability a column
-    named by its class; a class called `left` has the column `probabilities_left`. Both files are
-    complete after each record, so a full disk loses none of the earlier ones.
+    Both files are complete after each record. In the CSV file landmarks have the columns x0, y0,
+    x1 and so on, and a class called `left` has the column `probabilities_left`.
     """
 
     def __init__(self, csv_file: FileIO, json_file: FileIO) -> None:
@@ -75,13 +39,14 @@ class Records:
         Raises:
             RunError: The folder is not writable, or the disk is full.
         """
-        with ExitStack() as stack:
-            paths = [
-                stack.enter_context(atomic_write(folder / f"predictions.{kind}"))
-                for kind in ("csv", "json")
-            ]
+        with (
+            atomic_write(folder / "predictions.csv") as csv_path,
+            atomic_write(folder / "predictions.json") as json_path,
+            open(csv_path, "wb", buffering=0) as csv_file,
+            open(json_path, "wb", buffering=0) as json_file,
+        ):
             with _write_errors():
-                records = cls(*(stack.enter_context(open(p, "wb", buffering=0)) for p in paths))
+                records = cls(csv_file, json_file)
             pending: BaseException | None = None
             try:
                 yield records
@@ -94,11 +59,7 @@ class Records:
             raise pending
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append a record of plain values, lists of numbers and dicts of them.
-
-        Raises:
-            RunError: The disk is full.
-        """
+        """Append a record of plain values, lists and dicts, or raise a RunError."""
         flat = dict(_flatten(record))
         line = _csv_line("" if value is None else value for value in flat.values())
         text = (",\n" if self._count else "\n") + json.dumps(record)
@@ -122,18 +83,20 @@ class _TerminatedFile:
 
     def append(self, content: bytes) -> None:
         """Insert content before the terminator. After an error the file must be truncated."""
-        rest = memoryview(content + self._terminator)
-        self._file.seek(self.size)
-        while rest:
-            rest = rest[self._file.write(rest) :]
+        self._write(content)
         self.size += len(content)
 
     def truncate(self, size: int) -> None:
         """Remove the content after `size` bytes."""
         self.size = size
         self._file.truncate(size)
-        self._file.seek(size)
-        self._file.write(self._terminator)
+        self._write(b"")
+
+    def _write(self, content: bytes) -> None:
+        rest = memoryview(content + self._terminator)
+        self._file.seek(self.size)
+        while rest:
+            rest = rest[self._file.write(rest) :]
 
 
 @contextmanager
@@ -166,7 +129,3 @@ def _flatten(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
                 yield f"y{i}", y
         else:
             yield name, value
-
-
-def _round(values: np.ndarray, digits: int) -> list:
-    return np.round(values.astype(float), digits).tolist()

@@ -6,9 +6,8 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, nullcontext
+from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
 
 import joblib
 import numpy as np
@@ -17,26 +16,17 @@ from tqdm import tqdm
 from data.readers.images import read_image
 from inference.pipeline import OrderedExecutor, map_ahead, predict_batches
 from inference.predictor import Face, FaceCrops, FacePredictor, boxes_and_landmarks
-from inference.results import Results, location, write_annotated
-from inference.summary import MAX_LINES, describe_image, describe_images, describe_video
+from inference.results import Results, count_of, write_annotated
 from inference.tracking import STEP, Tracker
-from inference.video import Camera, Frame, VideoFile, open_video
+from inference.video import Camera, Frame, VideoFile
 from inference.video_writer import VideoWriter
 from inference.visualize import annotate
 from utils.errors import DataError, ProjectError
 from utils.files import printable
 from utils.progress import progress_bar, write
 
+MAX_LINES = 20  # images with a line each; more have one summary
 VIDEO_DETECTION_SIZE = 640  # pixels, the longer side of a video's frames for the detection
-
-
-class _Marks(NamedTuple):
-    """What is drawn on a frame: F boxes, landmarks, smoothed probabilities and track numbers."""
-
-    boxes: np.ndarray
-    landmarks: np.ndarray | None
-    probabilities: list[np.ndarray]
-    numbers: list[int]
 
 
 class InferenceRunner:
@@ -70,8 +60,6 @@ class InferenceRunner:
 
     def predict_images(self, paths: Sequence[Path]) -> None:
         """Predict images, and print a line for each, or a summary of many."""
-        if not paths:
-            return
         results, expressions, num_images = self.results, Counter(), 0
         with closing(self._predicted_images(paths)) as items, OrderedExecutor() as drawing:
             for path, image, crops, faces in items:
@@ -82,56 +70,59 @@ class InferenceRunner:
                 confident = results.select(faces)
                 target = results.new_path(f"{path.stem}_faces.png") if self.draw else None
                 for i, face in enumerate(confident):
-                    results.write(location(path, target) | {"face": i}, face, face.probabilities)
+                    results.write(face, i, path, target)
                 if target:
-                    captions = results.captions([face.probabilities for face in confident])
-                    annotation = target, image, confident, captions
-                    drawing.submit(image.nbytes, write_annotated, *annotation)
+                    drawing.submit(image.nbytes, write_annotated, target, image, confident)
                     results.has_drawn = True
                 if not faces:
                     self.warn(f"{path}: no face found; --cropped predicts the image as one face")
                 elif len(paths) <= MAX_LINES:
-                    predictions = [(face.expression, face.confidence) for face in confident]
-                    write(describe_image(printable(path.name), predictions))
+                    parts = [count_of(len(confident), "face"), *(f.caption for f in confident)]
+                    write(f"{printable(path.name)}: {', '.join(parts)}")
                 expressions.update(face.expression for face in confident)
         if len(paths) > MAX_LINES:
-            write(describe_images(num_images, expressions))
+            parts = [f"{count:,} {expression}" for expression, count in expressions.most_common()]
+            parts = [count_of(expressions.total(), "face"), *parts]
+            write(f"{count_of(num_images, 'image')}: {', '.join(parts)}")
 
     def predict_video(self, source: Path | int) -> None:
         """Predict the frames of a video, track its faces, and plot their expressions."""
         try:
-            video = open_video(source)
-        except ProjectError as error:
+            video = Camera(source) if isinstance(source, int) else VideoFile(source)
+        except DataError as error:
             self.warn(str(error))
             return
-        is_camera = isinstance(source, int)
-        name, label = (f"camera{source}",) * 2 if is_camera else (source.stem, source.name)
+        name = f"camera{source}" if isinstance(source, int) else source.stem
         rate = video.rate / self.every
         tracker = Tracker(self.smooth, max(STEP, 1 / rate))
         target = self.results.new_path(f"{name}_faces.mp4") if self.draw else None
-        writer = VideoWriter(target, rate) if target else None
-        expressions, num_frames, has_faces, faults = Counter(), 0, False, []
+        writer, expressions, num_frames, has_faces, faults = None, Counter(), 0, False, []
         try:
             with (
                 closing(self._predicted_frames(video, name)) as items,
-                closing(writer) if writer else nullcontext(),
                 OrderedExecutor() as drawing,
             ):
                 for frame, image, _, faces in items:
-                    if target and not num_frames and (fault := _open(writer, image)):
-                        faults, target = [fault], None  # the records are written all the same
+                    if target and not writer:
+                        try:
+                            writer = VideoWriter(target, rate, image.shape[1::-1])
+                            self.results.has_drawn = True
+                        except DataError as error:  # the records are written all the same
+                            faults, target = [str(error)], None
                     num_frames, has_faces = num_frames + 1, has_faces or bool(faces)
-                    marks = self._track(tracker, faces, location(source, target, frame), frame.time)
-                    expressions.update(map(self.results.expression, marks.probabilities))
-                    if target:
-                        position = round(frame.time * writer.rate)
-                        annotation = writer, position, image, marks
-                        drawing.submit(image.nbytes, self._draw_frame, *annotation)
-                        self.results.has_drawn = True
+                    tracked = self._track(tracker, self.results.select(faces), frame.time)
+                    for number, face in tracked:
+                        self.results.write(face, number, source, target, frame)
+                    expressions.update(face.expression for _, face in tracked)
+                    if writer:
+                        drawing.submit(image.nbytes, _draw_frame, writer, frame, tracked)
         finally:
+            if writer:
+                writer.close()
             self.results.plot(tracker, name)
-            write(describe_video(printable(label), num_frames, tracker.num_tracks, expressions))
-        faults += [fault for fault in (video.fault, target and writer.fault) if fault]
+            label = name if isinstance(source, int) else printable(source.name)
+            write(f"{label}: {_describe(num_frames, tracker.num_tracks, expressions)}")
+        faults += [fault for fault in (video.fault, writer and writer.fault) if fault]
         if not has_faces and not faults:
             faults.append(f"{source}: no face found in any frame")
         if faults:
@@ -170,9 +161,7 @@ class InferenceRunner:
             return frame, frame.image, self.predictor.detect(frame.image, self.detection_size)
 
         total = -(-video.frame_num // self.every) or None
-        max_waiting = (
-            16 if isinstance(video, VideoFile) else 1
-        )  # a camera has no frames to wait for
+        max_waiting = 1 if isinstance(video, Camera) else 16  # a camera shows each at once
         with (
             closing(video.frames(self.every)) as frames,
             progress_bar(frames, name, total=total, unit="frame") as bar,
@@ -180,27 +169,30 @@ class InferenceRunner:
         ):
             yield from predict_batches(self.predictor, map_ahead(pool, detect, bar), max_waiting)
 
-    def _track(self, tracker: Tracker, faces: Sequence[Face], record: dict, time: float) -> _Marks:
-        """Write the records of a frame's faces, and return what is drawn."""
-        confident = self.results.select(faces)
-        boxes, landmarks = boxes_and_landmarks(confident)
-        tracks = tracker.update(boxes, np.array([face.probabilities for face in confident]), time)
-        for face, track in zip(confident, tracks):
-            self.results.write(record | {"face": track.number}, face, track.probabilities)
-        numbers = [track.number for track in tracks]
-        return _Marks(boxes, landmarks, [track.probabilities for track in tracks], numbers)
-
-    def _draw_frame(
-        self, writer: VideoWriter, position: int, image: np.ndarray, marks: _Marks
-    ) -> None:
-        captions = self.results.captions(marks.probabilities, marks.numbers)
-        writer.write(annotate(image, marks.boxes, marks.landmarks, captions), position)
+    def _track(
+        self, tracker: Tracker, faces: Sequence[Face], time: float
+    ) -> list[tuple[int, Face]]:
+        """Return the track number of each face of a frame, and the face with smoothed values."""
+        boxes, _ = boxes_and_landmarks(faces)
+        tracks = tracker.update(boxes, np.array([face.probabilities for face in faces]), time)
+        smoothed = [track.probabilities for track in tracks]
+        expressions = [self.predictor.class_names[int(values.argmax())] for values in smoothed]
+        return [
+            (track.number, face._replace(expression=expression, probabilities=track.probabilities))
+            for track, face, expression in zip(tracks, faces, expressions)
+        ]
 
 
-def _open(writer: VideoWriter, image: np.ndarray) -> str:
-    """Open a writer for images of this size; return what is wrong, empty if nothing."""
-    try:
-        writer.open(image.shape[1::-1])
-    except DataError as error:
-        return str(error)
-    return ""
+def _draw_frame(writer: VideoWriter, frame: Frame, tracked: Sequence[tuple[int, Face]]) -> None:
+    boxes, landmarks = boxes_and_landmarks([face for _, face in tracked])
+    captions = [f"{number}: {face.caption}" for number, face in tracked]
+    image = annotate(frame.image, boxes, landmarks, captions)
+    writer.write(image, round(frame.time * writer.rate))
+
+
+def _describe(num_frames: int, num_faces: int, expressions: Counter[str]) -> str:
+    """Return such as "240 frames, 2 faces; happy 62 %, neutral 38 % of the time"."""
+    text = f"{count_of(num_frames, 'frame')}, {count_of(num_faces, 'face')}"
+    total, counts = expressions.total(), expressions.most_common()
+    shares = ", ".join(f"{name} {100 * count / total:.0f} %" for name, count in counts)
+    return f"{text}; {shares} of the time" if shares else text

@@ -489,7 +489,7 @@ def test_file_names_that_are_not_utf8(weights, astronaut, tmp_path, capsys):
         Path(os.fsdecode(os.fsencode(tmp_path) + name)) for name in (b"/in", b"/out\xe9")
     )
     folder.mkdir()
-    with closing(VideoWriter(tmp_path / "film.mp4", 10)) as writer:
+    with closing(VideoWriter(tmp_path / "film.mp4", 10, (512, 512))) as writer:
         writer.write(astronaut)
     image = save(tmp_path / "a.png", astronaut)
     for source, name in ((image, b"caf\xe9.png"), (tmp_path / "film.mp4", b"film\xe9.mp4")):
