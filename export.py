@@ -81,8 +81,9 @@ def main() -> None:
         rows = np.linspace(0, len(training) - 1, number).astype(int)
         calibration = pixels_of(training.select(rows), checkpoint.channels)
         small = out.with_suffix(".int8.onnx")
+        quantized = onnx_export.quantize(model, calibration).SerializeToString()
         with atomic_write(small) as partial:
-            partial.write_bytes(onnx_export.quantize(model, calibration).SerializeToString())
+            partial.write_bytes(quantized)
         print(f"{small}: {small.stat().st_size / 1e6:.1f} MB; ", end="")
         has_labels = dataset.class_names == checkpoint.class_names
         print_accuracies(out, small, images if has_labels else None, label)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -109,8 +109,7 @@ class FacePredictor:
                 raise OptionError(f"{name} {value} must be at least {minimum}")
         if not math.isfinite(min_score):
             raise OptionError(f"min_score {min_score} must be a finite number")
-        self._runtime_arguments = model_path, str(gpu_ids), threads
-        self._runtime = load_runtime(*self._runtime_arguments)
+        self._runtime = load_runtime(model_path, str(gpu_ids), threads)
         self.class_names = self._runtime.class_names
         self.cropped, self.detection_size, self.min_score = cropped, detection_size, min_score
         self.batch_size = batch_size
@@ -127,20 +126,6 @@ class FacePredictor:
         if isinstance(images, (list, tuple)):
             return self.predict([self.detect(image) for image in images])
         return self.predict([self.detect(images)])[0]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out the network: another process loads it from its file."""
-        return {name: value for name, value in vars(self).items() if name != "_runtime"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._runtime = load_runtime(*self._runtime_arguments)
-
-    def __copy__(self) -> FacePredictor:
-        """Return a copy that shares the network."""
-        copied = object.__new__(type(self))
-        vars(copied).update(vars(self))
-        return copied
 
     def detect(self, image: np.ndarray, detection_size: int | None = None) -> FaceCrops:
         """Detect and crop the faces of an image. Several threads may call it at once."""
@@ -190,13 +175,6 @@ class FacePredictor:
             importance=float(predictions.importance[row]),
             landmarks=landmarks,
         )
-
-
-def boxes_and_landmarks(faces: Sequence[Face]) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the boxes [F, 4] and the landmarks [F, 68, 2] of faces; None without landmarks."""
-    boxes = np.array([face.box for face in faces]).reshape(-1, 4)
-    landmarks = [face.landmarks for face in faces if face.landmarks is not None]
-    return boxes, np.array(landmarks) if landmarks else None
 
 
 def _check_image(image: np.ndarray) -> None:

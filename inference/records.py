@@ -61,7 +61,7 @@ class Records:
     def write(self, record: Mapping[str, Any]) -> None:
         """Append a record of plain values, lists and dicts, or raise a RunError."""
         flat = dict(_flatten(record))
-        line = _csv_line("" if value is None else value for value in flat.values())
+        line = _csv_line(flat.values())
         text = (",\n" if self._count else "\n") + json.dumps(record)
         sizes = self._csv.size, self._json.size
         with _write_errors():

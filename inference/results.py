@@ -10,7 +10,7 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 
-from inference.predictor import Face, boxes_and_landmarks
+from inference.predictor import Face
 from inference.records import Records
 from inference.tracking import Tracker
 from inference.video import Frame
@@ -130,11 +130,6 @@ class Results:
         return face.importance if self._uses_importance else face.confidence
 
 
-def numbered(captions: Sequence[str], first: int = 0) -> list[str]:
-    """Return captions with the number of each face, if there are several."""
-    return [f"{i}: {c}" for i, c in enumerate(captions, first)] if len(captions) > 1 else captions
-
-
 def count_of(number: int, noun: str) -> str:
     """Return such as "1 face" or "1,204 faces"."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
@@ -142,8 +137,7 @@ def count_of(number: int, noun: str) -> str:
 
 def write_annotated(path: Path, image: np.ndarray, faces: Sequence[Face]) -> None:
     """Write an annotated image as PNG; raise a RunError if the disk is full."""
-    captions = numbered([face.caption for face in faces])
-    annotated = annotate_resized(image, *boxes_and_landmarks(faces), captions, ANNOTATED_SIDES)
+    annotated = annotate_resized(image, faces, ANNOTATED_SIDES)
     _, content = cv2.imencode(".png", cv2.cvtColor(annotated, cv2.COLOR_RGB2BGR))
     try:
         path.write_bytes(content)

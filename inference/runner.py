@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-import joblib
-import numpy as np
 from tqdm import tqdm
 
 from data.readers.images import read_image
-from inference.pipeline import OrderedExecutor, map_ahead, predict_batches
-from inference.predictor import Face, FaceCrops, FacePredictor, boxes_and_landmarks
+from inference.pipeline import Item, OrderedExecutor, predict_all
+from inference.predictor import Face, FacePredictor
 from inference.results import Results, count_of, write_annotated
 from inference.tracking import STEP, Tracker
 from inference.video import Camera, Frame, VideoFile
@@ -61,8 +58,12 @@ class InferenceRunner:
     def predict_images(self, paths: Sequence[Path]) -> None:
         """Predict images, and print a line for each, or a summary of many."""
         results, expressions, num_images = self.results, Counter(), 0
-        with closing(self._predicted_images(paths)) as items, OrderedExecutor() as drawing:
-            for path, image, crops, faces in items:
+        with (
+            progress_bar(paths, "images", unit="image") as bar,
+            closing(predict_all(self.predictor, self._detect_in_file, bar)) as predictions,
+            OrderedExecutor() as drawing,
+        ):
+            for path, image, crops, faces in predictions:
                 if faces is None:
                     self.warn(str(crops))
                     continue
@@ -87,19 +88,25 @@ class InferenceRunner:
 
     def predict_video(self, source: Path | int) -> None:
         """Predict the frames of a video, track its faces, and plot their expressions."""
+        is_camera = isinstance(source, int)
         try:
-            video = Camera(source) if isinstance(source, int) else VideoFile(source)
+            video = Camera(source) if is_camera else VideoFile(source)
         except DataError as error:
             self.warn(str(error))
             return
-        name = f"camera{source}" if isinstance(source, int) else source.stem
-        rate = video.rate / self.every
+        name, rate = f"camera{source}" if is_camera else source.stem, video.rate / self.every
         tracker = Tracker(self.smooth, max(STEP, 1 / rate))
         target = self.results.new_path(f"{name}_faces.mp4") if self.draw else None
+        total = -(-video.frame_num // self.every) or None
+        max_waiting = 1 if is_camera else 16  # a camera's frames do not wait for others
         writer, expressions, num_frames, has_faces, faults = None, Counter(), 0, False, []
         try:
             with (
-                closing(self._predicted_frames(video, name)) as items,
+                closing(video.frames(self.every)) as frames,
+                progress_bar(frames, name, total=total, unit="frame") as bar,
+                closing(
+                    predict_all(self.predictor, self._detect_in_frame, bar, max_waiting)
+                ) as items,
                 OrderedExecutor() as drawing,
             ):
                 for frame, image, _, faces in items:
@@ -120,7 +127,7 @@ class InferenceRunner:
             if writer:
                 writer.close()
             self.results.plot(tracker, name)
-            label = name if isinstance(source, int) else printable(source.name)
+            label = name if is_camera else printable(source.name)
             write(f"{label}: {_describe(num_frames, tracker.num_tracks, expressions)}")
         faults += [fault for fault in (video.fault, writer and writer.fault) if fault]
         if not has_faces and not faults:
@@ -137,56 +144,32 @@ class InferenceRunner:
         else:
             print(text, file=sys.stderr, flush=True)
 
-    def _predicted_images(self, paths: Sequence[Path]) -> Iterator[tuple]:
-        """Yield path, image, crops or error, and faces of each image."""
+    def _detect_in_file(self, path: Path) -> Item:
+        try:
+            image = read_image(path, 3)
+            return path, image, self.predictor.detect(image)
+        except ProjectError as error:
+            return path, None, error
 
-        def detect(path: Path) -> tuple[Path, np.ndarray | None, FaceCrops | ProjectError]:
-            try:
-                image = read_image(path, 3)
-                return path, image, self.predictor.detect(image)
-            except ProjectError as error:
-                return path, None, error
-
-        # More threads than cores would slow down the network.
-        with (
-            progress_bar(paths, "images", unit="image") as bar,
-            ThreadPoolExecutor(joblib.cpu_count()) as pool,
-        ):
-            yield from predict_batches(self.predictor, map_ahead(pool, detect, bar))
-
-    def _predicted_frames(self, video: VideoFile | Camera, name: str) -> Iterator[tuple]:
-        """Yield frame, image, crops and faces of each frame."""
-
-        def detect(frame: Frame) -> tuple[Frame, np.ndarray, FaceCrops]:
-            return frame, frame.image, self.predictor.detect(frame.image, self.detection_size)
-
-        total = -(-video.frame_num // self.every) or None
-        max_waiting = 1 if isinstance(video, Camera) else 16  # a camera shows each at once
-        with (
-            closing(video.frames(self.every)) as frames,
-            progress_bar(frames, name, total=total, unit="frame") as bar,
-            ThreadPoolExecutor(joblib.cpu_count()) as pool,
-        ):
-            yield from predict_batches(self.predictor, map_ahead(pool, detect, bar), max_waiting)
+    def _detect_in_frame(self, frame: Frame) -> Item:
+        return frame, frame.image, self.predictor.detect(frame.image, self.detection_size)
 
     def _track(
         self, tracker: Tracker, faces: Sequence[Face], time: float
     ) -> list[tuple[int, Face]]:
         """Return the track number of each face of a frame, and the face with smoothed values."""
-        boxes, _ = boxes_and_landmarks(faces)
-        tracks = tracker.update(boxes, np.array([face.probabilities for face in faces]), time)
-        smoothed = [track.probabilities for track in tracks]
-        expressions = [self.predictor.class_names[int(values.argmax())] for values in smoothed]
-        return [
-            (track.number, face._replace(expression=expression, probabilities=track.probabilities))
-            for track, face, expression in zip(tracks, faces, expressions)
-        ]
+        boxes, probabilities = [f.box for f in faces], [f.probabilities for f in faces]
+        tracked = []
+        for face, track in zip(faces, tracker.update(boxes, probabilities, time)):
+            expression = self.predictor.class_names[int(track.probabilities.argmax())]
+            smoothed = face._replace(expression=expression, probabilities=track.probabilities)
+            tracked.append((track.number, smoothed))
+        return tracked
 
 
 def _draw_frame(writer: VideoWriter, frame: Frame, tracked: Sequence[tuple[int, Face]]) -> None:
-    boxes, landmarks = boxes_and_landmarks([face for _, face in tracked])
     captions = [f"{number}: {face.caption}" for number, face in tracked]
-    image = annotate(frame.image, boxes, landmarks, captions)
+    image = annotate(frame.image, [face for _, face in tracked], captions)
     writer.write(image, round(frame.time * writer.rate))
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 
@@ -15,14 +16,23 @@ OUTPUT_NAMES = ("probabilities", "importance", "landmarks")  # of an ONNX model
 METADATA_KEY = "fer"  # of an ONNX model: a JSON object with classes, image width and channels
 
 
-class Runtime(Protocol):
+class Runtime(ABC):
     """Predicts cropped faces: uint8 [N, C, W, W] with C = `channels` and W = `image_width`."""
 
     class_names: tuple[str, ...]
     image_width: int
     channels: int
 
-    def __call__(self, faces: np.ndarray) -> Predictions: ...
+    def __init__(self, *arguments: Any) -> None:
+        self._arguments = arguments
+
+    def __reduce__(self) -> tuple:
+        """Pickle the arguments only: another process loads the network from its file."""
+        return type(self), self._arguments
+
+    @abstractmethod
+    def __call__(self, faces: np.ndarray) -> Predictions:
+        """Return the predictions of N faces."""
 
 
 def load_runtime(path: str | Path, gpu_ids: str = "", threads: int = 0) -> Runtime:
@@ -41,7 +51,7 @@ def load_runtime(path: str | Path, gpu_ids: str = "", threads: int = 0) -> Runti
     return TorchRuntime(path, gpu_ids, threads)
 
 
-class TorchRuntime:
+class TorchRuntime(Runtime):
     """Runs a best.pth of this project, or the original method's weights."""
 
     def __init__(self, path: str | Path, gpu_ids: str = "", threads: int = 0) -> None:
@@ -51,6 +61,7 @@ class TorchRuntime:
         from models.predict import predict  # noqa: PLC0415
         from utils.devices import pick_device, set_threads  # noqa: PLC0415
 
+        super().__init__(path, gpu_ids, threads)
         set_threads(threads)
         self._torch, self._predict, self._device = torch, predict, pick_device(gpu_ids)
         checkpoint = load_checkpoint(path)
@@ -63,7 +74,7 @@ class TorchRuntime:
         return self._predict(self._network, pixels, progress=False)
 
 
-class OnnxRuntime:
+class OnnxRuntime(Runtime):
     """Runs an .onnx file of export.py on the CPU."""
 
     def __init__(self, path: str | Path, threads: int = 0) -> None:
@@ -75,6 +86,7 @@ class OnnxRuntime:
             ) from error
         if not Path(path).is_file():
             raise WeightsError(f"{path}: no such model; write it with export.py --out {path}")
+        super().__init__(path, threads)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -56,12 +57,14 @@ class Tracker:
         self.num_tracks = 0
         self.tracks: list[Track] = []
 
-    def update(self, boxes: np.ndarray, probabilities: np.ndarray, time: float) -> list[Track]:
+    def update(
+        self, boxes: Sequence[np.ndarray], probabilities: Sequence[np.ndarray], time: float
+    ) -> list[Track]:
         """Return the track of each face of a frame.
 
         Args:
-            boxes: [F, 4] in pixels.
-            probabilities: [F, C].
+            boxes: F boxes [4] in pixels.
+            probabilities: F rows [C].
             time: Time of the frame in seconds.
         """
         before_last, last = self._last_times
@@ -82,7 +85,7 @@ class Tracker:
         ranked = sorted(self.tracks, key=lambda track: -len(track.history))
         return sorted(ranked[:n], key=lambda track: track.number)
 
-    def _assign(self, boxes: np.ndarray) -> dict[int, Track]:
+    def _assign(self, boxes: Sequence[np.ndarray]) -> dict[int, Track]:
         """Return the active track of each box that has one: pairs of greatest overlap first."""
         ious = np.array([[box_iou(box, track.box) for track in self._active] for box in boxes])
         assigned: dict[int, Track] = {}

@@ -158,7 +158,9 @@ class Camera:
         getattr(cv2.utils, "logging", cv2).setLogLevel(0)  # the error below says it
         self._capture = cv2.VideoCapture(number)
         if not self._capture.isOpened():
-            raise DataError(f"camera {number} cannot be opened; connect it, and close other users")
+            raise DataError(
+                f"camera {number} cannot be opened; connect it, or close other programs"
+            )
         rate = self._capture.get(cv2.CAP_PROP_FPS)
         self.rate = rate if 0 < rate < 1000 else DEFAULT_RATE
 

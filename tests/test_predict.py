@@ -253,8 +253,8 @@ def test_captions_stay_in_the_image_and_off_the_face():
         (-30, 110, (110, 160)),  # below it
         (-30, 250, (175, 200)),  # within it, smaller
     ):
-        box = np.array([[100, top, 240, bottom]])
-        drawn = annotate(plain, box, None, ["surprise"])
+        face = Face(np.array([100, top, 240, bottom]), None, "surprise", np.ones(1), 1.0, None)
+        drawn = annotate(plain, [face], [face.expression])
         (rows,) = (drawn > 180).all(2).any(1).nonzero()  # OpenCV 4 has thinner letters
         assert first <= rows.min() < rows.max() < last
         (filled,) = ((drawn == BLUE).all(2).sum(1) > 30).nonzero()
