@@ -45,11 +45,7 @@ CARDS = Path(__file__).with_name("demo_cards.html")
 
 
 class UploadHandler:
-    """Predicts an uploaded image, and returns what the page shows.
-
-    Args:
-        predictor: A predictor that detects faces.
-    """
+    """Predicts an uploaded image, and returns what the page shows."""
 
     def __init__(self, predictor: FacePredictor) -> None:
         self.class_names = predictor.class_names

@@ -11,9 +11,8 @@ import numpy as np
 from data.dataset import resize_image
 from utils.errors import DataError
 
-# The crop is a square: its side as a multiple of the box's side, and the distance of its center
-# above the box's center in box sides. Much smaller or larger crops lower the accuracy
-# (python -m tools.benchmarks.margin).
+# Side of the square crop, and distance of its center above the box's center, in box sides. Much
+# smaller or larger crops lower the accuracy (python -m tools.benchmarks.margin).
 MARGIN, LIFT = 1.2, 0.07
 MIN_FACE_SIZE = 80  # pixels; dlib finds no smaller face
 MAX_ENLARGED_SIDE = 4000  # pixels, the longer side of a small image after it is enlarged
@@ -24,15 +23,10 @@ _thread_local = threading.local()
 
 
 class Detections(NamedTuple):
-    """F detected faces of one image.
+    """F detected faces of one image, the largest face first."""
 
-    Attributes:
-        boxes: float32 [F, 4], (left, top, right, bottom) edges in pixels, the largest face first.
-        scores: float32 [F], dlib's scores; mostly 1 to 2 for a clear face.
-    """
-
-    boxes: np.ndarray
-    scores: np.ndarray
+    boxes: np.ndarray  # float32 [F, 4], (left, top, right, bottom) edges in pixels
+    scores: np.ndarray  # float32 [F], mostly 1 to 2 for a clear face
 
 
 def detect_faces(
@@ -44,10 +38,7 @@ def detect_faces(
         image: uint8 [H, W] or [H, W, 3] in RGB.
         detection_size: Longer side in pixels to which the image is resized, up to twice its own
             size (more if it is smaller than 80 pixels). Faces must be 80 pixels wide there.
-        min_score: Minimum score of a face. A clear face has 1 to 2.
-
-    Raises:
-        DataError: dlib is not installed.
+        min_score: Minimum score of a face.
     """
     gray = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     shorter, longer = sorted(gray.shape)
@@ -66,14 +57,9 @@ def detect_faces(
 
 
 def expand_boxes(boxes: np.ndarray, margin: float = MARGIN) -> np.ndarray:
-    """Return square crop boxes that frame faces as the images of FER2013 do.
+    """Return square crop boxes, int [F, 4], that frame faces as the images of FER2013 do.
 
-    Args:
-        boxes: [F, 4], detected boxes in pixels.
-        margin: Side of a crop as a multiple of the box's side.
-
-    Returns:
-        int [F, 4], (left, top, right, bottom); they may extend beyond the image.
+    They may extend beyond the image. Their side is `margin` times that of the detected box.
     """
     side = boxes[:, 2] - boxes[:, 0]
     x, y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2 - LIFT * side

@@ -25,23 +25,14 @@ from utils.run_folder import PHOTO_WEIGHTS
 
 
 class Face(NamedTuple):
-    """One face of an image.
+    """One face of an image."""
 
-    Attributes:
-        box: float32 [4], (left, top, right, bottom) edges in pixels of the image.
-        score: The detector's score, 0 at its threshold; None for an image that is one face.
-        expression: The most probable class.
-        probabilities: float32 [C], in the order of `FacePredictor.class_names`.
-        importance: SCN's importance, 0 to 1, by which the logits are multiplied.
-        landmarks: float32 [68, 2] in pixels of the image, iBUG order; or None.
-    """
-
-    box: np.ndarray
-    score: float | None
-    expression: str
-    probabilities: np.ndarray
-    importance: float
-    landmarks: np.ndarray | None
+    box: np.ndarray  # float32 [4], (left, top, right, bottom) edges in pixels of the image
+    score: float | None  # the detector's; None for an image that is one face
+    expression: str  # the most probable class
+    probabilities: np.ndarray  # float32 [C], in the order of FacePredictor.class_names
+    importance: float  # SCN's, 0 to 1, by which the logits are multiplied
+    landmarks: np.ndarray | None  # float32 [68, 2] in pixels of the image, iBUG order
 
     @property
     def confidence(self) -> float:
@@ -55,19 +46,12 @@ class Face(NamedTuple):
 
 
 class FaceCrops(NamedTuple):
-    """The faces of one image, cropped for the network.
+    """The F faces of one image, cropped for the network."""
 
-    Attributes:
-        boxes: float32 [F, 4], as in Face.
-        scores: float32 [F], or None.
-        crop_boxes: float32 [F, 4], the region of the image that each crop shows.
-        pixels: uint8 [F, C, W, W].
-    """
-
-    boxes: np.ndarray
-    scores: np.ndarray | None
-    crop_boxes: np.ndarray
-    pixels: np.ndarray
+    boxes: np.ndarray  # float32 [F, 4], as in Face
+    scores: np.ndarray | None  # float32 [F]
+    crop_boxes: np.ndarray  # float32 [F, 4], the region of each crop in the image
+    pixels: np.ndarray  # uint8 [F, C, W, W]
 
 
 class FacePredictor:

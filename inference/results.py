@@ -74,11 +74,11 @@ class Results:
         target: Path | None,
         frame: Frame | None = None,
     ) -> None:
-        """Write the record of a face.
+        """Write the record of a face, whose number is that of its track in a video.
 
         Args:
             face: The face.
-            number: Its number in the image, or its track in the video.
+            number: Its number.
             source: File or number of a camera.
             target: Annotated file.
             frame: Frame of a video.

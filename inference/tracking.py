@@ -18,19 +18,14 @@ MIN_IOU = 0.3  # of the boxes of one face in two frames
 class Track:
     """One face of a video.
 
-    Attributes:
-        number: Counted from 0.
-        box: Last box, [4].
-        time: Time of that box in seconds.
-        probabilities: Smoothed probabilities, [C].
-        history: Number of frames and sum of the probabilities in each step with the face. This is
-            enough for a plot and takes little memory.
+    The history has number of frames and sum of the probabilities for each step with the face. This
+    is enough for a plot and takes little memory.
     """
 
-    number: int
-    box: np.ndarray
-    time: float
-    probabilities: np.ndarray
+    number: int  # counted from 0
+    box: np.ndarray  # the last box, [4]
+    time: float  # of that box in seconds
+    probabilities: np.ndarray  # smoothed, [C]
     history: dict[int, tuple[int, np.ndarray]] = field(default_factory=dict)
 
 
@@ -41,8 +36,7 @@ class Tracker:
     one, however low the frame rate is.
 
     Args:
-        smooth: Time constant in seconds of the exponential average of the probabilities; 0 turns
-            smoothing off.
+        smooth: Time constant in seconds of the average of the probabilities; 0 is none.
         step: Seconds per step of a track's history.
 
     Attributes:
@@ -60,12 +54,9 @@ class Tracker:
     def update(
         self, boxes: Sequence[np.ndarray], probabilities: Sequence[np.ndarray], time: float
     ) -> list[Track]:
-        """Return the track of each face of a frame.
+        """Return the track of each of F faces at a time in seconds.
 
-        Args:
-            boxes: F boxes [4] in pixels.
-            probabilities: F rows [C].
-            time: Time of the frame in seconds.
+        `boxes` are [F, 4] in pixels, `probabilities` are [F, C].
         """
         before_last, last = self._last_times
         oldest = min(time - MAX_GAP, before_last)

@@ -21,17 +21,11 @@ MAX_PAUSE = 60.0  # seconds between two frames, or the file's duration; beyond i
 
 
 class Frame(NamedTuple):
-    """One frame.
+    """One frame of a video."""
 
-    Attributes:
-        number: Counted from 0.
-        time: Seconds since the first frame.
-        image: uint8 [H, W, 3] in RGB.
-    """
-
-    number: int
-    time: float
-    image: np.ndarray
+    number: int  # counted from 0
+    time: float  # seconds since the first frame
+    image: np.ndarray  # uint8 [H, W, 3] in RGB
 
 
 class VideoFile:
@@ -39,9 +33,6 @@ class VideoFile:
 
     PyAV reads an open file, whose name is neither a pattern nor a protocol and need not be UTF-8. A
     playlist cannot open other files or addresses.
-
-    Args:
-        path: Path of the file.
 
     Attributes:
         rate: Frames per second.
@@ -137,22 +128,14 @@ class Camera:
     """A camera, read with OpenCV.
 
     A camera drops frames that are not read in time, and has a lower rate in the dark. So times are
-    those of the clock, and numbers what they would be at `rate`.
-
-    Args:
-        number: Counted from 0.
-
-    Attributes:
-        rate: Frames per second.
-        frame_num: 0, as the number is unknown.
-        fault: Empty.
+    those of the clock, and numbers what they would be at `rate`. The attributes are those of a
+    VideoFile.
 
     Raises:
         DataError: The camera cannot be opened.
     """
 
-    frame_num = 0
-    fault = ""
+    frame_num, fault = 0, ""
 
     def __init__(self, number: int) -> None:
         getattr(cv2.utils, "logging", cv2).setLogLevel(0)  # the error below says it

@@ -65,11 +65,9 @@ class VideoWriter:
             ) from error
 
     def write(self, image: np.ndarray, position: int = 0) -> None:
-        """Append a frame; after an error, such as a full disk, `fault` is set and it is ignored.
+        """Append a frame, and repeat it if the file has fewer than `position` frames yet.
 
-        Args:
-            image: uint8 [H, W, 3] in RGB.
-            position: Its number in the file. If there are fewer frames yet, it is repeated.
+        After an error, such as a full disk, `fault` is set and frames are ignored.
         """
         with self._lock, self._faults():
             if self._is_closed or self.fault:  # after Ctrl-C a last frame may still be drawn
