@@ -107,10 +107,7 @@ def write_examples(folder: Path) -> list[str]:
 
 
 def build_page(handler: UploadHandler, examples: Sequence[str]) -> gr.Blocks:
-    """Build the page, with paths of cropped faces as examples.
-
-    `handler` is called when the image or the box changes.
-    """
+    """Build the page, with paths of cropped faces as examples."""
     import gradio as gr  # noqa: PLC0415  (demo.py sets its environment first)
 
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:

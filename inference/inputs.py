@@ -31,11 +31,10 @@ def find_all_inputs(paths: Sequence[str]) -> list[Path | int]:
     Raises:
         DataError: A path does not exist, or there is no input.
     """
-    unique: dict[str | int, Path | int] = {}
-    for path in paths:
-        for source in _find_inputs(path, is_only_path=len(paths) == 1):
-            key = source if isinstance(source, int) else os.path.realpath(source)
-            unique.setdefault(key, source)
+    unique = {}
+    for source in (s for path in paths for s in _find_inputs(path, is_only_path=len(paths) == 1)):
+        key = source if isinstance(source, int) else os.path.realpath(source)
+        unique.setdefault(key, source)
     if not unique:
         raise DataError(
             "these folders have results of earlier runs, which are left out. To predict such "
@@ -66,8 +65,7 @@ def _find_inputs(path: str, is_only_path: bool) -> list[Path | int]:
     if not exists and re.fullmatch("[0-9]{1,4}", path):
         return [int(path)]
     matches = [file] if exists else map(Path, glob.glob(str(file), recursive=True))
-    matches = sorted(matches, key=_natural_order)
-    if not matches:
+    if not (matches := sorted(matches, key=_natural_order)):
         raise DataError(f"{path}: no such file or folder, and no file matches it as a pattern")
     files = [found for match in matches for found in _files_in(match, exists and is_only_path)]
     if not exists:  # a pattern may match the files of an earlier run

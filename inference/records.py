@@ -16,10 +16,10 @@ from utils.files import atomic_write
 
 
 class Records:
-    """Writes records to predictions.csv and predictions.json.
+    """Writes records to predictions.csv and predictions.json, which are complete after each one.
 
-    Both files are complete after each record. In the CSV file landmarks have the columns x0, y0,
-    x1 and so on, and a class called `left` has the column `probabilities_left`.
+    In the CSV file landmarks have the columns x0, y0, x1 and so on, and a class called `left` has
+    the column `probabilities_left`.
     """
 
     def __init__(self, csv_file: FileIO, json_file: FileIO) -> None:
@@ -32,12 +32,8 @@ class Records:
     def open(cls, folder: Path, template: Mapping[str, Any]) -> Iterator[Records]:
         """Open both files. They get their names when the block ends, even by an error or Ctrl-C.
 
-        Args:
-            folder: Folder of the files.
-            template: A record with the columns of a CSV file without records.
-
-        Raises:
-            RunError: The folder is not writable, or the disk is full.
+        `template` is a record with the columns of a CSV file without records. A RunError is raised
+        if the folder is not writable, or the disk is full.
         """
         with (
             atomic_write(folder / "predictions.csv") as csv_path,
@@ -83,20 +79,18 @@ class _TerminatedFile:
 
     def append(self, content: bytes) -> None:
         """Insert content before the terminator. After an error the file must be truncated."""
-        self._write(content)
+        rest = memoryview(content + self._terminator)
+        self._file.seek(self.size)
+        while rest:
+            rest = rest[self._file.write(rest) :]
         self.size += len(content)
 
     def truncate(self, size: int) -> None:
         """Remove the content after `size` bytes."""
         self.size = size
         self._file.truncate(size)
-        self._write(b"")
-
-    def _write(self, content: bytes) -> None:
-        rest = memoryview(content + self._terminator)
-        self._file.seek(self.size)
-        while rest:
-            rest = rest[self._file.write(rest) :]
+        self._file.seek(size)
+        self._file.write(self._terminator)
 
 
 @contextmanager

@@ -37,11 +37,8 @@ class Results:
     """Writes results to a run folder.
 
     Args:
-        run: The folder.
         records: Open records in that folder.
-        class_names: Names of the probabilities.
-        confidence: Confidence of a prediction: the probability of its expression, or SCN's
-            importance.
+        confidence: The probability of the expression, or SCN's importance.
         min_confidence: Minimum confidence of the faces that are written.
 
     Attributes:
@@ -74,14 +71,9 @@ class Results:
         target: Path | None,
         frame: Frame | None = None,
     ) -> None:
-        """Write the record of a face, whose number is that of its track in a video.
+        """Write the record of a face in a file, or in a frame of a video or camera.
 
-        Args:
-            face: The face.
-            number: Its number.
-            source: File or number of a camera.
-            target: Annotated file.
-            frame: Frame of a video.
+        In a video the number is that of the track. `target` is the annotated file.
         """
         self.num_faces += 1
         record = {
@@ -116,10 +108,9 @@ class Results:
 
     def new_path(self, name: str) -> Path:
         """Return an unused path for a file: two folders may have images of the same name."""
-        stem, suffix = os.fsencode(Path(name).stem), Path(name).suffix
-        stem = (
-            stem[-MAX_NAME:].decode("utf-8", "ignore") if len(stem) > MAX_NAME else Path(name).stem
-        )
+        stem, suffix = Path(name).stem, Path(name).suffix
+        while len(os.fsencode(stem)) > MAX_NAME:
+            stem = stem[1:]
         path, i = self._run / f"{stem}{suffix}", 2
         while str(path).casefold() in self._used:
             path, i = self._run / f"{stem}_{i}{suffix}", i + 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -30,8 +30,6 @@ class InferenceRunner:
     """Predicts images and videos, and prints and writes the results.
 
     Args:
-        predictor: The detector and the network.
-        results: What is written where.
         draw: Write annotated images and videos.
         every: Predict every so many frames of a video.
         smooth: Time constant in seconds of the average over a video's frames; 0 is none.
@@ -60,7 +58,7 @@ class InferenceRunner:
         results, expressions, num_images = self.results, Counter(), 0
         with (
             progress_bar(paths, "images", unit="image") as bar,
-            closing(predict_all(self.predictor, self._detect_in_file, bar)) as predictions,
+            closing(predict_all(self.predictor, self._detect_file, bar)) as predictions,
             OrderedExecutor() as drawing,
         ):
             for path, image, crops, faces in predictions:
@@ -104,9 +102,7 @@ class InferenceRunner:
             with (
                 closing(video.frames(self.every)) as frames,
                 progress_bar(frames, name, total=total, unit="frame") as bar,
-                closing(
-                    predict_all(self.predictor, self._detect_in_frame, bar, max_waiting)
-                ) as items,
+                closing(predict_all(self.predictor, self._detect_frame, bar, max_waiting)) as items,
                 OrderedExecutor() as drawing,
             ):
                 for frame, image, _, faces in items:
@@ -118,9 +114,9 @@ class InferenceRunner:
                             faults, target = [str(error)], None
                     num_frames, has_faces = num_frames + 1, has_faces or bool(faces)
                     tracked = self._track(tracker, self.results.select(faces), frame.time)
-                    for number, face in tracked:
+                    for number, face in tracked.items():
                         self.results.write(face, number, source, target, frame)
-                    expressions.update(face.expression for _, face in tracked)
+                    expressions.update(face.expression for face in tracked.values())
                     if writer:
                         drawing.submit(image.nbytes, _draw_frame, writer, frame, tracked)
         finally:
@@ -144,32 +140,30 @@ class InferenceRunner:
         else:
             print(text, file=sys.stderr, flush=True)
 
-    def _detect_in_file(self, path: Path) -> Item:
+    def _detect_file(self, path: Path) -> Item:
         try:
             image = read_image(path, 3)
             return path, image, self.predictor.detect(image)
         except ProjectError as error:
             return path, None, error
 
-    def _detect_in_frame(self, frame: Frame) -> Item:
+    def _detect_frame(self, frame: Frame) -> Item:
         return frame, frame.image, self.predictor.detect(frame.image, self.detection_size)
 
-    def _track(
-        self, tracker: Tracker, faces: Sequence[Face], time: float
-    ) -> list[tuple[int, Face]]:
-        """Return the track number of each face of a frame, and the face with smoothed values."""
+    def _track(self, tracker: Tracker, faces: Sequence[Face], time: float) -> dict[int, Face]:
+        """Return the faces of a frame with smoothed probabilities, by track number."""
         boxes, probabilities = [f.box for f in faces], [f.probabilities for f in faces]
-        tracked = []
+        tracked = {}
         for face, track in zip(faces, tracker.update(boxes, probabilities, time)):
-            expression = self.predictor.class_names[int(track.probabilities.argmax())]
-            smoothed = face._replace(expression=expression, probabilities=track.probabilities)
-            tracked.append((track.number, smoothed))
+            values = track.probabilities
+            expression = self.predictor.class_names[int(values.argmax())]
+            tracked[track.number] = face._replace(expression=expression, probabilities=values)
         return tracked
 
 
-def _draw_frame(writer: VideoWriter, frame: Frame, tracked: Sequence[tuple[int, Face]]) -> None:
-    captions = [f"{number}: {face.caption}" for number, face in tracked]
-    image = annotate(frame.image, [face for _, face in tracked], captions)
+def _draw_frame(writer: VideoWriter, frame: Frame, tracked: Mapping[int, Face]) -> None:
+    captions = [f"{number}: {face.caption}" for number, face in tracked.items()]
+    image = annotate(frame.image, tracked.values(), captions)
     writer.write(image, round(frame.time * writer.rate))
 
 

@@ -6,7 +6,7 @@ without it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import cv2
 import numpy as np
@@ -19,11 +19,8 @@ CAPTION_HEIGHT = 0.25  # as a fraction of the box's width
 SUBPIXEL_BITS = 4  # fractional bits of the coordinates of landmarks
 
 
-def annotate(image: np.ndarray, faces: Sequence[Face], captions: Sequence[str]) -> np.ndarray:
-    """Return a copy of an image [H, W, 3] in RGB with annotated faces.
-
-    Lines and text scale with the boxes.
-    """
+def annotate(image: np.ndarray, faces: Iterable[Face], captions: Sequence[str]) -> np.ndarray:
+    """Return a copy of an image with annotated faces. Lines and text scale with the boxes."""
     image, one = image.copy(), 1 << SUBPIXEL_BITS
     for face, caption in zip(faces, captions):
         left, top, right, bottom = np.round(face.box).astype(int).tolist()
