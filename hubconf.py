@@ -26,9 +26,7 @@ RELEASED = ("resnet18", "resnet18_half", "resnet18_photos")
 
 
 def face_predictor(weights: str = "resnet18_photos", **options: typing.Any) -> typing.Any:
-    """Return a FacePredictor: predictor(image) gives the faces of an image.
-
-    It cannot be pickled; load it in each process.
+    """Return a FacePredictor: predictor(image) gives the faces of an image. It cannot be pickled.
 
     Args:
         weights: A name in RELEASED, or the path of a .pth or .onnx file.

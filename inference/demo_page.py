@@ -40,6 +40,14 @@ NO_FACE = (
 NO_CAMERA = (
     "No camera could be opened. Connect one, close other programs that use it, and allow it."
 )
+# gradio shows nothing if a camera fails.
+CAMERA_SCRIPT = """
+const devices = navigator.mediaDevices, open = devices.getUserMedia.bind(devices);
+devices.getUserMedia = (constraints) => open(constraints).catch((error) => {
+    props.value = MESSAGE;
+    throw error;
+});
+"""
 STYLE = Path(__file__).with_name("demo.css")
 CARDS = Path(__file__).with_name("demo_cards.html")
 
@@ -86,17 +94,6 @@ def alert(text: str) -> str:
     return f'<p class="message" role="alert">{escape(text)}</p>'
 
 
-def camera_script() -> str:
-    """Return JavaScript that shows NO_CAMERA, as gradio shows nothing if a camera fails."""
-    return f"""
-        const devices = navigator.mediaDevices, open = devices.getUserMedia.bind(devices);
-        devices.getUserMedia = (constraints) => open(constraints).catch((error) => {{
-            props.value = {json.dumps(alert(NO_CAMERA))};
-            throw error;
-        }});
-    """
-
-
 def write_examples(folder: Path) -> list[str]:
     """Write a synthetic face of each class, and return the paths of the images."""
     dataset = synthetic_dataset(training=1, public=0, private=0, seed=EXAMPLES_SEED)
@@ -110,6 +107,7 @@ def build_page(handler: UploadHandler, examples: Sequence[str]) -> gr.Blocks:
     """Build the page, with paths of cropped faces as examples."""
     import gradio as gr  # noqa: PLC0415  (demo.py sets its environment first)
 
+    camera_script = CAMERA_SCRIPT.replace("MESSAGE", json.dumps(alert(NO_CAMERA)))
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         gr.Markdown(NOTICE)
         with gr.Row():
@@ -126,7 +124,7 @@ def build_page(handler: UploadHandler, examples: Sequence[str]) -> gr.Blocks:
             with gr.Column(scale=3, min_width=320):
                 buttons = ["download", "fullscreen"]
                 result = gr.Image(label="Result", interactive=False, buttons=buttons, height=460)
-                text = gr.HTML(WAITING, elem_id="predictions", js_on_load=camera_script())
+                text = gr.HTML(WAITING, elem_id="predictions", js_on_load=camera_script)
         # `change` of both: the image's `input` event would have the old image when it is removed.
         gr.on(
             [image.change, cropped.change],

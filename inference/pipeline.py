@@ -53,18 +53,10 @@ def predict_all(
     sources: Iterable,
     max_waiting: int = 64,
 ) -> Iterator[tuple[Any, np.ndarray | None, FaceCrops | Exception, list[Face] | None]]:
-    """Yield the predicted faces of each source, in order.
+    """Yield key, image, crops and faces of each source, in order.
 
-    Threads detect faces, while another one predicts a batch of the faces of several images.
-
-    Args:
-        predictor: The network.
-        detect: Returns key, image and crops of a source; or key, None and an error.
-        sources: Arguments of `detect`.
-        max_waiting: Maximum number of images that wait for a batch.
-
-    Yields:
-        Key, image, crops or error, and the faces; None after an error.
+    `detect` returns the first three of them, or key, None and an error; then the faces are None.
+    Threads call it, while another one predicts the faces of up to `max_waiting` images at once.
     """
 
     def predict(batch: list[Item]) -> list[tuple]:

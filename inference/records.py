@@ -41,16 +41,13 @@ class Records:
             open(csv_path, "wb", buffering=0) as csv_file,
             open(json_path, "wb", buffering=0) as json_file,
         ):
-            with _write_errors():
-                records = cls(csv_file, json_file)
-            pending: BaseException | None = None
+            records, pending = cls(csv_file, json_file), None
             try:
                 yield records
             except (Exception, KeyboardInterrupt) as error:
                 pending = error  # raised after the files have their names
             if not records._count:
-                with _write_errors():
-                    records._csv.append(_csv_line(dict(_flatten(template))))
+                records._csv.append(_csv_line(dict(_flatten(template))))
         if pending:
             raise pending
 
@@ -60,7 +57,7 @@ class Records:
         line = _csv_line(flat.values())
         text = (",\n" if self._count else "\n") + json.dumps(record)
         sizes = self._csv.size, self._json.size
-        with _write_errors():
+        try:
             try:
                 self._csv.append(line if self._count else _csv_line(flat) + line)
                 self._json.append(text.encode())
@@ -68,6 +65,11 @@ class Records:
                 self._csv.truncate(sizes[0])
                 self._json.truncate(sizes[1])
                 raise
+        except OSError as error:
+            raise RunError(
+                f"the predictions cannot be written ({error.strerror}); free disk space, or give "
+                "another --out. Earlier predictions are kept"
+            ) from error
         self._count += 1
 
 
@@ -91,17 +93,6 @@ class _TerminatedFile:
         self._file.truncate(size)
         self._file.seek(size)
         self._file.write(self._terminator)
-
-
-@contextmanager
-def _write_errors() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise RunError(
-            f"the predictions cannot be written ({error.strerror}); free disk space, or give "
-            "another --out. Earlier predictions are kept"
-        ) from error
 
 
 def _csv_line(values: Iterable[Any]) -> bytes:

@@ -54,10 +54,7 @@ class Tracker:
     def update(
         self, boxes: Sequence[np.ndarray], probabilities: Sequence[np.ndarray], time: float
     ) -> list[Track]:
-        """Return the track of each of F faces at a time in seconds.
-
-        `boxes` are [F, 4] in pixels, `probabilities` are [F, C].
-        """
+        """Return the track of each face: boxes [F, 4], probabilities [F, C], time in seconds."""
         before_last, last = self._last_times
         oldest = min(time - MAX_GAP, before_last)
         self._active = [track for track in self._active if track.time >= oldest]

@@ -128,11 +128,8 @@ class Camera:
     """A camera, read with OpenCV.
 
     A camera drops frames that are not read in time, and has a lower rate in the dark. So times are
-    those of the clock, and numbers what they would be at `rate`. The attributes are those of a
+    those of the clock, and numbers what they would be at `rate`. Attributes and errors are those of
     VideoFile.
-
-    Raises:
-        DataError: The camera cannot be opened.
     """
 
     frame_num, fault = 0, ""
