@@ -80,8 +80,7 @@ def run(
     check_batch_size(len(dataset.training_rows), options, context.world_size)
     print(f"         {dataset.describe()}")
     clean_labels = dataset.labels
-    if options.label_noise:
-        dataset = dataset.with_label_noise(options.label_noise, options.seed)
+    dataset = dataset.with_label_noise(options.label_noise, options.seed)
 
     is_started = resumed is not None and (resumed / "last.pth").exists()
     checkpoint = load_checkpoint(resumed / "last.pth") if is_started else None
@@ -112,8 +111,7 @@ def run(
                 folder.write_config(asdict(options), torch.__version__, is_new=False)
         print(f"network  {describe(network)}")
         if folder:
-            progress = f"epoch {state.epoch} of {options.total_epoch} finished"
-            print(f"run      {folder.path}, recipe {options.recipe}, {progress}", flush=True)
+            print(f"run      {folder.path}, {state.epoch} epochs finished", flush=True)
         title = f"{network.architecture.name}, {source.name}"
         title += " with FER+ labels" if options.ferplus else ""
         train(state, images, dataset, options, teachers, context, folder, title)

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from data.dataset import FaceDataset
 from data.in_memory import InMemoryDataset
 from engine.distributed import DistributedContext
-from engine.optim import build_ema, build_optimizer
+from engine.optim import EMA, build_optimizer
 from engine.state import TrainingState
 from engine.sync_batch_norm import convert_sync_batch_norm
 from models.checkpoint import Checkpoint, load_checkpoint, transfer
@@ -84,7 +84,7 @@ def build_state(
     network = network.to(device, memory_format=torch.channels_last)
     return TrainingState(
         network=network,
-        ema=build_ema(network, options.ema),
+        ema=EMA(network, options.ema),
         optimizer=build_optimizer(network, options),
         labels=images.labels,
         data_digest=dataset.digest,

@@ -64,10 +64,6 @@ class DistributedContext:
         self.device = device
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        else:  # torchrun sets one thread per process, which leaves cores idle
-            can_limit = hasattr(os, "sched_getaffinity")
-            cores = len(os.sched_getaffinity(0)) if can_limit else os.cpu_count() or 1
-            torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
         output = sys.stdout
         try:
             backend, device_id = ("nccl", device) if device.type == "cuda" else ("gloo", None)

@@ -17,7 +17,7 @@ from engine.build import wrap_model
 from engine.distill import Teachers
 from engine.distributed import DistributedContext
 from engine.eta import ETA
-from engine.optim import build_ema, build_optimizer
+from engine.optim import EMA, build_optimizer
 from engine.state import TrainingState
 from engine.trainer import train_one_epoch
 from models.fernet import Architecture, FERNet
@@ -182,7 +182,7 @@ def test_epoch_resumed_with_compile_has_every_image_once(dataset, monkeypatch):
     context, network = DistributedContext(), FERNet(Architecture(width=0.1))
     images = InMemoryDataset(dataset, dataset.training_rows, CPU)
     optimizer = build_optimizer(network, options)
-    state = TrainingState(network, build_ema(network, 0.9), optimizer, images.labels)
+    state = TrainingState(network, EMA(network, 0.9), optimizer, images.labels)
     for each in (options, replace(options, compile=True)):
         equal_lengths = state.equal_lengths if state.batches else each.compile
         loader = BatchLoader(images, each, 1, equal_lengths=equal_lengths)

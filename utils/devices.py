@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import joblib
 import psutil
 import torch
 from torch import nn
@@ -145,9 +146,13 @@ def set_threads(threads: int) -> int:
     """Set PyTorch's CPU threads, 0 for one per idle core, and return their number.
 
     OpenMP threads spin while they wait for each other. Where other processes use the cores, a
-    second thread makes a step many times slower. OMP_NUM_THREADS overrides the default.
+    second thread makes a step many times slower. OMP_NUM_THREADS overrides the default, except in
+    several processes: torchrun sets it to 1, which leaves cores idle.
     """
-    if not threads and "OMP_NUM_THREADS" not in os.environ:
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if not threads and processes > 1:
+        threads = max(1, joblib.cpu_count() // processes)
+    elif not threads and "OMP_NUM_THREADS" not in os.environ:
         threads = min(idle_cores(), torch.get_num_threads())
         if threads < torch.get_num_threads():
             print(f"threads  {threads}: other processes use the CPU (--threads overrides this)")

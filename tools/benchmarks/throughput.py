@@ -34,7 +34,7 @@ from data.loader import BatchLoader
 from engine.build import wrap_model
 from engine.distill import Teachers
 from engine.distributed import DistributedContext
-from engine.optim import build_ema, build_optimizer
+from engine.optim import EMA, build_optimizer
 from engine.state import TrainingState
 from engine.trainer import train_one_epoch
 from models.fernet import Architecture, FERNet, describe
@@ -160,7 +160,7 @@ def trainer(
     images = InMemoryDataset(dataset, np.arange(len(dataset)), device)
     state = TrainingState(
         network=network,
-        ema=build_ema(network, training.ema),
+        ema=EMA(network, training.ema),
         optimizer=build_optimizer(network, training),
         labels=images.labels,
     )
