@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from utils.options import Options
@@ -39,28 +38,38 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def build_ema(network: nn.Module, decay: float) -> AveragedModel:
-    """Return the EMA of a network, in evaluation mode: w <- d w + (1 - d) w_now.
+class EMA(AveragedModel):
+    """The EMA of a network, in evaluation mode: w <- d w + (1 - d) w_now.
 
     The decay d starts low and rises to `decay`, so that a short run does not keep its random
     initialization. Batch-norm statistics are averaged, too.
-
-    Args:
-        network: On its final device, in its final memory format.
-        decay: 0.999 averages about 1,000 steps; 0 copies the network.
     """
 
-    @torch.no_grad()
-    def update(averaged: Sequence[Tensor], current: Sequence[Tensor], _: Tensor) -> None:
-        # AveragedModel's count lies on the CPU; the argument is a copy on the GPU, which would
-        # have to be waited for.
-        step = int(ema.n_averaged)
-        d = min(decay, (1 + step) / (10 + step))
-        if averaged[0].is_floating_point():
-            torch._foreach_lerp_(averaged, current, 1 - d)
-        else:  # batch norm's counters
-            torch._foreach_copy_(averaged, current)
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        super().__init__(network, use_buffers=True)
+        self._decay = decay
+        self.module.eval().requires_grad_(False)
 
-    ema = AveragedModel(network, multi_avg_fn=update, use_buffers=True)
-    ema.module.eval().requires_grad_(False)
-    return ema
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Average the weights; AveragedModel's method would wait for the GPU in each step."""
+        step = int(self.n_averaged)  # on the CPU
+        d = min(self._decay, (1 + step) / (10 + step)) if step else 0.0
+        pairs = [
+            *zip(self.module.parameters(), model.parameters()),
+            *zip(self.module.buffers(), model.buffers()),
+        ]
+        averaged, current = zip(*(pair for pair in pairs if pair[0].is_floating_point()))
+        torch._foreach_lerp_(averaged, current, 1 - d)
+        counters = [pair for pair in pairs if not pair[0].is_floating_point()]  # of batch norm
+        for counter, value in counters:
+            counter.copy_(value)
+        self.n_averaged += 1
+
+
+def build_ema(network: nn.Module, decay: float) -> EMA:
+    """Return the EMA of a network on its final device and in its final memory format.
+
+    A decay of 0.999 averages about 1,000 steps; 0 copies the network.
+    """
+    return EMA(network, decay)
