@@ -1,6 +1,7 @@
 """The in-memory data set and the batches: which images, in which order, with which augmentation."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -76,7 +77,7 @@ def test_every_storage_has_the_same_images(dataset, storage, rgb):
 
 def test_storage_is_chosen_by_free_memory(monkeypatch, dataset):
     gpu, rows = torch.device("cuda"), dataset.training_rows
-    monkeypatch.setattr("data.in_memory._free_memory", lambda: 1000)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 100))
     assert [choose_storage(size, CPU) for size in (400, 600)] == ["device", "mmap"]
     assert [choose_storage(size, gpu) for size in (40, 400, 600)] == ["device", "cpu", "mmap"]

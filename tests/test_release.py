@@ -155,7 +155,7 @@ def test_errors(trained, tmp_path):
     write_csv(other, tmp_path / "few.csv")
     with pytest.raises(DataError, match="other images or labels than those that .*run was trained"):
         run(release, run_folder, *argv)
-    with pytest.raises(OptionError, match="not for the synthetic data set"):
+    with pytest.raises(OptionError, match="not for the synthetic data set; give --data"):
         run(release, run_folder, "--data", "sample", "--out", tmp_path / "w.pth")
     before = (trained / "resnet18.pth").read_bytes()
     with pytest.raises(OptionError, match="exists; remove it, or choose another --out"):

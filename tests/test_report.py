@@ -260,7 +260,7 @@ def test_errors(runs, tmp_path):
     moved = pd.read_csv(tmp_path / "other/predictions.csv")
     moved["index"] += 1000
     moved.to_csv(tmp_path / "other/predictions.csv", index=False)
-    with pytest.raises(DataError, match="no labeled image in common"):
+    with pytest.raises(DataError, match="share no labeled image"):
         run(report, runs / "one", tmp_path / "other", *out)
     relabeled = pd.read_csv(runs / "one/predictions.csv")
     relabeled.loc[3, "label"] = "sad" if relabeled.loc[3, "label"] != "sad" else "fear"

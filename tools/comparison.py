@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -43,7 +42,7 @@ def write_comparison(
     """
     labels = None
     correct: dict[str, dict[int, np.ndarray]] = {}
-    metrics: dict[str, list[dict[str, Any]]] = {}
+    metrics = []
     for run in runs:
         folder = run.folder / subfolder
         table = _labeled_predictions(folder, split)
@@ -51,23 +50,16 @@ def write_comparison(
         if labels != table["label"].tolist():
             raise RunError(
                 f"{folder} has predictions for other images or labels than "
-                f"{runs[0].folder / subfolder}, so they cannot be paired; give all runs the same "
-                "--data, and a new --out"
+                f"{runs[0].folder / subfolder}; give all runs the same --data, and a new --out"
             )
         hits = (table["label"] == table["predicted"]).to_numpy()
         correct.setdefault(run.variant, {})[run.seed] = hits
-        scores = RunFolder(folder).read_json("metrics.json")
-        training = RunFolder(run.folder).read_json("metrics.json").get("Training", {})
-        metrics.setdefault(run.variant, []).append(scores[split] | training)
+        scores = RunFolder(folder).read_json("metrics.json")[split]
+        scores |= RunFolder(run.folder).read_json("metrics.json").get("Training", {})
+        metrics.append({"variant": run.variant, **{name: scores.get(name) for name in MEANS}})
+    means = pd.DataFrame(metrics).set_index("variant").astype(float).groupby("variant").mean()
     comparison = compare(correct, plan.baseline)
-    for name in MEANS:
-        values = {
-            variant: [row[name] for row in rows if row.get(name) is not None]
-            for variant, rows in metrics.items()
-        }
-        if any(values.values()):
-            means = {variant: np.mean(v) if v else np.nan for variant, v in values.items()}
-            comparison[name] = comparison["variant"].map(means)
+    comparison = comparison.join(means.dropna(axis=1, how="all"), on="variant")
     with atomic_write(path) as partial:
         comparison.round(4).to_csv(partial, index=False, lineterminator="\n")
     print(f"\n{split}, differences from {plan.baseline}; also in {path}")
@@ -80,13 +72,12 @@ def printed_table(comparison: pd.DataFrame) -> pd.DataFrame:
     std = _texts(comparison["std"], " ± {:.2f}", missing="")
     table["accuracy ± std (%)"] = _texts(comparison["mean"], "{:.2f}") + std
     if "difference" in comparison:
-        difference, low, high = (
-            _texts(comparison[name], "{:+.2f}") for name in ("difference", "low", "high")
-        )
+        columns = (comparison[name] for name in ("difference", "low", "high"))
+        difference, low, high = (_texts(column, "{:+.2f}") for column in columns)
+        better, worse = (_texts(comparison[name], "{:.0f}") for name in ("better", "worse"))
         has_pairs = comparison["pairs"].notna()
         interval = difference + " (" + low + " to " + high + ")"
         table["difference, 95 % interval (points)"] = interval.where(has_pairs, "-")
-        better, worse = (_texts(comparison[name], "{:.0f}") for name in ("better", "worse"))
         table["better/worse (images)"] = (better + "/" + worse).where(has_pairs, "-")
         table["McNemar p"] = comparison["mcnemar"].fillna("-")
     for name, (header, text, factor) in MEANS.items():
@@ -96,11 +87,6 @@ def printed_table(comparison: pd.DataFrame) -> pd.DataFrame:
 
 
 def _labeled_predictions(folder: Path, split: str) -> pd.DataFrame:
-    """Read predictions.csv, without unlabeled images.
-
-    Raises:
-        RunError: The split has no labeled images.
-    """
     types = {"label": str, "predicted": str}  # class names may be numbers
     table = pd.read_csv(folder / "predictions.csv", keep_default_na=False, dtype=types)
     table = table[(table["split"] == split) & (table["label"] != "")]
@@ -110,4 +96,4 @@ def _labeled_predictions(folder: Path, split: str) -> pd.DataFrame:
 
 
 def _texts(column: pd.Series, text: str, missing: str = "-") -> pd.Series:
-    return column.map(lambda value: missing if pd.isna(value) else text.format(value))
+    return column.map(text.format).where(column.notna(), missing)

@@ -24,15 +24,8 @@ import tyro
 from tools.comparison import write_comparison
 from tools.plan import Run, read_plan
 from tools.scheduler import Scheduler
-from utils.cli import (
-    changed_options,
-    options_from_json,
-    parse,
-    parse_train_options,
-    resolve_options,
-)
+from utils import cli
 from utils.errors import OptionError, RunError, run_main
-from utils.options import Options
 from utils.run_folder import ROOT, RUNS, RunFolder
 
 
@@ -55,8 +48,7 @@ class ExperimentOptions:
     gpu_ids: str = ""
     """GPUs such as 0,1, each of which trains different runs; -1 is the CPU."""
     parallel: int = 1
-    """Runs at a time per device. On a CPU they share the cores. Small networks use a device better
-    so: on two cores, two runs of width 0.5 are 1.3 times as fast as one after the other."""
+    """Runs at a time per device; on a CPU they share the cores. Use it for small networks."""
     private: bool = False
     """Compare on PrivateTest, too, when all runs are finished."""
     tta: bool = False
@@ -64,7 +56,7 @@ class ExperimentOptions:
 
 
 def main() -> None:
-    options = parse(ExperimentOptions, sys.argv[1:], __doc__)
+    options = cli.parse(ExperimentOptions, sys.argv[1:], __doc__)
     if options.parallel < 1:
         raise OptionError(f"--parallel {options.parallel} must be at least 1")
     if options.tta and not options.private:
@@ -81,7 +73,9 @@ def main() -> None:
     finished = [run for run in runs if run.is_finished]
     if not any(run.variant == plan.baseline for run in finished):
         raise RunError(f"no run of the baseline {plan.baseline} is finished; see {out}/*.log")
-    warn_of_several_commits(finished)
+    configs = [RunFolder(run.folder).read_json("config.json") for run in finished]
+    if len(commits := {str(config.get("commit")) for config in configs}) > 1:
+        print(f"note     these runs are of several commits: {', '.join(sorted(commits))}")
     write_comparison(finished, plan, "PublicTest", out / "comparison.csv")
     if options.private:
         if failed or len(finished) < len(runs):
@@ -99,50 +93,34 @@ def check_run(run: Run, data: str = "") -> None:
 
     Prints a note if the run is finished and was trained on data at another path.
 
-    Args:
-        run: The run.
-        data: The option --data.
-
     Raises:
         OptionError: train.py would reject the options.
         RunError: The folder holds a run with other options.
     """
     saved = None
     if (run.folder / "config.json").exists():
-        config = RunFolder.reopen(str(run.folder)).read_json("config.json")
-        saved = options_from_json(config.get("options"))
+        config = RunFolder(run.folder).read_json("config.json")
+        saved = cli.options_from_json(config.get("options"))
     # For auto, the recipe depends on the data set, which is not read here.
     is_synthetic = saved.recipe == "sample" if saved else data == "sample"
-    planned = _options_of(run, is_synthetic)
-    if saved and (changed := changed_options(saved, planned)):
+    try:
+        command = cli.parse_train_options([*run.argv, "--seed", str(run.seed)], "")
+        planned = cli.resolve_options(command, is_synthetic)
+    except SystemExit:  # the parser has printed the reason
+        text = shlex.join(run.argv)
+        raise OptionError(f"train.py rejects {text} of the variant {run.variant}") from None
+    except OptionError as error:
+        raise OptionError(f"variant {run.variant}: {error}") from error
+    if not saved:
+        return
+    if changed := cli.changed_options(saved, planned):
         raise RunError(
             f"{run.folder} holds a run that differs from the plan in {', '.join(changed)}; remove "
             "that folder, or choose another --out"
         )
-    if saved and run.is_finished and data and not _is_same_path(saved.data, data):
+    is_other_path = data and Path(saved.data).resolve() != Path(data).resolve()
+    if run.is_finished and is_other_path:
         print(f"note     {run.folder} is finished; its --data was {saved.data or 'not given'}")
-
-
-def _options_of(run: Run, is_synthetic: bool) -> Options:
-    try:
-        command = parse_train_options([*run.argv, "--seed", str(run.seed)], "")
-        return resolve_options(command, is_synthetic)
-    except SystemExit:  # the parser has printed the reason
-        options = shlex.join(run.argv)
-        raise OptionError(f"train.py rejects {options} of the variant {run.variant}") from None
-    except OptionError as error:
-        raise OptionError(f"variant {run.variant}: {error}") from error
-
-
-def _is_same_path(one: str, other: str) -> bool:
-    return one == other or Path(one).resolve() == Path(other).resolve()
-
-
-def warn_of_several_commits(runs: list[Run]) -> None:
-    """Print a note if the runs were trained by different versions of this repository."""
-    configs = [RunFolder(run.folder).read_json("config.json") for run in runs]
-    if len(commits := {str(config.get("commit")) for config in configs}) > 1:
-        print(f"note     these runs are of several commits: {', '.join(sorted(commits))}")
 
 
 def private_folder(options: ExperimentOptions) -> str:
@@ -151,19 +129,15 @@ def private_folder(options: ExperimentOptions) -> str:
 
 
 def evaluate_private(run: Run, options: ExperimentOptions) -> None:
-    """Evaluate a run on PrivateTest with test.py, unless that has been done.
-
-    Raises:
-        RunError: test.py failed.
-    """
+    """Evaluate a run on PrivateTest with test.py, unless that has been done."""
     folder = run.folder / private_folder(options)
     if (folder / "metrics.json").exists():
         return
     shutil.rmtree(folder, ignore_errors=True)
+    ferplus = RunFolder(run.folder).read_json("config.json")["options"].get("ferplus")
     argv = ["--model_path", str(run.folder / "best.pth"), "--splits", "PrivateTest"]
     argv += ["--out", str(folder), *(["--data", options.data] if options.data else [])]
-    trained_with = options_from_json(RunFolder(run.folder).read_json("config.json").get("options"))
-    argv += ["--ferplus", trained_with.ferplus] if trained_with.ferplus else []
+    argv += ["--ferplus", ferplus] if ferplus else []
     argv += ["--tta"] if options.tta else []
     argv += ["--gpu_ids", options.gpu_ids.split(",")[0]] if options.gpu_ids else []
     print(f"{run.name}: test.py {shlex.join(argv)}", flush=True)

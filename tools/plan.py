@@ -6,7 +6,16 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    StrictInt,
+    ValidationError,
+    model_validator,
+)
 
 from utils.errors import DataError
 
@@ -15,22 +24,13 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-
-KEYS = {"baseline", "seeds", "common", "variants"}
-# Options of train.py that experiments.py sets itself.
+# Options of train.py that tools.experiments sets itself.
 RESERVED = {"--seed", "--data", "--out", "--resume", "--final_test"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training run of a plan.
-
-    Attributes:
-        variant: Name of the variant.
-        seed: Random seed.
-        argv: Options of train.py.
-        folder: Run folder.
-    """
+    """One training run of a plan."""
 
     variant: str
     seed: int
@@ -39,7 +39,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Name of the run: variant and seed."""
+        """Variant and seed."""
         return self.folder.name
 
     @property
@@ -48,8 +48,16 @@ class Run:
         return (self.folder / "metrics.json").exists()
 
 
-@dataclass(frozen=True)
-class Plan:
+def _check_options(text: str) -> str:
+    if reserved := RESERVED & {word.split("=")[0] for word in shlex.split(text)}:
+        raise ValueError(f"{min(reserved)} in {text!r} is not allowed; tools.experiments sets it")
+    return text
+
+
+OptionText = Annotated[str, AfterValidator(_check_options)]
+
+
+class Plan(BaseModel):
     """The content of a plan file.
 
     Attributes:
@@ -59,35 +67,41 @@ class Plan:
         variants: By name: options of train.py for its runs.
     """
 
+    model_config = ConfigDict(extra="forbid")
     baseline: str
-    seeds: tuple[int, ...]
-    common: str
-    variants: dict[str, str]
+    seeds: tuple[StrictInt, ...]
+    common: OptionText = ""
+    variants: dict[str, OptionText]
+
+    @model_validator(mode="after")
+    def check(self) -> Plan:
+        """Check what the types do not say; pydantic adds the ValueError to its own."""
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds must be different whole numbers, such as [0, 1, 2]")
+        if self.baseline not in self.variants:
+            variants = ", ".join(self.variants)
+            raise ValueError(f"the baseline {self.baseline!r} is none of {variants}")
+        for name in self.variants:
+            if not name.replace("_", "").isalnum():
+                raise ValueError(f"{name!r} cannot be a folder name; use letters, digits and _")
+        return self
 
     def runs(self, out: Path) -> list[Run]:
         """Return the runs, in subfolders of `out`: all variants of a seed, then the next seed."""
         return [
-            Run(
-                variant,
-                seed,
-                tuple(shlex.split(f"{self.common} {text}")),
-                out / f"{variant}-{seed}",
-            )
+            Run(name, seed, tuple(shlex.split(f"{self.common} {text}")), out / f"{name}-{seed}")
             for seed in self.seeds
-            for variant, text in self.variants.items()
+            for name, text in self.variants.items()
         ]
 
 
 def read_plan(
-    path: Path,
-    seeds: tuple[int, ...] = (),
-    common: str | None = None,
-    chosen: tuple[str, ...] = (),
+    path: Path, seeds: tuple[int, ...] = (), common: str | None = None, chosen: tuple[str, ...] = ()
 ) -> Plan:
-    """Read and check a plan file.
+    """Read and check a plan.
 
     Args:
-        path: A TOML file with the keys baseline, seeds, common and variants.
+        path: A TOML file.
         seeds: Replace the plan's seeds.
         common: Replaces the plan's common options.
         chosen: Variants to keep. Without the plan's baseline, the first of them is the baseline.
@@ -97,62 +111,21 @@ def read_plan(
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
+        replaced = {"seeds": seeds or None, "common": common}
+        plan = Plan(**content | {k: v for k, v in replaced.items() if v is not None})
     except OSError as error:
-        raise DataError(
-            f"{path} cannot be read ({error.strerror}); configs/ has examples"
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: {error.strerror}; configs/ has examples") from error
+    except ValidationError as error:
+        faults = [": ".join([*map(str, e["loc"]), e["msg"]]) for e in error.errors()]
+        text = "; ".join(faults).replace("Value error, ", "")
+        raise DataError(f"{path}: {text}; configs/ has examples") from None
+    except ValueError as error:
         raise DataError(f"{path} is not TOML: {error}") from error
-    if unknown := content.keys() - KEYS:
-        raise DataError(
-            f"{path}: unknown key {', '.join(sorted(unknown))}; the keys of a plan are "
-            f"{', '.join(sorted(KEYS))}"
-        )
-    variants = _variants(path, content)
-    baseline = content.get("baseline")
-    if not isinstance(baseline, str) or baseline not in variants:
-        raise DataError(f"{path}: the baseline {baseline!r} is none of {', '.join(variants)}")
-    if unknown_names := [name for name in chosen if name not in variants]:
-        raise DataError(
-            f"{path}: {unknown_names[0]!r} is none of its variants {', '.join(variants)}"
-        )
-    if chosen:
-        variants = {name: text for name, text in variants.items() if name in chosen}
-        baseline = baseline if baseline in chosen else chosen[0]
-    in_file = content.get("seeds", [])
-    seeds = seeds or tuple(in_file if isinstance(in_file, list) else ())
-    if {type(seed) for seed in seeds} != {int} or len(set(seeds)) < len(seeds):
-        raise DataError(f"{path}: seeds must be different whole numbers, such as [0, 1, 2]")
-    common = content.get("common", "") if common is None else common
-    if not _is_command_line(common):
-        raise DataError(f"{path}: common = {common!r} must be a string of options of train.py")
-    for text in (common, *variants.values()):
-        if reserved := RESERVED & {word.split("=")[0] for word in shlex.split(text)}:
-            raise DataError(
-                f"{path}: {min(reserved)} in {text!r} is not allowed: seeds are a list of their "
-                "own, and --data and --out are options of tools.experiments"
-            )
-    return Plan(baseline, seeds, common, variants)
-
-
-def _variants(path: Path, content: dict[str, Any]) -> dict[str, str]:
-    """Return the checked table of variants.
-
-    Raises:
-        DataError: It is missing, or a name or an option string is wrong.
-    """
-    variants = content.get("variants")
-    if not isinstance(variants, dict) or not all(map(_is_command_line, variants.values())):
-        raise DataError(
-            f'{path} needs a table [variants] of strings with options of train.py: name = "--x 1"'
-        )
-    if wrong := [name for name in variants if not name.replace("_", "").isalnum()]:
-        raise DataError(f"{path}: {wrong[0]!r} cannot be a folder name; use letters, digits and _")
-    return variants
-
-
-def _is_command_line(value: Any) -> bool:
-    try:
-        return isinstance(value, str) and shlex.split(value) is not None
-    except ValueError:  # an unbalanced quotation mark
-        return False
+    if unknown := [name for name in chosen if name not in plan.variants]:
+        variants = ", ".join(plan.variants)
+        raise DataError(f"{path}: {unknown[0]!r} is none of its variants {variants}")
+    if not chosen:
+        return plan
+    variants = {name: text for name, text in plan.variants.items() if name in chosen}
+    baseline = plan.baseline if plan.baseline in chosen else chosen[0]
+    return plan.model_copy(update={"variants": variants, "baseline": baseline})

@@ -61,7 +61,12 @@ class ReleaseOptions:
 def main() -> None:
     options = parse(ReleaseOptions, sys.argv[1:], __doc__)
     out = Path(options.out)
-    check_options(options, out)
+    if out.suffix != ".pth":
+        raise OptionError(f"--out {out}: give a .pth file")
+    if out.exists():
+        raise OptionError(f"{out} exists; remove it, or choose another --out")
+    if options.batch_size < 1:
+        raise OptionError(f"--batch_size {options.batch_size} must be at least 1")
     run = RunFolder.reopen(options.run)
     checkpoint, last = (load_checkpoint(run / name) for name in ("best.pth", "last.pth"))
     trained_with = options_from_json(run.read_json("config.json").get("options"))
@@ -69,10 +74,17 @@ def main() -> None:
     net = to_half(checkpoint.net)
     network = replace(checkpoint, net=net).network().to(pick_device(options.gpu_ids))
     print(f"weights  {run / 'best.pth'} (epoch {checkpoint.epoch})\nnetwork  {describe(network)}")
-    dataset = load_evaluation_data(options.data, run, checkpoint, last, trained_with)
-    results = evaluate_release(network, dataset, options.batch_size)
+    dataset = load_evaluation_data(options.data, checkpoint)
+    labeled = dataset.with_label_noise(trained_with.label_noise, trained_with.seed)
+    if labeled.digest != last.training.get("data_digest"):
+        raise DataError(
+            f"{dataset.source} has other images or labels than those that {run.path} was trained "
+            "and selected on; give these with --data"
+        )
+    if checkpoint.architecture.landmarks:
+        dataset = add_landmarks(dataset)
     card = write_card(
-        results,
+        evaluate_release(network, dataset, options.batch_size),
         network=describe(network),
         dataset=dataset,
         epoch=checkpoint.epoch,
@@ -81,38 +93,17 @@ def main() -> None:
         channels=checkpoint.channels,
         note=options.note,
     )
-    released = replace(
-        checkpoint, net=net, training={}, options=checkpoint.options | PATH_OPTIONS, card=card
-    )
-    save_checkpoint(out, released)
+    portable = checkpoint.options | PATH_OPTIONS
+    save_checkpoint(out, replace(checkpoint, net=net, training={}, options=portable, card=card))
     with atomic_write(out.with_suffix(".md")) as partial:
         partial.write_text(card, encoding="utf-8")
     print(f"\n{out}: {out.stat().st_size / 1e6:.1f} MB; model card: {out.with_suffix('.md')}")
 
 
-def check_options(options: ReleaseOptions, out: Path) -> None:
-    """Check the options.
-
-    Raises:
-        OptionError: The file exists, or a value is wrong.
-    """
-    if out.suffix != ".pth":
-        raise OptionError(f"--out {out}: give a .pth file")
-    if out.exists():
-        raise OptionError(f"{out} exists; remove it, or choose another --out")
-    if options.batch_size < 1:
-        raise OptionError(f"--batch_size {options.batch_size} must be at least 1")
-
-
 def check_run(
     run: RunFolder, checkpoint: Checkpoint, last: Checkpoint, trained_with: Options
 ) -> None:
-    """Check that the run is finished, and has FER2013's classes.
-
-    Raises:
-        RunError: The run is not finished.
-        WeightsError: It has other classes.
-    """
+    """Check that the run is finished, and has FER2013's classes."""
     if last.epoch < trained_with.total_epoch:
         raise RunError(
             f"{run.path} is at epoch {last.epoch} of {trained_with.total_epoch}; finish it with: "
@@ -125,21 +116,17 @@ def check_run(
         )
 
 
-def load_evaluation_data(
-    data: str, run: RunFolder, checkpoint: Checkpoint, last: Checkpoint, trained_with: Options
-) -> FaceDataset:
-    """Load the data set of the run, with landmarks if the network predicts them.
+def load_evaluation_data(data: str, checkpoint: Checkpoint) -> FaceDataset:
+    """Load the data set, and check that it can be FER2013: all splits with all classes.
 
     Raises:
         OptionError: It is the synthetic data set.
-        DataError: It lacks a split or a class, or is not the data set that the run was trained on.
+        DataError: It lacks a split or a class.
     """
     source = find_source(data)
     print(f"data     {source.description}")
     if source.is_synthetic:
-        raise OptionError(
-            "the model card is for FER2013, not for the synthetic data set; give --data"
-        )
+        raise OptionError("the card is for FER2013, not for the synthetic data set; give --data")
     dataset = load_dataset_for(checkpoint, source)
     if HELD_OUT_NOTE in dataset.source:
         raise DataError(
@@ -153,13 +140,7 @@ def load_evaluation_data(
                 f"{dataset.source} has no {split} images of {', '.join(missing)}; the model card "
                 "needs all classes in all three splits"
             )
-    training = dataset.with_label_noise(trained_with.label_noise, trained_with.seed)
-    if training.digest != last.training.get("data_digest"):
-        raise DataError(
-            f"{dataset.source} has other images or labels than those that {run.path} was trained "
-            "and selected on; give these with --data"
-        )
-    return add_landmarks(dataset) if checkpoint.architecture.landmarks else dataset
+    return dataset
 
 
 def to_half(net: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -167,10 +148,8 @@ def to_half(net: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     The other tensors are small, and a batch-norm variance may exceed the range of half precision.
     """
-    return {
-        name: value.half() if value.ndim > 1 and name != "mean_face" else value
-        for name, value in net.items()
-    }
+    large = {k: v.half() for k, v in net.items() if v.ndim > 1 and k != "mean_face"}
+    return {**net, **large}
 
 
 def evaluate_release(network: FERNet, dataset: FaceDataset, batch_size: int) -> dict[str, Any]:
@@ -178,45 +157,36 @@ def evaluate_release(network: FERNet, dataset: FaceDataset, batch_size: int) -> 
     clean = evaluate([network], dataset, SPLITS, batch_size)
     scores = clean.scores()
     print(f"\n{summary(scores)}", flush=True)
-    tta = evaluate([network], dataset, SPLITS, batch_size, tta=True)
-    print(f"\n10 views:\n{summary(tta.scores())}", flush=True)
+    tta = evaluate([network], dataset, SPLITS, batch_size, tta=True).scores()
+    print(f"\n10 views:\n{summary(tta)}", flush=True)
     table = evaluate_corruptions([network], dataset, clean, batch_size)
     print("\naccuracy and accuracy drop, in percent:")
     print(table.round(2).to_string(index=False), flush=True)
     private = clean.split == "PrivateTest"
     labels, predicted = clean.labels[private], clean.predicted[private]
     by_class = [
-        {
-            "name": name,
-            "n": int((labels == c).sum()),
-            "recall": scores["PrivateTest"]["recall"][name],
-            "predicted": int((predicted == c).sum()),
-            "precision": float((labels[predicted == c] == c).mean()) if c in predicted else None,
-        }
+        {"name": name, "recall": scores["PrivateTest"]["recall"][name]}
+        | {"n": (labels == c).sum(), "predicted": (predicted == c).sum()}
+        | {"precision": (labels[predicted == c] == c).mean() if c in predicted else None}
         for c, name in enumerate(dataset.class_names)
     ]
-    return {
-        "clean": scores,
-        "tta": tta.scores(),
-        "corruptions": table.to_dict("records"),
-        "by_class": by_class,
-    }
+    corruptions = table.to_dict("records")
+    return {"clean": scores, "tta": tta, "corruptions": corruptions, "by_class": by_class}
 
 
 def write_card(results: Mapping[str, Any], **more: Any) -> str:
-    """Return the model card in Markdown.
-
-    Args:
-        results: From `evaluate_release`.
-        more: Other variables of the template.
-    """
+    """Return the model card in Markdown, of `evaluate_release` and other template variables."""
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["percent"] = lambda share: "-" if share is None else f"{100 * share:.2f}"
+    environment.filters["percent"] = percent
     environment.globals["interval"] = interval
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(**results, **more)
+
+
+def percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.2f}"
 
 
 def interval(accuracy: float, n: int) -> str:

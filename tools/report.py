@@ -43,8 +43,8 @@ FIGURES = {
     "importance.png": "Highest and lowest importance",
     "relabels.png": "Relabeled images",
 }
-REQUIRED = ("accuracy", "accuracy_without_duplicates", "balanced_accuracy", "macro_f1", "ece")
-REQUIRED += ("landmark_error", "recall")
+REQUIRED = {"accuracy", "accuracy_without_duplicates", "balanced_accuracy", "macro_f1", "ece"}
+REQUIRED |= {"landmark_error", "recall"}
 
 
 @dataclass(frozen=True)
@@ -68,58 +68,39 @@ def main() -> None:
     options = parse(ReportOptions, sys.argv[1:], __doc__)
     paths = [Path(path) for path in options.runs]
     check_options(options, paths)
-    names = names_of(paths)
-    runs = [describe_run(RunFolder(path), name) for path, name in zip(paths, names, strict=True)]
+    names = [path.resolve().name for path in paths]
+    if len(set(names)) < len(names):
+        names = [str(path) for path in paths]
+    runs = [describe_run(RunFolder(path), name) for path, name in zip(paths, names)]
     pairs = [pair for one, other in combinations(runs, 2) for pair in compare_runs(one, other)]
-    figures = []
     if options.data:
-        scores = runs[0]["splits"][0]
-        class_names = ferplus.explicit_class_names(
-            tuple(scores["recall"]), scores.get("labels") == "FER+"
-        )
-        dataset = load_dataset(find_source(options.data), class_names=class_names)
-        votes = options.ferplus
-        ferplus_dataset = ferplus.with_ferplus_labels(dataset, votes) if votes else None
-        figures = [plot_pair(pair, dataset, ferplus_dataset) for pair in pairs]
-        for pair, figure in zip(pairs, figures):
-            pair["figure"] = base64.b64encode(figure).decode()
-        if ferplus_dataset:
-            for run in runs:
-                run["ferplus"] = relabel_agreement(run, dataset, ferplus_dataset)
+        add_images(options, runs, pairs)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters["base64"] = encode
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     with atomic_write(options.out) as partial:
         partial.write_text(template.render(runs=runs, pairs=pairs), encoding="utf-8")
     print(f"{options.out}: runs: {len(runs)}, comparisons: {len(pairs)}")
     if options.figure:
-        if not any(figures):
+        figures = [pair["figure"] for pair in pairs if pair["figure"]]
+        if not figures:
             raise DataError(
                 f"all runs are correct on the same images, so {options.figure} is not written"
             )
         with atomic_write(options.figure) as partial:
-            partial.write_bytes([figure for figure in figures if figure][-1])
+            partial.write_bytes(figures[-1])
 
 
 def check_options(options: ReportOptions, paths: Sequence[Path]) -> None:
-    """Check the options.
-
-    Raises:
-        OptionError: A value is missing, or a run is given twice.
-    """
-    if not options.runs:
+    """Raise an OptionError if a value is missing, or a run is given twice."""
+    if not paths:
         raise OptionError("give the folder of a run: python -m tools.report model_save/RUN")
     if len({path.resolve() for path in paths}) < len(paths):
         raise OptionError("a run is given twice; give different folders")
     if options.ferplus and not options.data:
         raise OptionError("--ferplus has labels for the images of --data; give --data, too")
-    if options.figure and (not options.data or len(options.runs) < 2):
+    if options.figure and (not options.data or len(paths) < 2):
         raise OptionError("--figure shows images on which runs differ; give two runs and --data")
-
-
-def names_of(paths: Sequence[Path]) -> list[str]:
-    """Return the names of the folders, or their paths if two have the same name."""
-    names = [path.resolve().name for path in paths]
-    return names if len(set(names)) == len(names) else [str(path) for path in paths]
 
 
 def describe_run(run: RunFolder, name: str) -> dict[str, Any]:
@@ -131,9 +112,8 @@ def describe_run(run: RunFolder, name: str) -> dict[str, Any]:
     if not (run / "metrics.json").is_file():
         raise RunError(f"{run.path} has no metrics.json, so the run is not finished; resume it")
     scores = run.read_json("metrics.json")
-    types = {name: str for name in ("label", "predicted", "from", "to")}  # may be numbers
     try:
-        predictions = pd.read_csv(run / "predictions.csv", keep_default_na=False, dtype=types)
+        predictions = read_table(run / "predictions.csv")
         splits = [
             describe_split(split, score, predictions[predictions["split"] == split])
             for split, score in scores.items()
@@ -141,16 +121,15 @@ def describe_run(run: RunFolder, name: str) -> dict[str, Any]:
         ]
         if not splits:
             raise ValueError("no split has labeled images")
-        relabels = None
+        options, relabels = {}, None
         if (run / "relabels.csv").is_file():  # test.py writes none
-            relabels = pd.read_csv(run / "relabels.csv", keep_default_na=False, dtype=types)
-            relabels = relabels[["row", "from", "to"]]
-        options = {}
+            relabels = read_table(run / "relabels.csv")[["row", "from", "to"]]
         if (run / "config.json").is_file():
             options = dict(run.read_json("config.json").get("options", {}))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise RunError(f"the files in {run.path} are inconsistent ({error})") from error
     training = scores.get("Training", {})
+    files = {title: run / file for file, title in FIGURES.items() if (run / file).is_file()}
     return {
         "name": name,
         "path": run.path,
@@ -159,13 +138,15 @@ def describe_run(run: RunFolder, name: str) -> dict[str, Any]:
         "noise": training if "noisy" in training else {},
         "relabels": relabels,
         "ferplus": {},
-        "figures": [
-            (title, base64.b64encode((run / file).read_bytes()).decode())
-            for file, title in FIGURES.items()
-            if (run / file).is_file()
-        ],
+        "figures": {title: file.read_bytes() for title, file in files.items()},
         "predictions": predictions,
     }
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a CSV file with class names, which may be numbers or "NA"."""
+    types = dict.fromkeys(("label", "predicted", "from", "to"), str)
+    return pd.read_csv(path, keep_default_na=False, dtype=types)
 
 
 def describe_split(name: str, score: dict[str, Any], rows: pd.DataFrame) -> dict[str, Any]:
@@ -174,14 +155,30 @@ def describe_split(name: str, score: dict[str, Any], rows: pd.DataFrame) -> dict
     Raises:
         ValueError, KeyError: The metrics are incomplete, or belong to other predictions.
     """
-    if missing := {*REQUIRED} - score.keys():
+    if missing := REQUIRED - score.keys():
         raise KeyError(f"metrics.json lacks {', '.join(sorted(missing))}")
     labeled = rows[rows["label"] != ""]
-    num_correct = int((labeled["label"] == labeled["predicted"]).sum())
     if len(labeled) != score["n"]:
         raise ValueError(f"{name} has {len(labeled)} labeled images, in metrics.json {score['n']}")
-    low, high = wilson(num_correct, score["n"])
+    low, high = wilson(int((labeled["label"] == labeled["predicted"]).sum()), score["n"])
     return {"name": name, "low": low, "high": high, **score}
+
+
+def add_images(
+    options: ReportOptions, runs: list[dict[str, Any]], pairs: list[dict[str, Any]]
+) -> None:
+    """Add to pairs the figures of images, and to runs the agreement of relabels with FER+."""
+    scores = runs[0]["splits"][0]
+    has_votes = scores.get("labels") == "FER+"
+    class_names = ferplus.explicit_class_names(tuple(scores["recall"]), has_votes)
+    dataset = load_dataset(find_source(options.data), class_names=class_names)
+    votes = options.ferplus
+    ferplus_dataset = ferplus.with_ferplus_labels(dataset, votes) if votes else None
+    for pair in pairs:
+        pair["figure"] = plot_pair(pair, dataset, ferplus_dataset)
+    if ferplus_dataset:
+        for run in runs:
+            run["ferplus"] = relabel_agreement(run, dataset, ferplus_dataset)
 
 
 def relabel_agreement(
@@ -198,16 +195,13 @@ def relabel_agreement(
     Returns:
         `metrics.relabel_scores` of the Training images, with FER+ labels as the clean ones; empty
         for a run that relabeled nothing, or was trained on other labels.
-
-    Raises:
-        DataError: The run was trained on other images.
     """
     relabels, options = run["relabels"], run["options"]
     has_other_labels = options.get("ferplus") or options.get("label_noise")
     if relabels is None or relabels.empty or has_other_labels:
         return {}
     code = {name: i for i, name in enumerate(dataset.class_names)}
-    first = relabels.drop_duplicates("row", keep="first")
+    first, last = (relabels.drop_duplicates("row", keep=keep) for keep in ("first", "last"))
     rows, old = first["row"].to_numpy(), first["from"].map(code).to_numpy()
     if rows.max() >= len(dataset) or rows.min() < 0 or (dataset.labels[rows] != old).any():
         raise DataError(
@@ -215,13 +209,15 @@ def relabel_agreement(
             "--data of the training"
         )
     final = dataset.labels.copy()
-    last = relabels.drop_duplicates("row", keep="last")
     final[last["row"]] = last["to"].map(code)
-    has_label = (dataset.split == "Training") & (ferplus_dataset.labels != UNLABELED)
-    has_label &= ferplus_dataset.labels < len(dataset.class_names)  # not contempt
-    return relabel_scores(
-        ferplus_dataset.labels[has_label], dataset.labels[has_label], final[has_label]
-    )
+    clean, num_classes = ferplus_dataset.labels, len(dataset.class_names)  # without contempt
+    has_label = (dataset.split == "Training") & (clean != UNLABELED) & (clean < num_classes)
+    return relabel_scores(clean[has_label], dataset.labels[has_label], final[has_label])
+
+
+def encode(png: bytes) -> str:
+    """Return a file in base64."""
+    return base64.b64encode(png).decode()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import suppress
 from pathlib import Path
 
 import joblib
@@ -17,55 +17,46 @@ import pandas as pd
 
 from tools.plan import Run
 from utils.devices import listed_gpus
-from utils.errors import RunError
 from utils.run_folder import ROOT, RunFolder
 
-POLL_SECONDS = 1
 
-
-@dataclass
 class Scheduler:
-    """Trains runs, `parallel` at a time on each device.
+    """Trains runs; when this process is interrupted, they are terminated and save their state.
 
-    When this process is interrupted, it terminates its runs, which save their state.
-
-    Attributes:
+    Args:
         data: The option --data of train.py; "" for its default.
         gpu_ids: The option --gpu_ids. Each GPU trains different runs.
         parallel: Runs at a time per device.
     """
 
-    data: str = ""
-    gpu_ids: str = ""
-    parallel: int = 1
-    _processes: set[subprocess.Popen] = field(default_factory=set)
-    _is_stopped: threading.Event = field(default_factory=threading.Event)
+    def __init__(self, data: str = "", gpu_ids: str = "", parallel: int = 1) -> None:
+        self._data, self._parallel = data, parallel
+        self._devices = ([str(i) for i in listed_gpus(gpu_ids)] or [""]) * parallel
+        self._processes: set[subprocess.Popen] = set()
+        self._is_stopped = threading.Event()
 
     def train_all(self, runs: list[Run]) -> list[str]:
         """Train the runs, and return the names of those that failed."""
         devices: queue.SimpleQueue[str] = queue.SimpleQueue()
-        ids = [str(i) for i in listed_gpus(self.gpu_ids)] or [""]
-        ids *= self.parallel
-        for device in ids:
+        for device in self._devices:
             devices.put(device)
 
-        def train_on_next_device(run: Run) -> str:
+        def train_on_next_device(run: Run) -> bool:
             device = devices.get()
             try:
-                is_finished = not self._is_stopped.is_set() and self.train(run, device)
-                return "" if is_finished else run.name
+                return not self._is_stopped.is_set() and self.train(run, device)
             except BaseException:
                 self._is_stopped.set()
                 raise
             finally:
                 devices.put(device)
 
-        pool = ThreadPoolExecutor(len(ids))
-        try:
-            return [name for name in pool.map(train_on_next_device, runs) if name]
-        finally:
-            self.stop()
-            pool.shutdown(wait=True, cancel_futures=True)
+        with ThreadPoolExecutor(len(self._devices)) as pool:
+            try:
+                is_finished = list(pool.map(train_on_next_device, runs))
+            finally:
+                self.stop()
+        return [run.name for run, finished in zip(runs, is_finished) if not finished]
 
     def stop(self) -> None:
         """Terminate all processes, and start no more."""
@@ -85,21 +76,19 @@ class Scheduler:
         run.folder.parent.mkdir(parents=True, exist_ok=True)
         log = run.folder.parent / f"{run.name}.log"
         progress = EpochProgress(run)
+        command = [sys.executable, str(ROOT / "train.py"), *argv]
         with open(log, "a", encoding="utf-8") as file:
-            process = subprocess.Popen(
-                [sys.executable, str(ROOT / "train.py"), *argv],
-                stdout=file,
-                stderr=file,
-                start_new_session=True,  # a terminal's Ctrl-C reaches it through this process only
-            )
-            self._processes.add(process)
-            if self._is_stopped.is_set():  # `stop` may have missed the new process
-                process.terminate()
-            while (status := _wait(process)) is None:
-                progress.update()
+            # A new session, so that a terminal's Ctrl-C reaches it through this process only.
+            process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+        self._processes.add(process)
+        if self._is_stopped.is_set():  # `stop` may have missed the new process
+            process.terminate()
+        while process.poll() is None:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=1)
             progress.update()
-            self._processes.discard(process)
-        if status:
+        self._processes.discard(process)
+        if status := process.returncode:
             print(f"{run.name}: ended with status {status}: {last_log_line(log)}", flush=True)
         return status == 0
 
@@ -108,19 +97,15 @@ class Scheduler:
             argv = ["--resume", str(run.folder)]
         else:
             argv = [*run.argv, "--seed", str(run.seed), "--no_final_test", "--out", str(run.folder)]
-        argv += ["--data", self.data] if self.data else []
-        is_threads_set = "--threads" in run.argv or "OMP_NUM_THREADS" in os.environ
-        if self.parallel > 1 and not is_threads_set:
-            argv += ["--threads", str(max(1, joblib.cpu_count() // self.parallel))]
+        argv += ["--data", self._data] if self._data else []
+        has_threads = "--threads" in run.argv or "OMP_NUM_THREADS" in os.environ
+        if self._parallel > 1 and not has_threads:
+            argv += ["--threads", str(max(1, joblib.cpu_count() // self._parallel))]
         return argv + (["--gpu_ids", device] if device else [])
 
 
 class EpochProgress:
-    """Prints a line whenever an epoch of a run ends.
-
-    Args:
-        run: The run. Epochs that it has finished already are not printed.
-    """
+    """Prints a line whenever an epoch of a run ends, except for those that have ended already."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -132,11 +117,11 @@ class EpochProgress:
         if len(history) <= self._epoch:
             return
         self._epoch = len(history)
-        best = history["public_accuracy"].idxmax()
+        total = RunFolder(self._run.folder).read_json("config.json")["options"]["total_epoch"]
+        best = history.loc[history["public_accuracy"].idxmax()]
         print(
-            f"{self._run.name}: epoch {history['epoch'].iloc[-1]}/{self._total_epoch()}, best "
-            f"PublicTest accuracy {100 * history['public_accuracy'][best]:.2f} % "
-            f"(epoch {history['epoch'][best]})",
+            f"{self._run.name}: epoch {history['epoch'].iloc[-1]}/{total}, best PublicTest "
+            f"accuracy {100 * best['public_accuracy']:.2f} % (epoch {best['epoch']:.0f})",
             flush=True,
         )
 
@@ -146,24 +131,9 @@ class EpochProgress:
         except (OSError, ValueError):  # no epoch has ended
             return pd.DataFrame()
 
-    def _total_epoch(self) -> int | str:
-        try:
-            options = RunFolder(self._run.folder).read_json("config.json").get("options", {})
-        except RunError:
-            return "?"
-        return options.get("total_epoch", "?")
-
 
 def last_log_line(log: Path) -> str:
     """Return the last line of a log that is not empty."""
     text = log.read_text(encoding="utf-8", errors="replace")  # libraries may write other encodings
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else ""
-
-
-def _wait(process: subprocess.Popen) -> int | None:
-    """Return the exit status, or None if the process runs for another second."""
-    try:
-        return process.wait(POLL_SECONDS)
-    except subprocess.TimeoutExpired:
-        return None
+    lines = text.strip().splitlines()
+    return lines[-1].strip() if lines else ""
