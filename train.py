@@ -67,8 +67,7 @@ def run(
     """Load the data, build or resume the network, train and evaluate it."""
     with context.local_main_first():
         source = find_source(options.data)
-        if not resumed:
-            # A resumed run must have the same data set and threads, whatever is there by then.
+        if not resumed:  # a resumed run keeps its data set and threads
             found = {"data": source.data, "threads": options.threads}
             options = replace(cli.resolve_options(command, source.is_synthetic), **found)
         cli.print_notes(options)
@@ -82,7 +81,6 @@ def run(
     clean_labels = dataset.labels
     if options.label_noise:
         dataset = dataset.with_label_noise(options.label_noise, options.seed)
-
     is_started = resumed is not None and (resumed / "last.pth").exists()
     checkpoint = load_checkpoint(resumed / "last.pth") if is_started else None
     if checkpoint:
