@@ -67,8 +67,7 @@ def run(
     """Load the data, build or resume the network, train and evaluate it."""
     with context.local_main_first():
         source = find_source(options.data)
-        if not resumed:
-            # A resumed run must have the same data set and threads, whatever is there by then.
+        if not resumed:  # a resumed run keeps its data set and threads
             found = {"data": source.data, "threads": options.threads}
             options = replace(cli.resolve_options(command, source.is_synthetic), **found)
         cli.print_notes(options)
@@ -111,7 +110,8 @@ def run(
                 folder.write_config(asdict(options), torch.__version__, is_new=False)
         print(f"network  {describe(network)}")
         if folder:
-            print(f"run      {folder.path}, {state.epoch} epochs finished", flush=True)
+            progress = f"epoch {state.epoch} of {options.total_epoch} finished"
+            print(f"run      {folder.path}, recipe {options.recipe}, {progress}", flush=True)
         title = f"{network.architecture.name}, {source.name}"
         title += " with FER+ labels" if options.ferplus else ""
         train(state, images, dataset, options, teachers, context, folder, title)

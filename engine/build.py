@@ -25,13 +25,9 @@ from utils.options import Options
 def build_network(
     options: Options, dataset: FaceDataset, pixel_statistics: tuple[float, float]
 ) -> FERNet:
-    """Build the network for a data set.
+    """Build the network for a data set, new or with the initial weights of the options.
 
-    Args:
-        options: Of the run; `model_path` has the initial weights, if any. Several files are merged
-            block-diagonally.
-        dataset: Its classes and channels.
-        pixel_statistics: Mean and standard deviation of the Training pixels, 0 to 255.
+    `pixel_statistics` are the mean and standard deviation of the Training pixels, 0 to 255.
 
     Raises:
         WeightsError: The weights cannot be read, or are of another network or other classes.
@@ -104,11 +100,7 @@ def wrap_model(
 
 
 def load_compatible_weights(path: str, dataset: FaceDataset) -> Checkpoint:
-    """Load weights that are to be used on a data set.
-
-    Raises:
-        WeightsError: They cannot be read, or have other classes, or fewer channels than the images.
-    """
+    """Load weights; raise a WeightsError if they have other classes or channels than the data."""
     checkpoint = load_checkpoint(path)
     if checkpoint.class_names != dataset.class_names:
         raise WeightsError(

@@ -23,12 +23,8 @@ class Teachers:
     They get the same augmented views as the student (Beyer et al., 2022, arXiv:2106.05237), but
     with weak augmentation only: no erasing, degradation or JPEG. Each image is predicted by one
     teacher, in rotation, so that several teachers cost no more than one. Over the shuffled epochs
-    the student's expected loss is that of their mean prediction.
-
-    Args:
-        models: Networks with equal classes, in evaluation mode; empty for no distillation.
-        bf16: Compute in bfloat16.
-        digests: Of their weight files, by which a resumed run checks them.
+    the student's expected loss is that of their mean prediction. A resumed run checks the digests
+    of their weight files.
     """
 
     def __init__(
@@ -44,11 +40,9 @@ class Teachers:
 
     @torch.no_grad()
     def predict(self, images: Tensor, start: int = 0) -> Tensor:
-        """Predict class probabilities, [N, C].
+        """Predict class probabilities [N, C] of float images [N, channels, W, W], 0 to 255.
 
-        Args:
-            images: float [N, channels, W, W], 0 to 255.
-            start: Place of the first image in the whole batch, which determines its teacher.
+        `start` is the place of the first image in the whole batch, which determines its teacher.
         """
         n = len(self._models)
         probabilities: Tensor | None = None

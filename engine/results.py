@@ -71,13 +71,7 @@ class Evaluation:
     def write(
         self, run: RunFolder, title: str, more: Mapping[str, Mapping[str, Any]] | None = None
     ) -> dict[str, dict[str, Any]]:
-        """Write metrics.json, predictions.csv and figures; return the scores.
-
-        Args:
-            run: The run folder.
-            title: Of the figures, which show the last split.
-            more: Added to metrics.json.
-        """
+        """Write metrics.json, with `more`, predictions.csv and figures of the last split."""
         scores = self.scores()
         names = np.array([*self.class_names, ""])  # UNLABELED is -1: the last
         table = pd.DataFrame({"index": self.rows, "split": self.split})

@@ -51,15 +51,8 @@ def train(
 ) -> None:
     """Train to the last epoch, evaluate the EMA on PublicTest after each, and save.
 
-    Args:
-        state: The training state, which is changed.
-        images: The Training images.
-        dataset: The whole data set.
-        options: Of the run.
-        teachers: Networks whose predictions are soft targets, if any.
-        context: The processes that train together.
-        run: The run folder; None in processes that write nothing.
-        title: Of the figures.
+    `images` are the Training images, `dataset` is the whole data set, and `title` is that of the
+    figures. `run` is None in processes that write nothing.
 
     Raises:
         RunError: Training diverged, or the run folder cannot be written.

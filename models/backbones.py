@@ -19,11 +19,8 @@ from torchvision.models.vgg import cfgs, make_layers
 class ResNet18(nn.Module):
     """ResNet-18 (He et al., 2016) for small images: a 3 x 3 stem of stride 1, and no max-pool.
 
-    A 48 x 48 image keeps its resolution up to layer2: [N, C, 48, 48] -> [N, 512, 6, 6].
-
-    Args:
-        channels: Of the input, 1 (grayscale) or 3.
-        width: A factor on all channel counts; 0.5 has a quarter of the arithmetic.
+    A 48 x 48 image keeps its resolution up to layer2: [N, C, 48, 48] -> [N, 512, 6, 6]. `width` is
+    a factor on all channel counts; 0.5 has a quarter of the arithmetic.
     """
 
     def __init__(self, channels: int = 1, width: float = 1.0) -> None:
@@ -56,8 +53,6 @@ class VGG(nn.Module):
     """VGG with batch norm (Simonyan & Zisserman, 2015), without its fully connected layers.
 
     Five max-pools reduce a 48 x 48 image to one cell: [N, C, 48, 48] -> [N, 512, 1, 1].
-
-    The depth is 11, 13, 16 or 19; the other arguments are those of ResNet18.
     """
 
     def __init__(self, depth: int, channels: int = 1, width: float = 1.0) -> None:

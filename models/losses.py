@@ -125,13 +125,12 @@ def compute_losses(
     """Compute the loss to minimize, and its unweighted parts.
 
     Args:
-        output: Of this process's shard of a batch, as are the targets and landmarks.
+        output: Of this process's shard of a batch.
         targets: Labels [N], or class probabilities [N, C].
         landmarks: [N, 68, 2] in normalized coordinates, NaN where there are none; or None.
         options: The enabled losses and their weights.
         soft_targets: Class probabilities of the teachers [N, C], or None.
-        loss_scale: Size of the shard relative to the mean shard, so that the mean over the
-            processes is the loss of the whole batch.
+        loss_scale: Size of the shard relative to the mean shard.
         num_with_landmarks: Images with landmarks in the whole batch, per process.
 
     Returns:

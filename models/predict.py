@@ -33,8 +33,7 @@ def predict(
         network: In evaluation mode, on the images' device.
         images: uint8 [N, C, W, W].
         batch_size: Images per step.
-        tta: Average the probabilities over ten views: five shifts, each plain and mirrored. The
-            landmarks are those of the plain view.
+        tta: Average the probabilities over ten views; the landmarks are those of the plain view.
         bf16: Compute in bfloat16. Reported figures are computed in float32.
         progress: Show a progress bar.
     """

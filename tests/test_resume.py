@@ -76,7 +76,7 @@ def test_killed_run_is_resumed_to_the_bit(reference, faces_csv, tmp_path):
 def test_finished_run_can_be_resumed(reference, capsys):
     before = (reference / "metrics.csv").read_text()
     run(train, "--resume", reference)
-    assert "3 epochs finished\n" in capsys.readouterr().out
+    assert "epoch 3 of 3 finished\n" in capsys.readouterr().out
     assert (reference / "metrics.csv").read_text() == before
 
 

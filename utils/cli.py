@@ -85,9 +85,7 @@ def parse_train_options(argv: Sequence[str], description: str) -> CommandLine:
 def resolve_options(command: CommandLine, is_synthetic: bool) -> Options:
     """Return the options of a new run: the recipe's, and the given ones on top.
 
-    Args:
-        command: The command line.
-        is_synthetic: Whether the data set is the synthetic one, for which `auto` has a recipe.
+    The recipe `auto` depends on whether the data set is the synthetic one.
     """
     recipe = command.options.recipe
     if recipe == "auto":

@@ -47,14 +47,8 @@ def correctness_auroc(value: np.ndarray, correct: np.ndarray) -> float | None:
     """Return the area under the ROC curve of detecting correct predictions by a value.
 
     It is the probability that a correct prediction has a greater value than a wrong one; 0.5 is
-    chance (Hendrycks and Gimpel, 2017, arXiv:1610.02136).
-
-    Args:
-        value: [N].
-        correct: bool [N].
-
-    Returns:
-        The area, 0 to 1; None if all values are equal, or all predictions are correct or wrong.
+    chance (Hendrycks and Gimpel, 2017, arXiv:1610.02136). It is None if all values [N] are equal,
+    or all predictions are correct or wrong.
     """
     if correct.all() or not correct.any() or np.ptp(value) == 0:
         return None

@@ -23,10 +23,8 @@ def map_unordered(
 ) -> Iterator[tuple[int, Any]]:
     """Yield (index, function(item)) for each item, in the order in which they are finished.
 
-    Args:
-        function: A function of a module, which a worker process can import.
-        items: Its arguments.
-        jobs: Processes; 0 for one per core that this process may use.
+    The function is one of a module, which a worker process can import. There are `jobs` processes,
+    by default one per core that this process may use.
 
     Raises:
         RunError: The system ended a process. Errors of `function` are passed on.

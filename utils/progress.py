@@ -30,13 +30,8 @@ def progress_bar(
 ) -> tqdm:
     """Return a progress bar on a terminal, and a line every 30 seconds in a log.
 
-    Args:
-        iterable: Items to iterate over; None for manual updates.
-        description: In front of the bar.
-        total: Number of items, if the iterable has no length.
-        initial: Items that are finished already.
-        unit: Name of an item.
-        disable: Show nothing.
+    The arguments are those of tqdm: None as iterable is for manual updates, and `initial` is the
+    number of items that are finished already.
     """
     shared = {"desc": description, "total": total, "initial": initial, "unit": unit, "leave": False}
     if disable or sys.stderr.isatty():

@@ -66,15 +66,10 @@ class RunFolder:
 
     @classmethod
     def create(cls, out: str, name: str, parent: Path | None = None) -> RunFolder:
-        """Create a run folder.
+        """Create a run folder; raise a RunError if it holds files, or cannot be created.
 
-        Args:
-            out: Path of the folder, which must be new or empty; "" for one named by the time.
-            name: End of the name of that folder.
-            parent: Where it is created; by default model_save/.
-
-        Raises:
-            RunError: The folder holds files, or cannot be created.
+        It is `out`, which must be new or empty, or by default a new folder in `parent` (model_save/
+        by default), named by the time and `name`.
         """
         new = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{name}"
         path = Path(out) if out else (parent or RUNS) / new
@@ -110,12 +105,7 @@ class RunFolder:
 
     @classmethod
     def to_resume(cls, resume: str, out: str) -> RunFolder | None:
-        """Return the folder of the run that --resume names, or None for a new run.
-
-        Raises:
-            RunError: There is no such run.
-            OptionError: --out names another folder.
-        """
+        """Return the folder of the run that --resume names, or None for a new run."""
         if not resume:
             return None
         run = cls.reopen(resume)

@@ -56,10 +56,7 @@ def bootstrap(variant: np.ndarray, reference: np.ndarray) -> tuple[float, float]
 
     Seeds and images are resampled with replacement, and pairs stay together. The interval covers
     the variation over seeds and over images; with few seeds it is too narrow rather than too wide.
-
-    Args:
-        variant: bool [S, N], whether each of S runs predicts each image correctly.
-        reference: bool [S, N], of the runs that they are paired with.
+    The arguments are bool [S, N]: whether each of S runs predicts each image correctly.
     """
     rng = np.random.default_rng(0)
     gain = variant.astype(np.float32) - reference
@@ -75,13 +72,8 @@ def bootstrap(variant: np.ndarray, reference: np.ndarray) -> tuple[float, float]
 def mcnemar(variant: np.ndarray, reference: np.ndarray) -> tuple[int, int, float]:
     """Compute McNemar's exact test (McNemar, 1947) of two paired classifiers.
 
-    Args:
-        variant: bool [N], whether the first classifier predicts each image correctly.
-        reference: bool [N], of the second one.
-
-    Returns:
-        The number of images that only the first predicts correctly, the number that only the
-        second does, and the two-sided p-value.
+    Returns the number of images that only the first predicts correctly, the number that only the
+    second does, and the two-sided p-value. The arguments are bool [N]: correct predictions.
     """
     better = int((variant & ~reference).sum())
     worse = int((reference & ~variant).sum())
