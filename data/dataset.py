@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import cv2
@@ -77,9 +77,8 @@ class FaceDataset:
 
     def select(self, index: np.ndarray) -> FaceDataset:
         """Return the images that an index or a mask [N] selects."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        arrays = {name: v[index] for name, v in values.items() if isinstance(v, np.ndarray)}
-        return replace(self, **arrays)
+        arrays = {name: v for name, v in vars(self).items() if isinstance(v, np.ndarray)}
+        return replace(self, **{name: array[index] for name, array in arrays.items()})
 
     def subset(self, *splits: str) -> FaceDataset:
         """Return the images of some splits, in their order."""
