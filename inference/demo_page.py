@@ -38,7 +38,8 @@ NO_FACE = (
     "image's longer side. If the image is one tightly cropped face, tick the box below it."
 )
 NO_CAMERA = (
-    "No camera could be opened. Connect one, close other programs that use it, and allow it."
+    "No camera could be opened. Connect one, close other programs that use it, and allow this "
+    "page to use it."
 )
 # gradio shows nothing if a camera fails.
 CAMERA_SCRIPT = """

@@ -139,7 +139,7 @@ class Camera:
         self._capture = cv2.VideoCapture(number)
         if not self._capture.isOpened():
             raise DataError(
-                f"camera {number} cannot be opened; connect it, or close other programs"
+                f"camera {number} cannot be opened; connect it, or close the program that uses it"
             )
         rate = self._capture.get(cv2.CAP_PROP_FPS)
         self.rate = rate if 0 < rate < 1000 else DEFAULT_RATE

@@ -65,7 +65,7 @@ class VideoWriter:
             ) from error
 
     def write(self, image: np.ndarray, position: int = 0) -> None:
-        """Append a frame, and repeat it if the file has fewer than `position` frames yet.
+        """Append an image, repeated until the file has the frame number `position`.
 
         After an error, such as a full disk, `fault` is set and frames are ignored.
         """
