@@ -124,8 +124,8 @@ class FolderLayout:
                 present = ", ".join(f"'{n}'{meaning}" for n, meaning in meanings.items())
                 raise DataError(
                     f"{split} has no folder with images of the class {quoted(sorted(missing))}"
-                    f"{origin} (it has {present}); add them to each split, or train with "
-                    "--class_names"
+                    f"{origin} (it has {present}); add the missing images to each of train/, "
+                    "validation/ and test/, or train with --class_names"
                 )
 
 
