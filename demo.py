@@ -58,11 +58,7 @@ def main() -> None:
 
 
 def configure_gradio() -> None:
-    """Turn off gradio's requests to other machines, and import it.
-
-    Raises:
-        OptionError: gradio is not installed.
-    """
+    """Turn off gradio's requests to other machines, and import it or raise an OptionError."""
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
     # gradio checks its own server with an HTTP request, which must not go through a proxy.
     proxy_exceptions = os.getenv("no_proxy") or os.getenv("NO_PROXY") or ""
@@ -77,11 +73,7 @@ def configure_gradio() -> None:
 
 @contextmanager
 def serve(page: gr.Blocks, port: int) -> Iterator[None]:
-    """Serve a page within the block, to this machine only.
-
-    Raises:
-        OptionError: The server cannot start.
-    """
+    """Serve a page within the block, to this machine only, or raise an OptionError."""
     import gradio as gr  # noqa: PLC0415
     from starlette.middleware import Middleware  # noqa: PLC0415
     from starlette.middleware.trustedhost import TrustedHostMiddleware  # noqa: PLC0415
@@ -90,6 +82,8 @@ def serve(page: gr.Blocks, port: int) -> Iterator[None]:
         Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"]),
         Middleware(ContentSecurityPolicy),
     ]
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+    theme = gr.themes.Base(primary_hue="blue", **fonts)
     try:
         page.launch(
             server_name=HOST,
@@ -104,12 +98,8 @@ def serve(page: gr.Blocks, port: int) -> Iterator[None]:
             ssr_mode=False,
             mcp_server=False,
             app_kwargs={"middleware": middleware},
-            theme=gr.themes.Base(
-                primary_hue="blue",
-                font=["system-ui", "sans-serif"],
-                font_mono=["ui-monospace", "monospace"],
-            ),
-            css=STYLE,
+            theme=theme,
+            css_paths=STYLE,
         )
     except OSError as error:
         raise OptionError(f"port {port}: the page cannot be served ({error})") from error

@@ -81,18 +81,16 @@ def main() -> None:
         rows = np.linspace(0, len(training) - 1, number).astype(int)
         calibration = pixels_of(training.select(rows), checkpoint.channels)
         small = out.with_suffix(".int8.onnx")
-        onnx_export.write_model(onnx_export.quantize(model, calibration), small)
+        quantized = onnx_export.quantize(model, calibration).SerializeToString()
+        with atomic_write(small) as partial:
+            partial.write_bytes(quantized)
         print(f"{small}: {small.stat().st_size / 1e6:.1f} MB; ", end="")
         has_labels = dataset.class_names == checkpoint.class_names
         print_accuracies(out, small, images if has_labels else None, label)
 
 
 def load_any_dataset(checkpoint: Checkpoint, source: Source) -> FaceDataset:
-    """Load a data set as a checkpoint needs it, or with other classes, which can be compared on.
-
-    Raises:
-        DataError: Neither is possible.
-    """
+    """Load a data set as a checkpoint needs it, or with other classes, which can be compared on."""
     try:
         return load_dataset_for(checkpoint, source)
     except DataError as error:
@@ -119,11 +117,7 @@ def largest_difference(
 
 
 def check_difference(probabilities: float, landmarks: float | None) -> None:
-    """Print the largest differences.
-
-    Raises:
-        OptionError: They are more than rounding errors.
-    """
+    """Print the largest differences; raise an OptionError if they exceed rounding errors."""
     print(f"largest difference: {probabilities:.2g} of a probability", end="")
     print("" if landmarks is None else f", {landmarks:.2g} px of a landmark")
     if probabilities > TOLERANCE or (landmarks or 0) > 10 * TOLERANCE:
@@ -139,12 +133,12 @@ def print_accuracies(path: Path, int8_path: Path, dataset: FaceDataset | None, l
     if not labeled:
         print("no accuracy, as the images have no labels of the network's classes")
         return
-    accuracies = [
+    small, large = (
         100
         * (predict_all(OnnxRuntime(p), labeled).probabilities.argmax(1) == labeled.labels).mean()
         for p in (int8_path, path)
-    ]
-    print("accuracy {:.2f} %, in 32 bits {:.2f} % ({})".format(*accuracies, label))
+    )
+    print(f"accuracy {small:.2f} %, in 32 bits {large:.2f} % ({label})")
 
 
 def pixels_of(dataset: FaceDataset, channels: int) -> np.ndarray:

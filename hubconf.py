@@ -1,13 +1,11 @@
-"""Entry points for torch.hub, which work from any folder.
+"""Entry points for torch.hub. PATH is the folder of this repository.
 
-    import torch
     predictor = torch.hub.load(PATH, "face_predictor", source="local")
     faces = predictor(image)                    # uint8 [H, W, 3] in RGB
     network = torch.hub.load(PATH, "resnet18_fer", source="local")
     output = network(pixels)                    # [N, 1, 48, 48], 0 to 255
 
-PATH is the folder of this repository. A program may have packages of its own called `data`,
-`models` or `utils`.
+A program may have packages of its own called `data`, `models` or `utils`.
 """
 
 from __future__ import annotations
@@ -28,9 +26,7 @@ RELEASED = ("resnet18", "resnet18_half", "resnet18_photos")
 
 
 def face_predictor(weights: str = "resnet18_photos", **options: typing.Any) -> typing.Any:
-    """Return a FacePredictor: predictor(image) gives the faces of an image.
-
-    It cannot be pickled; load it in each process.
+    """Return a FacePredictor: predictor(image) gives the faces of an image. It cannot be pickled.
 
     Args:
         weights: A name in RELEASED, or the path of a .pth or .onnx file.
@@ -43,11 +39,11 @@ def face_predictor(weights: str = "resnet18_photos", **options: typing.Any) -> t
 
 
 def resnet18_fer(pretrained: bool = True, weights: str = "resnet18") -> typing.Any:
-    """Return the network in evaluation mode on the CPU, a models.fernet.FERNet.
+    """Return the network, a models.fernet.FERNet in evaluation mode on the CPU.
 
-    It takes pixels [N, 1, 48, 48] from 0 to 255. Its output has `logits` [N, 7], `importance`
-    [N, 1] and `landmarks` [N, 68, 2] in normalized coordinates; the softmax of its
-    `weighted_logits` are the probabilities, in the order of `network.class_names`.
+    Its output has `logits` [N, 7], `importance` [N, 1] and `landmarks` [N, 68, 2] in normalized
+    coordinates. The probabilities, in the order of `network.class_names`, are the softmax of
+    `weighted_logits`.
 
     Args:
         pretrained: Load the weights; else initialize a ResNet-18 randomly.
@@ -74,16 +70,12 @@ def _weight_path(weights: str) -> pathlib.Path:
 
 @contextlib.contextmanager
 def _import_from_repository() -> collections.abc.Iterator[None]:
-    """Import this repository's packages within the block, and hide them after it.
-
-    The caller's modules of the same names are taken out of sys.modules for the block, and put back
-    after it; sys.path is restored too. Where the caller has imported this repository itself,
-    nothing is hidden.
-    """
-    if any(_is_ours(sys.modules.get(name)) for name in PACKAGES):
-        yield
-        return
+    """Import this repository's packages within the block, and restore the caller's after it."""
     callers, path = _loaded_modules(), sys.path.copy()
+    files = [getattr(callers.get(name), "__file__", None) or "" for name in PACKAGES]
+    if any(pathlib.Path(file).resolve().is_relative_to(ROOT) for file in files if file):
+        yield  # the caller has imported this repository itself
+        return
     for name in callers:
         del sys.modules[name]
     sys.path.insert(0, str(ROOT))
@@ -99,8 +91,3 @@ def _import_from_repository() -> collections.abc.Iterator[None]:
 def _loaded_modules() -> dict[str, types.ModuleType]:
     """Return the loaded modules with the names of this repository's packages."""
     return {name: module for name, module in sys.modules.items() if name.split(".")[0] in PACKAGES}
-
-
-def _is_ours(module: types.ModuleType | None) -> bool:
-    file = getattr(module, "__file__", None)
-    return file is not None and pathlib.Path(file).resolve().is_relative_to(ROOT)

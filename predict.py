@@ -4,8 +4,8 @@
     python predict.py 0 --out DIR                     the first camera, until Ctrl-C
     python predict.py faces/ --cropped                images of one face each, tightly cropped
 
-Results go to a new folder predictions/TIME in the current folder, or to --out DIR, which must be
-empty: predictions.csv, predictions.json, annotated images and videos, plots of videos.
+Results go to a new folder predictions/TIME_predict in the current folder, or to --out DIR, which
+must be empty: predictions.csv, predictions.json, annotated images and videos, plots of videos.
 
 Exit status: 0 success; 1 an invalid option, a missing path, or a full disk (earlier results are
 kept); 2 an invalid command line; 3 some inputs could not be read or have no face, as warned.
@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -25,10 +24,9 @@ import tyro
 from inference.detector import DETECTION_SIZE, MIN_SCORE
 from inference.inputs import find_all_inputs, is_video
 from inference.predictor import FacePredictor
-from inference.records import Records, empty_record
-from inference.results import Results
+from inference.records import Records
+from inference.results import Results, count_of, empty_record
 from inference.runner import VIDEO_DETECTION_SIZE, InferenceRunner
-from inference.summary import count_of
 from utils.cli import parse
 from utils.errors import OptionError, run_main
 from utils.files import printable
@@ -46,7 +44,7 @@ class PredictOptions:
     model_path: str = str(PHOTO_WEIGHTS)
     """Weights: a best.pth, the original method's resnet18.pth, or an .onnx file of export.py."""
     out: str = ""
-    """Folder of the results, new or empty. By default predictions/TIME in the current folder."""
+    """Folder of the results, new or empty. By default predictions/TIME_predict."""
     cropped: bool = False
     """Each image is one tightly cropped face; no faces are detected."""
     draw: bool = True
@@ -88,7 +86,7 @@ def main() -> None:
         gpu_ids=options.gpu_ids,
     )
     with (
-        RunFolder.create(options.out or default_folder(), "predict") as run,
+        RunFolder.create(options.out, "predict", DEFAULT_FOLDER) as run,
         Records.open(run.path, empty_record(predictor.class_names)) as records,
     ):
         results = Results(
@@ -110,34 +108,21 @@ def main() -> None:
     rows = count_of(results.num_faces, "face")
     print(f"Results: predictions.csv and .json ({rows}){annotated} in {printable(str(run.path))}")
     if runner.num_failed:
-        print(
-            f"{runner.num_failed:,} of {len(sources):,} inputs have no face or could not be read "
-            "(see the warnings)"
-        )
+        counts = f"{runner.num_failed:,} of {len(sources):,} inputs"
+        print(f"{counts} have no face or could not be read (see the warnings)")
         sys.exit(3)
 
 
 def validate_options(options: PredictOptions) -> None:
     """Raise an OptionError for a value out of range; FacePredictor checks its own arguments."""
     if not options.paths:
-        raise OptionError(
-            "no input; give an image, a folder, a video or a camera: predict.py PATH..."
-        )
+        raise OptionError("no input; give an image, a folder, a video or a camera's number")
     if options.every < 1:
         raise OptionError(f"--every {options.every} must be at least 1")
     if not 0 <= options.min_confidence <= 1:
         raise OptionError(f"--min_confidence {options.min_confidence:g} must be 0 to 1")
     if not 0 <= options.smooth < math.inf:
         raise OptionError(f"--smooth {options.smooth:g} must be 0 seconds or more")
-
-
-def default_folder() -> str:
-    """Return a new folder predictions/TIME, so that nothing is overwritten."""
-    name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
-    path, i = DEFAULT_FOLDER / name, 2
-    while path.exists():  # two runs in one second
-        path, i = DEFAULT_FOLDER / f"{name}_{i}", i + 1
-    return str(path)
 
 
 if __name__ == "__main__":

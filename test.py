@@ -92,15 +92,14 @@ def main() -> None:
         )
     notes = [f"{len(networks)} networks"] if len(networks) > 1 else []
     notes += ["10 views"] if options.tta else []
+    RunFolder.check_out(options.out)  # before the evaluation, which may take long
+    evaluation = evaluate(networks, dataset, options.splits, options.batch_size, options.tta)
+    print(f"\n{', '.join([dataset.source, *notes])}:\n{summary(evaluation.scores())}", flush=True)
+    if options.landmarks and evaluation.predicted_landmarks is not None:
+        evaluation = add_landmark_error(evaluation, dataset, options.threads)
+    kind = " with FER+ labels" if options.ferplus else ""
+    title = f"{checkpoint.architecture.name}, {source.name}{kind}"
     with RunFolder.create(options.out, f"test_{Path(options.model_path[0]).stem}") as run:
-        evaluation = evaluate(networks, dataset, options.splits, options.batch_size, options.tta)
-        print(
-            f"\n{', '.join([dataset.source, *notes])}:\n{summary(evaluation.scores())}", flush=True
-        )
-        if options.landmarks and evaluation.predicted_landmarks is not None:
-            evaluation = add_landmark_error(evaluation, dataset, options.threads)
-        kind = " with FER+ labels" if options.ferplus else ""
-        title = f"{checkpoint.architecture.name}, {source.name}{kind}"
         evaluation.write(run, ", ".join([title, *notes]))
         if options.corruptions:
             table = evaluate_corruptions(

@@ -32,8 +32,7 @@ from engine.state import TrainingState
 from engine.trainer import train
 from models.checkpoint import load_checkpoint
 from models.fernet import FERNet, describe
-from utils import devices, metrics
-from utils.cli import CommandLine, parse_train_options, resolve_options, resume_options
+from utils import cli, devices, metrics
 from utils.coordinates import to_normalized
 from utils.errors import run_main
 from utils.image_grids import plot_relabeled
@@ -42,10 +41,10 @@ from utils.run_folder import RunFolder
 
 
 def main() -> None:
-    command = parse_train_options(sys.argv[1:], __doc__)
+    command = cli.parse_train_options(sys.argv[1:], __doc__)
     resumed = RunFolder.to_resume(command.options.resume, command.options.out)
     saved = resumed.read_json("config.json").get("options") if resumed else None
-    options = resume_options(saved, command) if resumed else command.options
+    options = cli.resume_options(saved, command) if resumed else command.options
     context = DistributedContext()
     if context.world_size == 1 and len(devices.listed_gpus(options.gpu_ids)) > 1:
         sys.exit(launch(__file__, sys.argv[1:], len(devices.usable_gpus(options.gpu_ids))))
@@ -59,7 +58,7 @@ def main() -> None:
 
 
 def run(
-    command: CommandLine,
+    command: cli.CommandLine,
     options: Options,
     device: torch.device,
     context: DistributedContext,
@@ -68,10 +67,10 @@ def run(
     """Load the data, build or resume the network, train and evaluate it."""
     with context.local_main_first():
         source = find_source(options.data)
-        if not resumed:
-            # A resumed run must have the same data set and threads, whatever is there by then.
+        if not resumed:  # a resumed run keeps its data set and threads
             found = {"data": source.data, "threads": options.threads}
-            options = replace(resolve_options(command, source.is_synthetic), **found)
+            options = replace(cli.resolve_options(command, source.is_synthetic), **found)
+        cli.print_notes(options)
         print(f"data     {source.description}")
         dataset = load_dataset(source, options.eval_width, options.channels, options.class_names)
     if options.ferplus:
@@ -80,23 +79,21 @@ def run(
     check_batch_size(len(dataset.training_rows), options, context.world_size)
     print(f"         {dataset.describe()}")
     clean_labels = dataset.labels
-    if options.label_noise:
-        dataset = dataset.with_label_noise(options.label_noise, options.seed)
+    dataset = dataset.with_label_noise(options.label_noise, options.seed)
 
     is_started = resumed is not None and (resumed / "last.pth").exists()
     checkpoint = load_checkpoint(resumed / "last.pth") if is_started else None
-    network = (
-        FERNet(checkpoint.architecture)
-        if checkpoint
-        else build_network(options, dataset, dataset.pixel_statistics("Training"))
-    )
+    if checkpoint:
+        network = FERNet(checkpoint.architecture)
+    else:
+        network = build_network(options, dataset, dataset.pixel_statistics("Training"))
     teachers = load_teachers(options, dataset, device)
     folder = None  # only the main process writes
     if context.is_main:
         folder = resumed or RunFolder.create(options.out, options.backbone)
     with folder if folder and not resumed else nullcontext():
-        if folder:
-            folder.write_config(asdict(options), torch.__version__, is_new=not is_started)
+        if folder and not is_started:
+            folder.write_config(asdict(options), torch.__version__, is_new=True)
         if options.landmarks:
             with context.local_main_first():
                 dataset = add_landmarks(dataset, jobs=options.threads)
@@ -109,6 +106,8 @@ def run(
         state = build_state(network, images, dataset, options, context, teachers.digests)
         if checkpoint:
             state.load_state_dict(checkpoint, context)
+            if folder:  # only if the data set and the teachers are the run's
+                folder.write_config(asdict(options), torch.__version__, is_new=False)
         print(f"network  {describe(network)}")
         if folder:
             progress = f"epoch {state.epoch} of {options.total_epoch} finished"

@@ -1,7 +1,5 @@
 """Cache files of arrays that are slow to compute; damaged ones are computed again."""
 
-from __future__ import annotations
-
 import os
 import struct
 import sys
@@ -15,35 +13,30 @@ from utils.errors import ProjectError
 from utils.files import atomic_write
 
 CACHE_DIR = Path(os.environ.get("FER_CACHE") or Path(__file__).resolve().parent / "cache")
-
 MAPPED_BYTES = 16 << 20  # arrays of at least this size are memory-mapped
-
 Arrays = dict[str, np.ndarray]
 
 
 def load_arrays(path: Path) -> Arrays | None:
-    """Return the arrays of a file that `store_arrays` wrote, or None if it is missing or damaged.
+    """Return the arrays of a file of `store_arrays`, or None if it is missing or damaged.
 
-    Large arrays are memory-mapped, so a data set may be larger than the memory. Changes to them do
-    not reach the file.
+    Large arrays are memory-mapped copy-on-write, so a data set may be larger than the memory.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:  # reading an array checks its CRC
+        with np.load(path, allow_pickle=False) as archive:
+            if archive.zip.testzip():  # a wrong CRC
+                return None
             members = {name: archive.zip.getinfo(f"{name}.npy") for name in archive.files}
             return {
-                name: archive[name] if member.file_size < MAPPED_BYTES else _map(archive, member)
+                name: archive[name] if member.file_size < MAPPED_BYTES else _map(path, member)
                 for name, member in members.items()
             }
     except Exception:  # a damaged file raises many types
         return None
 
 
-def _map(archive: np.lib.npyio.NpzFile, member: ZipInfo) -> np.ndarray:
+def _map(path: Path, member: ZipInfo) -> np.ndarray:
     """Return a memory map of one array of an uncompressed .npz file."""
-    with archive.zip.open(member) as content:
-        while content.read(1 << 20):  # the CRC is checked at the end
-            pass
-    path = archive.zip.filename
     with open(path, "rb") as file:
         file.seek(member.header_offset + 26)  # ZIP: the lengths of the name and the extra field
         file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)
@@ -54,11 +47,7 @@ def _map(archive: np.lib.npyio.NpzFile, member: ZipInfo) -> np.ndarray:
 
 
 def store_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays (no objects) to an uncompressed .npz file, atomically.
-
-    Raises:
-        RunError: The folder cannot be written, or the disk is full.
-    """
+    """Write arrays to an uncompressed .npz file atomically, or raise a RunError."""
     with atomic_write(path) as partial, open(partial, "wb") as file:
         np.savez(file, **arrays)
 
@@ -68,35 +57,24 @@ def cached(
     key: str,
     compute: Callable[[], Arrays],
     folder: Path = CACHE_DIR,
-    is_valid: Callable[[Arrays], bool] = lambda arrays: True,
+    is_valid: Callable[[Arrays], bool] = bool,
 ) -> Arrays:
     """Return the arrays of the cache file `kind`-`key`.npz, or compute and store them.
 
-    A cache file that cannot be written is a warning. Errors of `compute` are passed on.
-
-    Args:
-        kind: Prefix of the file name.
-        key: Digest of everything that the arrays depend on.
-        compute: Called if the file is missing, damaged or not valid.
-        folder: Folder of the file.
-        is_valid: Whether arrays have the expected names, shapes and types.
+    `key` is a digest of everything that the arrays depend on, and `is_valid` tests their names,
+    shapes and types. A cache file that cannot be written is a warning.
     """
     path = Path(folder) / f"{kind}-{key}.npz"
-    arrays = load_arrays(path)
-    if arrays is not None and is_valid(arrays):
+    if (arrays := load_arrays(path)) and is_valid(arrays):
         return arrays
     arrays = compute()
-    existing = load_arrays(path)
     # Another process may have stored its arrays in the meantime, and have them mapped.
-    if existing is not None and is_valid(existing):
+    if (existing := load_arrays(path)) and is_valid(existing):
         return existing
     try:
         store_arrays(path, arrays)
     except ProjectError as error:
-        print(
-            f"warning: no cache file, so the next start takes as long; set FER_CACHE to a folder "
-            f"that can be written: {error}",
-            file=sys.stderr,
-        )
+        remedy = "set FER_CACHE to a folder that can be written"
+        print(f"warning: no cache file; {remedy}: {error}", file=sys.stderr)
         return arrays
     return load_arrays(path) or arrays  # mapped arrays take no memory

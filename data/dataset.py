@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import cv2
@@ -34,24 +34,16 @@ _CLASS_OF_SPELLING = {word: name for name, words in _SPELLINGS.items() for word 
 class FaceDataset:
     """A data set of N images of one face each.
 
-    Attributes:
-        images: uint8 [N, H, W], or [N, H, W, 3] in RGB.
-        labels: int64 [N], an index into `class_names`, or UNLABELED.
-        split: str [N], from SPLITS.
-        class_names: The C classes, in the order of the labels.
-        landmarks: float32 [N, 68, 2], x and y in pixels (centers are whole numbers), NaN for an
-            image without landmarks; None if they are not computed yet.
-        votes: int64 [N, 10], FER+'s votes, or None.
-        source: Description of the source, for messages.
+    Landmarks are in pixels: centers are whole numbers, so the left edge of the image is at -0.5.
     """
 
-    images: np.ndarray
-    labels: np.ndarray
-    split: np.ndarray
-    class_names: tuple[str, ...] = EMOTIONS
-    landmarks: np.ndarray | None = None
-    votes: np.ndarray | None = None
-    source: str = ""
+    images: np.ndarray  # uint8 [N, H, W], or [N, H, W, 3] in RGB
+    labels: np.ndarray  # int64 [N], an index into `class_names`, or UNLABELED
+    split: np.ndarray  # str [N], from SPLITS
+    class_names: tuple[str, ...] = EMOTIONS  # in the order of the labels
+    landmarks: np.ndarray | None = None  # float32 [N, 68, 2], x and y, NaN for images without any
+    votes: np.ndarray | None = None  # int64 [N, 10], FER+'s votes
+    source: str = ""  # its description, for messages
 
     def __len__(self) -> int:
         return len(self.images)
@@ -85,9 +77,8 @@ class FaceDataset:
 
     def select(self, index: np.ndarray) -> FaceDataset:
         """Return the images that an index or a mask [N] selects."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        arrays = {name: v[index] for name, v in values.items() if isinstance(v, np.ndarray)}
-        return replace(self, **arrays)
+        arrays = {name: v for name, v in vars(self).items() if isinstance(v, np.ndarray)}
+        return replace(self, **{name: array[index] for name, array in arrays.items()})
 
     def subset(self, *splits: str) -> FaceDataset:
         """Return the images of some splits, in their order."""
@@ -136,17 +127,11 @@ class FaceDataset:
         return float(mean), float(np.sqrt(np.average((levels - mean) ** 2, weights=counts)))
 
     def mean_face(self) -> np.ndarray:
-        """Return the mean landmarks of the Training images: float32 [68, 2], pixels.
-
-        Raises:
-            DataError: No Training image has landmarks.
-        """
+        """Return the mean landmarks of the Training images, float32 [68, 2]."""
         rows = self.has_landmarks & (self.split == "Training")
         if not rows.any():
-            raise DataError(
-                f"{self.source}: no Training image has landmarks, so there is no mean face; train "
-                "with --no_landmarks, or use larger or clearer images"
-            )
+            fault = f"{self.source}: no Training image has landmarks"
+            raise DataError(f"{fault}; use larger or clearer images, or --no_landmarks")
         return self.landmarks[rows].mean(axis=0, dtype=np.float64).astype(np.float32)
 
     def duplicates(self) -> np.ndarray:
@@ -163,44 +148,36 @@ def canonical_class(spelling: str) -> str | None:
 
 def resize_image(image: np.ndarray, width: int) -> np.ndarray:
     """Return uint8 [H, W] or [H, W, 3] as width x width, antialiased."""
-    is_smaller = width < max(image.shape[:2])
-    interpolation = cv2.INTER_AREA if is_smaller else cv2.INTER_CUBIC
+    interpolation = cv2.INTER_AREA if width < max(image.shape[:2]) else cv2.INTER_CUBIC
     return cv2.resize(image, (width, width), interpolation=interpolation)
 
 
 def resize_landmarks(landmarks: np.ndarray, size: tuple[int, int], width: int) -> np.ndarray:
-    """Move landmarks [..., 68, 2] from an image of size (width, height) to a square of `width`.
-
-    Pixel centers are whole numbers, so the left edge of the image is at -0.5.
-    """
+    """Move landmarks [..., 68, 2] from an image of size (width, height) to a square of `width`."""
     scale = width / np.asarray(size, dtype=np.float32)
     return ((landmarks + 0.5) * scale - 0.5).astype(np.float32)
 
 
 def validation_errors(dataset: FaceDataset, width: int) -> list[str]:
     """Return the properties that a data set of this image width should have and does not."""
-    n, classes = len(dataset), len(dataset.class_names)
     images, labels, landmarks = dataset.images, dataset.labels, dataset.landmarks
+    n, classes, shapes = len(images), len(dataset.class_names), [(width, width), (width, width, 3)]
+    are_images = images.dtype == np.uint8 and images.shape[1:] in shapes
+    are_labels = labels.dtype == np.int64 and labels.shape == (n,)
+    are_labels = are_labels and ((labels >= UNLABELED) & (labels < classes)).all()
+    are_splits = dataset.split.shape == (n,) and np.isin(dataset.split, SPLITS).all()
+    are_landmarks = landmarks is None or landmarks.shape == (n, LANDMARK_NUM, 2)
     properties = {
-        f"images: uint8 [{n}, {width}, {width}], or [..., 3]": images.dtype == np.uint8
-        and images.shape[1:] in ((width, width), (width, width, 3)),
-        f"labels: int64 [{n}], from {UNLABELED} to {classes - 1}": labels.dtype == np.int64
-        and labels.shape == (n,)
-        and bool(((labels >= UNLABELED) & (labels < classes)).all()),
-        f"split: [{n}], from {', '.join(SPLITS)}": dataset.split.shape == (n,)
-        and bool(np.isin(dataset.split, SPLITS).all()),
-        f"landmarks: [{n}, {LANDMARK_NUM}, 2], or None": landmarks is None
-        or landmarks.shape == (n, LANDMARK_NUM, 2),
+        f"images: uint8 [{n}, {width}, {width}], or [..., 3]": are_images,
+        f"labels: int64 [{n}], from {UNLABELED} to {classes - 1}": are_labels,
+        f"split: [{n}], from {', '.join(SPLITS)}": are_splits,
+        f"landmarks: [{n}, {LANDMARK_NUM}, 2], or None": are_landmarks,
     }
     return [text for text, is_valid in properties.items() if not is_valid]
 
 
 def validate(dataset: FaceDataset, width: int) -> FaceDataset:
-    """Return the data set that a reader created, if it is valid.
-
-    Raises:
-        DataError: It is not.
-    """
+    """Return the data set that a reader created, or raise a DataError if it is not valid."""
     if errors := validation_errors(dataset, width):
         raise DataError(
             f"{dataset.source or 'the data set'}: the reader of this layout does not return "
@@ -210,31 +187,20 @@ def validate(dataset: FaceDataset, width: int) -> FaceDataset:
 
 
 def check_trainable(dataset: FaceDataset) -> None:
-    """Check that a data set has Training images of every class, and PublicTest images.
-
-    Raises:
-        DataError: It does not.
-    """
-    labels = dataset.labels[dataset.training_rows]
+    """Raise a DataError if there are no Training images of a class, or no PublicTest images."""
+    labels, names = dataset.labels[dataset.training_rows], dataset.class_names
+    missing = [name for name, n in zip(names, np.bincount(labels, minlength=len(names))) if n == 0]
     if not len(labels):
-        raise DataError(
-            f"{dataset.source}: no labeled Training images; a CSV needs a column emotion and rows "
-            "whose Usage is Training, a folder needs train/<class>/"
-        )
-    if len(dataset.class_names) < 2:
-        name = quoted(dataset.class_names)
-        raise DataError(f"{dataset.source}: {name} is the only class; at least two are needed")
-    counts = np.bincount(labels, minlength=len(dataset.class_names))
-    if missing := [name for name, n in zip(dataset.class_names, counts) if n == 0]:
-        raise DataError(
-            f"{dataset.source}: no Training image of {quoted(missing)}; add some, or name the "
-            "present classes with --class_names"
-        )
-    if not ((dataset.split == "PublicTest") & (dataset.labels != UNLABELED)).any():
-        raise DataError(
-            f"{dataset.source}: no labeled PublicTest images, and too few Training images to hold "
-            "some out, so no epoch can be chosen; add a folder validation/ or more images"
-        )
+        fault = "no labeled Training images; a CSV needs a column emotion, a folder train/<class>/"
+    elif len(names) < 2:
+        fault = f"{quoted(names)} is the only class; at least two are needed"
+    elif missing:
+        fault = f"no Training image of {quoted(missing)}; add some, or correct --class_names"
+    elif not ((dataset.split == "PublicTest") & (dataset.labels != UNLABELED)).any():
+        fault = "no labeled PublicTest images; add a folder validation/, or images to hold out"
+    else:
+        return
+    raise DataError(f"{dataset.source}: {fault}")
 
 
 def quoted(names: Iterable[str]) -> str:

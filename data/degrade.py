@@ -3,8 +3,6 @@
 JPEG is computed as tensors, on the device. torchvision's `jpeg` encodes one CPU image at a time.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from functools import cache
@@ -41,16 +39,10 @@ def jpeg_tables(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def degrade(images: Tensor, probability: float, noise: Tensor, draws: Sequence[Tensor]) -> Tensor:
-    """Reduce the resolution of some images, apply gamma curves to some, add noise to some.
+    """Reduce the resolution of some images by up to 2, apply gamma to some, add noise to some.
 
-    The resolution is reduced by up to a factor of 2, gamma is from 1 / MAX_GAMMA to MAX_GAMMA, and
-    the noise has a standard deviation of up to MAX_NOISE.
-
-    Args:
-        images: float [N, C, H, W], 0 to 255.
-        probability: Of each of the three.
-        noise: [N, C, H, W], standard normal.
-        draws: Six of [N, 1, 1, 1] in [0, 1): chance and amount of each.
+    Each has this probability. The noise [N, C, H, W] is standard normal. The draws in [0, 1) are
+    chance and amount of low resolution, noise and gamma, [N, 1, 1, 1] each.
     """
     small, coarseness, noisy, deviation, curved, exponent = draws
     height, width = images.shape[2:]
@@ -63,13 +55,10 @@ def degrade(images: Tensor, probability: float, noise: Tensor, draws: Sequence[T
 
 
 def jpeg(images: Tensor, scale: Tensor, tables: tuple[Tensor, Tensor] | None = None) -> Tensor:
-    """Return images as JPEG would restore them; each channel is compressed by itself.
+    """Return images [N, C, H, W] as JPEG would restore them, each channel by itself.
 
-    Args:
-        images: float [N, C, H, W], 0 to 255.
-        scale: [N, 1, 1, 1], factor on the table of quality 50: 50 / quality below that, and
-            2 - quality / 50 above.
-        tables: Of the images' device, as `jpeg_tables` returns them.
+    `scale` [N, 1, 1, 1] is a factor on the table of quality 50: 50 / quality below that, and
+    2 - quality / 50 above.
     """
     cosine, quantization = tables or jpeg_tables(images.device)
     n, channels, height, width = images.shape

@@ -1,12 +1,11 @@
 """Download of FER2013 from Kaggle, if the network permits it within seconds."""
 
-from __future__ import annotations
-
 import os
 import sys
 import threading
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 KAGGLE_SET = "msambare/fer2013"
@@ -18,12 +17,15 @@ def download() -> Path | None:
     """Return the folder of Kaggle's public copy of FER2013, or None if it is not available.
 
     A complete earlier download is used as it is. `FER_OFFLINE=1` in the environment disables both.
-    Failures are warnings.
     """
     if os.environ.get("FER_OFFLINE", "0") not in ("", "0"):
         return None
-    if folder := _earlier_download():
-        return folder
+    cache = os.environ.get("KAGGLEHUB_CACHE") or os.path.expanduser("~/.cache/kagglehub")
+    folder = Path(cache, "datasets", KAGGLE_SET)
+    complete = [int(mark.stem) for mark in folder.glob("*.complete") if mark.stem.isdigit()]
+    newest = folder / "versions" / str(max(complete, default=0))
+    if newest.is_dir():
+        return newest
     if not _is_reachable():  # kagglehub itself would wait long
         return None
     try:
@@ -36,30 +38,16 @@ def download() -> Path | None:
         return None
 
 
-def _earlier_download() -> Path | None:
-    """Return the newest version that kagglehub has marked as complete."""
-    cache = os.environ.get("KAGGLEHUB_CACHE") or os.path.expanduser("~/.cache/kagglehub")
-    folder = Path(cache) / "datasets" / KAGGLE_SET
-    versions = [int(mark.stem) for mark in folder.glob("*.complete") if mark.stem.isdigit()]
-    newest = folder / "versions" / str(max(versions, default=0))
-    return newest if newest.is_dir() else None
-
-
 def _is_reachable() -> bool:
     has_answered = threading.Event()
 
     def request() -> None:
         head = urllib.request.Request(KAGGLE_URL, method="HEAD")
-        try:
-            urllib.request.urlopen(head, timeout=PROBE_SECONDS).close()
+        with suppress(Exception):  # no network, no name server, or a proxy that refuses
+            with suppress(urllib.error.HTTPError):  # Kaggle rejects HEAD, but it has answered
+                urllib.request.urlopen(head, timeout=PROBE_SECONDS).close()
             has_answered.set()
-        except urllib.error.HTTPError:  # Kaggle rejects HEAD, but it has answered
-            has_answered.set()
-        except Exception:  # no network, no name server, or a proxy that refuses
-            return
 
     # urlopen's timeout does not cover name resolution, so a thread waits for it.
-    thread = threading.Thread(target=request, daemon=True)
-    thread.start()
-    thread.join(PROBE_SECONDS)
-    return has_answered.is_set()
+    threading.Thread(target=request, daemon=True).start()
+    return has_answered.wait(PROBE_SECONDS)

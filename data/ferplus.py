@@ -5,56 +5,39 @@ Distribution", ICMI 2016, arXiv:1608.01041. The votes are in fer2013new.csv
 (github.com/microsoft/FERPlus), one row for each row of fer2013.csv.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from data.dataset import EMOTIONS, SPLITS, UNLABELED, FaceDataset
+from data.dataset import EMOTIONS, UNLABELED, FaceDataset
 from utils.errors import DataError
 
 CLASSES = (*EMOTIONS, "contempt")
 # The columns of the file in the order of CLASSES, and the two that are not an expression.
 COLUMNS = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral", "contempt")
 OTHERS = ("unknown", "NF")
-URL = "https://github.com/microsoft/FERPlus"
 # The majority equals FER2013's label in 68 % of the images, and in 18 % if the order is wrong.
 MIN_AGREEMENT = 0.4
 MIN_COMPARED = 100  # images; fewer could differ by chance
 
 
 def explicit_class_names(class_names: tuple[str, ...], has_votes: bool) -> tuple[str, ...]:
-    """Return the class names to give to `load_dataset` for a network with these classes.
-
-    None are given for FER2013's own classes, nor for those of FER+, which come with the votes.
-
-    Args:
-        class_names: Of the network.
-        has_votes: Whether it was trained on FER+'s votes.
-    """
+    """Return the names for `load_dataset` of a network's classes, if not FER2013's or FER+'s."""
     return () if has_votes or class_names == EMOTIONS else class_names
 
 
 def with_ferplus_labels(dataset: FaceDataset, path: str | Path) -> FaceDataset:
     """Return the data set with FER+'s votes, and their majority as labels.
 
-    As in the paper, a class with a single vote is dropped as an outlier. The label is the class
-    with more than half of the other votes. An image without such a class (a tie, for example), or
-    whose majority is "unknown" or "not a face", is UNLABELED.
+    As in the paper, a class with a single vote is dropped as an outlier, and the label is the class
+    with more than half of the other votes. An image without such a class, or whose majority is
+    "unknown" or "not a face", is UNLABELED.
 
     Args:
         dataset: FER2013 from fer2013.csv, in its order.
-        path: fer2013new.csv.
-
-    Returns:
-        The data set with the eight CLASSES, and with `votes` int64 [N, 10] in the order of CLASSES
-        and OTHERS.
-
-    Raises:
-        DataError: The file cannot be read, or belongs to other images.
+        path: fer2013new.csv. A DataError if it cannot be read, or belongs to other images.
     """
     votes = _read(Path(path), dataset)
     counted = np.where(votes > 1, votes, 0)
@@ -63,28 +46,17 @@ def with_ferplus_labels(dataset: FaceDataset, path: str | Path) -> FaceDataset:
     compared = is_clear & (dataset.labels != UNLABELED)
     agreement = np.mean((majority == dataset.labels)[compared]) if compared.any() else 1.0
     if agreement < MIN_AGREEMENT and compared.sum() >= MIN_COMPARED:
-        raise DataError(
-            f"{path} agrees with the labels of {dataset.source} for {100 * agreement:.0f} % of the "
-            "images, so the images are in another order; FER+ needs fer2013.csv itself, not its "
-            "images in folders or lists"
-        )
-    return replace(
-        dataset,
-        labels=np.where(is_clear, majority, UNLABELED),
-        class_names=CLASSES,
-        votes=votes,
-        source=f"{dataset.source}, with FER+ labels",
-    )
+        fault = f"agrees with {dataset.source} in {100 * agreement:.0f} % of the labels only"
+        remedy = "the images are in another order, so give fer2013.csv, not folders or lists"
+        raise DataError(f"{path} {fault}; {remedy}")
+    labels, source = np.where(is_clear, majority, UNLABELED), f"{dataset.source}, with FER+ labels"
+    return replace(dataset, labels=labels, class_names=CLASSES, votes=votes, source=source)
 
 
 def vote_distributions(votes: np.ndarray) -> np.ndarray:
-    """Return the class probabilities of votes, without single votes.
+    """Return the class probabilities [N, 8] of votes [N, 10], without single votes.
 
-    Args:
-        votes: int64 [N, 10].
-
-    Returns:
-        float32 [N, 8]; a row is 0 if no class has two votes. Such an image has no label either.
+    A row is 0 if no class has two votes. Such an image has no label either.
     """
     counted = votes[:, : len(CLASSES)].astype(np.float32)
     counted[counted < 2] = 0
@@ -101,19 +73,13 @@ def _read(path: Path, dataset: FaceDataset) -> np.ndarray:
         if not np.issubdtype(votes.dtype, np.integer) or (votes < 0).any():
             raise ValueError("a number of votes is not a whole number")
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path} cannot be read as FER+ votes ({error}); download fer2013new.csv from {URL}"
-        ) from error
+        remedy = "download fer2013new.csv from https://github.com/microsoft/FERPlus"
+        raise DataError(f"{path} cannot be read as FER+ votes ({error}); {remedy}") from error
     if len(votes) != len(dataset):
-        raise DataError(
-            f"{path} has votes for {len(votes):,} images, but {dataset.source} has "
-            f"{len(dataset):,}; FER+ needs the complete fer2013.csv"
-        )
+        fault = f"has votes for {len(votes):,} images, but {dataset.source} has {len(dataset):,}"
+        raise DataError(f"{path} {fault}; FER+ needs the complete fer2013.csv")
     if (differing := np.flatnonzero(split != dataset.split)).size:
-        i = differing[0]
-        raise DataError(
-            f"{path}, row {i + 2}: Usage is {split[i]}, but {dataset.source} has "
-            f"{dataset.split[i]}; FER+ needs fer2013.csv with its own order and Usage "
-            f"({', '.join(SPLITS)})"
-        )
+        row = differing[0]
+        fault = f"Usage is {split[row]}, but {dataset.source} has {dataset.split[row]}"
+        raise DataError(f"{path}, row {row + 2}: {fault}; FER+ needs fer2013.csv in its own order")
     return votes.astype(np.int64)

@@ -4,14 +4,12 @@ FER2013 is 83 MB. It lies on the device as uint8, and no batch is copied there. 
 is streamed, one batch ahead.
 """
 
-from __future__ import annotations
-
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
@@ -20,28 +18,22 @@ from utils.coordinates import to_normalized
 from utils.errors import OptionError
 
 MAX_SHARE = 0.5  # of the free memory
-
 Storage = Literal["device", "cpu", "mmap"]
+Samples = tuple[Tensor, Tensor | None]  # images and landmarks
 
 
 class InMemoryDataset:
     """N labeled images of a data set, from which batches are taken.
 
+    The attributes `labels` int64 [N], `has_landmarks` bool [N], and `targets` float32 [N, C] or
+    None are on the device.
+
     Args:
-        dataset: The whole data set, of square images.
+        dataset: The whole data set, of M square images.
         rows: int [N], the rows of these images in the data set.
         device: Where batches are needed.
-        targets: float32 [M, C], class probabilities of all M images, used instead of labels; or
-            None.
-        storage: By default the first of "device", "cpu" and "mmap" with enough room. "mmap" is the
-            cache file that the data set was read from.
-
-    Attributes:
-        storage: The storage in use.
-        rows: int [N].
-        labels: int64 [N], on the device.
-        has_landmarks: bool [N], on the device.
-        targets: float32 [N, C], on the device, or None.
+        targets: float32 [M, C], class probabilities used instead of labels; or None.
+        storage: By default the first of "device", "cpu" and "mmap" (the cache file) with room.
 
     Raises:
         OptionError: Memory ran out.
@@ -64,33 +56,26 @@ class InMemoryDataset:
         self.targets = None if targets is None else torch.from_numpy(targets[rows]).to(device)
         size = dataset.images[:1].nbytes * len(rows)
         self.storage = storage or choose_storage(size, device)
-        self._on_device: tuple[Tensor, Tensor | None] | None = None
+        self._on_device: Samples | None = None
         try:
             if self.storage != "mmap":
-                self._images, self._source_rows = self._images[rows], np.arange(len(rows))
-                if self._landmarks is not None:
-                    self._landmarks = self._landmarks[rows]
+                self._images, self._landmarks = self._read(np.arange(len(rows)))
+                self._source_rows = np.arange(len(rows))
             if self.storage == "device":
                 self._on_device = self._to_device(self._images, self._landmarks, wait=True)
                 self._images = self._landmarks = None
         except (MemoryError, torch.OutOfMemoryError) as error:
-            raise OptionError(
-                f"{size / 1e9:.1f} GB of images do not fit into memory ({self.storage}), although "
-                "enough was free; end other programs and start again"
-            ) from error
+            fault = f"{size / 1e9:.1f} GB of images do not fit into memory ({self.storage})"
+            raise OptionError(f"{fault}; end other programs and start again") from error
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def stream(self, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Yield the images and landmarks of each batch.
+    def stream(self, batches: Sequence[Tensor]) -> Iterator[Samples]:
+        """Yield images uint8 [n, C, W, W] and normalized landmarks [n, 68, 2] of each batch.
 
-        Args:
-            batches: int64 [n] each, on the device: indices into these N images.
-
-        Yields:
-            uint8 [n, C, W, W], and float32 [n, 68, 2] in normalized coordinates, NaN where there
-            are none; or None if the data set has no landmarks.
+        A batch is int64 [n] on the device, indices into the N images. The landmarks are None if the
+        data set has none.
         """
         if self._on_device:
             images, landmarks = self._on_device
@@ -114,21 +99,14 @@ class InMemoryDataset:
 
     def _to_device(
         self, images: np.ndarray, landmarks: np.ndarray | None, wait: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        points = None
+    ) -> Samples:
         if landmarks is not None:
-            points = to_device(torch.from_numpy(landmarks), self._device, wait)
-        return images_to_device(images, self._device, wait), points
+            landmarks = to_device(torch.from_numpy(landmarks), self._device, wait)
+        return images_to_device(images, self._device, wait), landmarks
 
 
 def images_to_device(images: np.ndarray, device: torch.device, wait: bool = True) -> Tensor:
-    """Return uint8 images [N, H, W] or [N, H, W, 3] as a tensor [N, C, H, W] on the device.
-
-    Args:
-        images: The images.
-        device: Their destination.
-        wait: Whether to wait for the copy.
-    """
+    """Return uint8 images [N, H, W] or [N, H, W, 3] as a tensor [N, C, H, W] on the device."""
     pixels = to_device(torch.from_numpy(np.ascontiguousarray(images)), device, wait)
     return pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
 
@@ -137,24 +115,15 @@ def choose_storage(size: int, device: torch.device) -> Storage:
     """Return the first storage with enough room for `size` bytes."""
     if device.type == "cuda" and size < MAX_SHARE * torch.cuda.mem_get_info(device)[0]:
         return "device"
-    if size < MAX_SHARE * _free_memory():
+    if size < MAX_SHARE * psutil.virtual_memory().available:
         return "device" if device.type == "cpu" else "cpu"
     return "mmap"
 
 
-def _free_memory() -> int:
-    """Return the free CPU memory in bytes; a large number if the system does not report it."""
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return 1 << 40
-
-
 def to_device(tensor: Tensor, device: torch.device, wait: bool = False) -> Tensor:
-    """Return the tensor on the device.
+    """Return the tensor on the device, without `wait` by way of pinned memory.
 
-    Without `wait` it is copied from pinned memory. PyTorch pins up to twice the size and keeps it,
-    which suits a batch but not a whole data set.
+    PyTorch pins up to twice the size and keeps it: suitable for a batch, not for a data set.
     """
     if wait or device.type == "cpu":
         return tensor.to(device)

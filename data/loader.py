@@ -1,7 +1,5 @@
 """The batches of an epoch: every Training image once, in a new order, augmented and mixed."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -18,34 +16,20 @@ from utils.options import Options
 
 
 class Batch(NamedTuple):
-    """A batch of n augmented images, or one process's shard of it.
+    """A batch of n augmented images, or one process's shard of it."""
 
-    Attributes:
-        index: int64 [n], indices into the InMemoryDataset.
-        images: float [n, C, W, W], 0 to 255.
-        landmarks: [n, 68, 2], normalized coordinates, transformed like the images, NaN where there
-            are none; or None.
-        targets: [n, classes], class probabilities instead of labels; or None.
-        lam: [n], the weight of each image in its mixture, see `mix`; None if nothing is mixed.
-        clean_images: The images with weak augmentation only, for teachers; or None.
-        start: Position of the first of these images in the whole batch.
-        whole: Number of images in the whole batch.
-        loss_scale: Size of the shard relative to the mean shard.
-        num_with_landmarks: Scalar, number of images with landmarks in the whole batch (at least 1)
-            divided by the number of processes.
-        seed: Seed of the batch.
-    """
-
-    index: Tensor
-    images: Tensor
-    landmarks: Tensor | None
-    targets: Tensor | None
-    lam: Tensor | None
-    clean_images: Tensor | None
-    start: int
-    whole: int
-    loss_scale: float
-    num_with_landmarks: Tensor
+    index: Tensor  # int64 [n], indices into the InMemoryDataset
+    images: Tensor  # float [n, C, W, W], 0 to 255
+    landmarks: Tensor | None  # [n, 68, 2], transformed like the images, NaN where there are none
+    targets: Tensor | None  # [n, classes], class probabilities instead of labels
+    lam: Tensor | None  # [n], weight of each image in its mixture, see `mix`
+    clean_images: Tensor | None  # the images with weak augmentation only, for teachers
+    start: int  # position of the first of these images in the whole batch
+    whole: int  # number of images in the whole batch
+    loss_scale: float  # size of the shard relative to the mean shard
+    num_with_landmarks: (
+        Tensor  # of the whole batch (at least 1), divided by the number of processes
+    )
     seed: int
 
 
@@ -56,15 +40,12 @@ class BatchLoader:
         images: The Training images.
         options: Of the run.
         epoch: Counted from 1.
-        rank: Number of this process, which gets a shard of each batch. Its images are augmented as
-            a single process would augment them.
+        rank: Number of this process, which gets a shard of each batch, augmented as one process
+            would augment it.
         world_size: Number of processes.
         clean_images: Whether teachers need images with weak augmentation, too.
         equal_lengths: Whether all batches have the same length, so that some images occur twice:
             torch.compile compiles for each length.
-
-    Attributes:
-        num_images: Images in all batches.
     """
 
     def __init__(
@@ -154,11 +135,7 @@ def shard(n: int, rank: int, world_size: int) -> slice:
 
 
 def check_batch_size(n: int, options: Options, world_size: int) -> None:
-    """Check that each process gets images of every batch.
-
-    Raises:
-        OptionError: Batches of n images are too small.
-    """
+    """Raise an OptionError if a process would get no image of a batch."""
     smallest = n // math.ceil(n / options.batch_size)
     if smallest < world_size:
         raise OptionError(

@@ -1,12 +1,9 @@
 """MixUp and CutMix of a batch, with soft labels.
 
 MixUp (Zhang et al., 2018, arXiv:1710.09412) blends two images; CutMix (Yun et al., 2019,
-arXiv:1905.04899) pastes a square of one into the other. Not torchvision's transforms: those draw
-one ratio per batch, which may give the other image the larger share. The landmarks would then
-belong to the wrong image.
+arXiv:1905.04899) pastes a square of one into the other. torchvision's transforms may give the other
+image the larger share, so that the landmarks would belong to the wrong image.
 """
-
-from __future__ import annotations
 
 import torch
 from torch import Tensor
@@ -25,18 +22,16 @@ def mix(
 ) -> tuple[Tensor, Tensor]:
     """Mix each image of a batch, with probability 0.5, with the previous image.
 
-    The weight of an image in its mixture is uniform in [0.5, 1], so that its landmarks stay valid.
-
     Args:
         images: float [N, C, H, W].
         kind: "mixup" or "cutmix".
         generator: On the images' device.
-        shard: Position of these images in a batch of `whole` images, whose other images are mixed
-            by other processes.
+        shard: Position of these images in a batch of `whole` images, whose others are elsewhere.
         whole: See `shard`; by default N.
 
     Returns:
-        The mixed images, and `lam` [N], the weight of each image in its mixture, 0.5 to 1.
+        The mixed images, and `lam` [N], the weight of each image in its mixture: uniform in
+        [0.5, 1], so that its landmarks stay valid.
     """
     draws = torch.rand(4, whole or len(images), device=images.device, generator=generator)
     chosen, ratio, x, y = (draw.view(-1, 1, 1, 1) for draw in draws[:, shard])
@@ -57,7 +52,7 @@ def mix(
 def mix_targets(
     targets: Tensor, soft_targets: Tensor | None, lam: Tensor, num_classes: int
 ) -> tuple[Tensor, Tensor | None]:
-    """Mix the targets of a batch as `mix` mixed its images.
+    """Mix targets as `mix` mixed the images.
 
     Args:
         targets: Labels [N], or class probabilities [N, C].
@@ -70,8 +65,7 @@ def mix_targets(
     """
     if targets.ndim == 1:
         targets = F.one_hot(targets, num_classes).to(lam.dtype)
-    mixed, mixed_soft = (
-        values if values is None else values.lerp(values.roll(1, 0), (1 - lam)[:, None])
-        for values in (targets, soft_targets)
-    )
-    return mixed, mixed_soft
+    other = (1 - lam)[:, None]
+    if soft_targets is not None:
+        soft_targets = soft_targets.lerp(soft_targets.roll(1, 0), other)
+    return targets.lerp(targets.roll(1, 0), other), soft_targets

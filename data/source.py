@@ -1,7 +1,5 @@
 """The data set of a run: the user's, the one under data/, a download, or the synthetic one."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
@@ -13,7 +11,7 @@ import numpy as np
 
 from data.cache import CACHE_DIR, Arrays, cached
 from data.dataset import EMOTIONS, UNLABELED, FaceDataset, validate, validation_errors
-from data.download import KAGGLE_SET, KAGGLE_URL, download
+from data.download import KAGGLE_URL, download
 from data.readers.folders import split_of_name
 from data.readers.layouts import LAYOUTS, Layout, locate, unknown_layout_error
 from utils.errors import DataError
@@ -22,30 +20,6 @@ DATA_DIR = Path(__file__).resolve().parent
 FORMAT = 6  # of the cache: increased whenever the same files would give another FaceDataset
 HELD_OUT = 10  # every tenth Training image, where a data set has no PublicTest
 HELD_OUT_NOTE = "every tenth Training image is held out as PublicTest, because there is none"
-
-
-@dataclass(frozen=True)
-class Source:
-    """A data set that was located but not read.
-
-    Attributes:
-        layout: Its layout, which reads it.
-        data: Value of --data that selects it again: its path, or "sample".
-        description: Which data set was chosen, and why.
-    """
-
-    layout: Layout
-    data: str
-    description: str
-
-    @property
-    def is_synthetic(self) -> bool:
-        return isinstance(self.layout, SyntheticLayout)
-
-    @property
-    def name(self) -> str:
-        """A short name, for the title of a figure."""
-        return "synthetic data set" if self.is_synthetic else Path(self.data).name
 
 
 @dataclass(frozen=True)
@@ -63,22 +37,36 @@ class SyntheticLayout:
         from data.synthetic.generate import synthetic_dataset  # noqa: PLC0415  (rarely needed)
 
         if class_names and class_names != EMOTIONS:
-            raise DataError(
-                f"the synthetic data set has the classes {' '.join(EMOTIONS)}; leave out "
-                "--class_names, or give another data set with --data"
-            )
+            fault = f"the synthetic data set has the classes {' '.join(EMOTIONS)}"
+            raise DataError(f"{fault}; leave out --class_names, or give other --data")
         return synthetic_dataset().resized(width)
 
 
+@dataclass(frozen=True)
+class Source:
+    """A data set that was located but not read."""
+
+    layout: Layout  # which reads it
+    data: str  # value of --data that selects it again: its path, or "sample"
+    description: str  # which data set was chosen, and why
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether it is the synthetic data set."""
+        return isinstance(self.layout, SyntheticLayout)
+
+    @property
+    def name(self) -> str:
+        """A short name, for the title of a figure."""
+        return "synthetic data set" if self.is_synthetic else Path(self.data).name
+
+
 def find_source(data: str = "") -> Source:
-    """Locate a data set without reading it.
+    """Locate a data set without reading it, or raise a DataError.
 
     Args:
         data: A file or folder, or "sample". If empty: what lies under data/, else a download of
             FER2013, else the synthetic data set.
-
-    Raises:
-        DataError: `data` does not exist, or has no supported layout.
     """
     if data == "sample":
         return Source(SyntheticLayout(), "sample", "the synthetic data set, as given by --data")
@@ -97,15 +85,13 @@ def find_source(data: str = "") -> Source:
     if folder := download():
         with _readable(folder):
             if layout := locate(folder):
-                description = f"FER2013 from Kaggle ({KAGGLE_SET}), in {folder}"
-                return Source(layout, str(folder), description)
-    return Source(
-        SyntheticLayout(),
-        "sample",
+                return Source(layout, str(folder), f"FER2013 from Kaggle, in {folder}")
+    description = (
         "the synthetic data set, which only shows that everything runs. There is no data set in "
         f"{DATA_DIR}, and none could be downloaded. For FER2013, put fer2013.csv or the unpacked "
-        f"{KAGGLE_URL} there, or give its path with --data",
+        f"{KAGGLE_URL} there, or give its path with --data"
     )
+    return Source(SyntheticLayout(), "sample", description)
 
 
 def load_dataset(
@@ -117,30 +103,28 @@ def load_dataset(
 ) -> FaceDataset:
     """Read a data set, or load it from the cache, whose key is the content of its files.
 
-    Args:
-        source: The data set.
-        width: Image width in pixels.
-        channels: 1 for grayscale, 3 for RGB. The images of a CSV are always grayscale.
-        class_names: The classes in the order of the labels, and of the numbers in a CSV, a list or
-            the names of folders; the data set's own if empty.
-        cache: The cache folder.
-
-    Returns:
-        Images uint8 [N, width, width] or [N, width, width, 3], with a PublicTest split (see
-        `hold_out`), and with landmarks if the layout has any.
-
-    Raises:
-        DataError: The data set cannot be used; the message names the file and the row.
+    Images are width x width, grayscale for 1 channel (always for a CSV), RGB for 3. The labels are
+    in the order of `class_names`, or if empty in the data set's own. It has a PublicTest split (see
+    `hold_out`), and landmarks if the layout has any. A DataError names the file and the row.
     """
     class_names, layout = tuple(class_names), source.layout
+    # The name of the root folder may mean a split, such as test/.
+    split = split_of_name(layout.root.name) if layout.root.is_dir() else None
+    options = (FORMAT, width, channels, class_names, *([split] if split else []))
+
+    def read() -> Arrays:
+        dataset = validate(layout.read(width, channels, class_names), width)
+        names = ("images", "labels", "split", "landmarks")
+        arrays = {name: getattr(dataset, name) for name in names}
+        arrays["class_names"] = np.array(dataset.class_names)
+        return {name: array for name, array in arrays.items() if array is not None}
+
+    def is_valid(arrays: Arrays) -> bool:
+        has_names = arrays.keys() - {"landmarks"} == {"images", "labels", "split", "class_names"}
+        return has_names and not validation_errors(_from_arrays(arrays), width)
+
     with _readable(layout.root):
-        arrays = cached(
-            "dataset",
-            _key(layout, (FORMAT, width, channels, class_names, *_split_of_root(layout))),
-            lambda: _to_arrays(validate(layout.read(width, channels, class_names), width)),
-            cache,
-            lambda arrays: _is_valid(arrays, width),
-        )
+        arrays = cached("dataset", _key(layout, options), read, cache, is_valid)
     origin = "the synthetic data set" if source.is_synthetic else source.data
     return hold_out(replace(_from_arrays(arrays), source=origin))
 
@@ -148,8 +132,7 @@ def load_dataset(
 def hold_out(dataset: FaceDataset) -> FaceDataset:
     """Move every tenth Training image of each class to PublicTest if no labeled one is there.
 
-    The epoch can then be chosen without the test images. Of a class with two to nine images one is
-    moved, of a class with a single image none.
+    Of a class with two to nine images one is moved, of a class with a single image none.
     """
     labeled = dataset.labels != UNLABELED
     training = labeled & (dataset.split == "Training")
@@ -175,27 +158,8 @@ def _key(layout: Layout, options: tuple) -> str:
     return digest.hexdigest()[:32]
 
 
-def _split_of_root(layout: Layout) -> tuple[str, ...]:
-    """Return the split that the name of the root folder means, such as test/."""
-    split = split_of_name(layout.root.name) if layout.root.is_dir() else None
-    return (split,) if split else ()
-
-
-def _to_arrays(dataset: FaceDataset) -> Arrays:
-    arrays = {"images": dataset.images, "labels": dataset.labels, "split": dataset.split}
-    arrays["class_names"] = np.array(dataset.class_names)
-    return arrays if dataset.landmarks is None else {**arrays, "landmarks": dataset.landmarks}
-
-
 def _from_arrays(arrays: Arrays) -> FaceDataset:
-    names = tuple(map(str, arrays["class_names"]))
-    return FaceDataset(**{**arrays, "class_names": names})
-
-
-def _is_valid(arrays: Arrays, width: int) -> bool:
-    """Return whether the arrays of a cache are those of `_to_arrays`."""
-    has_names = arrays.keys() - {"landmarks"} == {"images", "labels", "split", "class_names"}
-    return has_names and not validation_errors(_from_arrays(arrays), width)
+    return FaceDataset(**{**arrays, "class_names": tuple(map(str, arrays["class_names"]))})
 
 
 @contextmanager
@@ -204,7 +168,5 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(
-            f"{error.filename or path} cannot be read ({error.strerror or error}); check the path "
-            "and its permissions"
-        ) from error
+        fault = f"{error.filename or path} cannot be read ({error.strerror or error})"
+        raise DataError(f"{fault}; check the path and its permissions") from error

@@ -1,8 +1,7 @@
 """Augmentation of whole batches on their device, of pixels and landmarks by one transform.
 
-Landmarks are in normalized coordinates, as the network predicts them and `affine_grid` defines
-them. Not torchvision's transforms: those draw one transform per call, so that a batch would be a
-loop over its images (tools/benchmarks/throughput.py has such a loop).
+Landmarks are in normalized coordinates, as `affine_grid` defines them. Not torchvision's
+transforms: those draw one transform per call, so that a batch would be a loop over its images.
 """
 
 from __future__ import annotations
@@ -25,30 +24,17 @@ MIN_ERASED, MAX_ERASED = 0.02, 0.2  # area of an erased rectangle, as shares of 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Augmentation strengths, by default none. All amounts are uniform.
+    """Augmentation strengths, by default none. All amounts are uniform."""
 
-    Attributes:
-        flip: Probability of a horizontal flip.
-        degrees: Maximum rotation.
-        translation: Maximum translation in x and y, as a share of the width.
-        scale: The scale is from 1 - scale to 1 + scale.
-        color_jitter: The contrast is from 1 - color_jitter to 1 + color_jitter, and the brightness
-            changes by up to color_jitter / 2 of the gray levels.
-        erasing: Random-erasing probability.
-        degraded: Probability of low resolution, of noise, and of a gamma curve, each independent.
-        jpeg: Probability of JPEG compression.
-        width: Of the output in pixels; 0 keeps the input's.
-    """
-
-    flip: float = 0.0
-    degrees: float = 0.0
-    translation: float = 0.0
-    scale: float = 0.0
-    color_jitter: float = 0.0
-    erasing: float = 0.0
-    degraded: float = 0.0
-    jpeg: float = 0.0
-    width: int = 0
+    flip: float = 0.0  # probability of a horizontal flip
+    degrees: float = 0.0  # maximum rotation
+    translation: float = 0.0  # maximum in x and y, as a share of the width
+    scale: float = 0.0  # the scale is from 1 - scale to 1 + scale
+    color_jitter: float = 0.0  # contrast 1 +- color_jitter, brightness +- half of it
+    erasing: float = 0.0  # random-erasing probability
+    degraded: float = 0.0  # probability of low resolution, of noise, and of a gamma curve
+    jpeg: float = 0.0  # probability of JPEG compression
+    width: int = 0  # of the output in pixels; 0 keeps the input's
 
     @property
     def weak(self) -> Augmentation:
@@ -79,14 +65,12 @@ def augment(
         landmarks: [N, 68, 2], normalized coordinates, NaN where there are none; or None.
         augmentation: The strengths.
         generator: On the images' device; equal states give equal batches.
-        shard: Position of these images in a batch of `whole` images, whose other images are
-            augmented by other processes.
+        shard: Position of these images in a batch of `whole` images, whose others are elsewhere.
         whole: See `shard`; by default N.
         compile: Use torch.compile.
 
     Returns:
-        float images [N, C, H, W], 0 to 255, and the landmarks. H and W are `augmentation.width`
-        where that is not 0.
+        float images [N, C, H, W], 0 to 255, of `augmentation.width`, and the landmarks.
     """
     n, width = whole or len(images), augmentation.width
     shape = (n, images.shape[1], width, width) if width else (n, *images.shape[1:])
@@ -110,24 +94,22 @@ def _apply(
 ) -> tuple[Tensor, Tensor | None]:
     """Apply the transforms that the draws in [0, 1) define."""
     geometry, *rest = draws
-    flip, angle, scale, x, y, contrast, brightness, *erasing = geometry
-
-    def symmetric(draw: Tensor, limit: float) -> Tensor:
-        return (2 * draw - 1) * limit
-
-    flipped = flip < augmentation.flip
+    flipped = geometry[0] < augmentation.flip
+    signed = 2 * geometry[1:7] - 1
+    angle, scale, x, y = signed[:4]
     matrix = affine(
-        symmetric(angle, math.radians(augmentation.degrees)),
-        1 + symmetric(scale, augmentation.scale),
-        symmetric(x, 2 * augmentation.translation),
-        symmetric(y, 2 * augmentation.translation),
+        angle * math.radians(augmentation.degrees),
+        1 + scale * augmentation.scale,
+        x * (2 * augmentation.translation),
+        y * (2 * augmentation.translation),
         flipped,
     )
     images = warp(images.float(), matrix, augmentation.width)
-    strength = augmentation.color_jitter
-    images = _color_jitter(
-        images, 1 + symmetric(contrast, strength), symmetric(brightness, 127.5 * strength)
-    )
+    contrast, brightness = signed[4:].view(2, -1, 1, 1, 1)
+    contrast = 1 + contrast * augmentation.color_jitter
+    brightness = brightness * (127.5 * augmentation.color_jitter)
+    mean = images.mean((1, 2, 3), keepdim=True)
+    images = ((images - mean) * contrast + mean + brightness).clamp(0, 255)
     if augmentation.degraded:
         amounts, noise, *rest = rest
         amounts = [draw.view(-1, 1, 1, 1) for draw in amounts]
@@ -136,7 +118,7 @@ def _apply(
         chance, quality = (draw.view(-1, 1, 1, 1) for draw in rest[0])
         compressed = jpeg(images, MAX_JPEG_SCALE * quality, tables[1:])
         images = torch.where(chance < augmentation.jpeg, compressed, images)
-    images = _erase(images, augmentation, *(draw.view(-1, 1, 1, 1) for draw in erasing))
+    images = _erase(images, augmentation, *(draw.view(-1, 1, 1, 1) for draw in geometry[7:]))
     if landmarks is not None:
         landmarks = transform_landmarks(landmarks, matrix, flipped, tables[0])
     return images, landmarks
@@ -155,52 +137,30 @@ def affine(angle: Tensor, scale: Tensor, x: Tensor, y: Tensor, flipped: Tensor) 
 
 
 def warp(images: Tensor, matrix: Tensor, width: int = 0) -> Tensor:
-    """Warp images [N, C, H, W] by affine maps [N, 2, 3]; the border is repeated.
-
-    The output is [N, C, width, width] where a width is given.
-    """
-    # grid_sample needs the map from new to old coordinates.
-    shape = [*images.shape[:2], width, width] if width else list(images.shape)
-    grid = F.affine_grid(_inverse(matrix), shape, align_corners=False)
-    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
-
-
-def _inverse(matrix: Tensor) -> Tensor:
-    """Return the inverse affine maps [N, 2, 3], in closed form: faster than torch.linalg.inv."""
+    """Warp images [N, C, H, W] by affine maps [N, 2, 3] to a width; the border is repeated."""
+    # grid_sample needs the inverse maps. The closed form is faster than torch.linalg.inv.
     (a, b, x), (c, d, y) = matrix.permute(1, 2, 0)
-    determinant = a * d - b * c
     rows = torch.stack((d, -b, b * y - d * x, -c, a, c * x - a * y), 1)
-    return (rows / determinant[:, None]).unflatten(1, (2, 3))
+    inverse = (rows / (a * d - b * c)[:, None]).unflatten(1, (2, 3))
+    shape = [*images.shape[:2], width, width] if width else list(images.shape)
+    grid = F.affine_grid(inverse, shape, align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
 def transform_landmarks(
     landmarks: Tensor, matrix: Tensor, flipped: Tensor, flip: Tensor | None = None
 ) -> Tensor:
-    """Transform landmarks [N, 68, 2] by affine maps [N, 2, 3]; a flip swaps left and right.
+    """Transform normalized landmarks [N, 68, 2] by the maps of `affine`; a flip swaps their sides.
 
-    Args:
-        landmarks: Normalized coordinates.
-        matrix: As `affine` returns it.
-        flipped: bool [N].
-        flip: int64 [68], FLIP on the landmarks' device.
+    `flipped` is bool [N], and `flip` FLIP on the landmarks' device.
     """
     flip = flip_index(landmarks.device) if flip is None else flip
     moved = landmarks @ matrix[:, :, :2].mT + matrix[:, None, :, 2]
     return torch.where(flipped[:, None, None], moved[:, flip], moved)
 
 
-def _color_jitter(images: Tensor, contrast: Tensor, brightness: Tensor) -> Tensor:
-    """Scale the gray levels of each image about its mean, and shift them; factors are [N]."""
-    mean = images.mean((1, 2, 3), keepdim=True)
-    images = (images - mean) * contrast.view(-1, 1, 1, 1) + mean + brightness.view(-1, 1, 1, 1)
-    return images.clamp(0, 255)
-
-
 def _erase(images: Tensor, augmentation: Augmentation, *draws: Tensor) -> Tensor:
-    """Replace one rectangle of some images by a uniform gray (Zhong et al., AAAI 2020).
-
-    The draws in [0, 1), [N, 1, 1, 1] each, are: chance, area, aspect ratio, center (x, y), gray.
-    """
+    """Replace one rectangle of some images by a uniform gray (Zhong et al., AAAI 2020)."""
     chance, area, aspect, x, y, gray = draws
     height, width = images.shape[2:]
     area = (MIN_ERASED + (MAX_ERASED - MIN_ERASED) * area) * (chance < augmentation.erasing)

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from data.dataset import FaceDataset
 from data.in_memory import InMemoryDataset
 from engine.distributed import DistributedContext
-from engine.optim import build_ema, build_optimizer
+from engine.optim import EMA, build_optimizer
 from engine.state import TrainingState
 from engine.sync_batch_norm import convert_sync_batch_norm
 from models.checkpoint import Checkpoint, load_checkpoint, transfer
@@ -25,13 +25,9 @@ from utils.options import Options
 def build_network(
     options: Options, dataset: FaceDataset, pixel_statistics: tuple[float, float]
 ) -> FERNet:
-    """Build the network for a data set.
+    """Build the network for a data set, new or with the initial weights of the options.
 
-    Args:
-        options: Of the run; `model_path` has the initial weights, if any. Several files are merged
-            block-diagonally.
-        dataset: Its classes and channels.
-        pixel_statistics: Mean and standard deviation of the Training pixels, 0 to 255.
+    `pixel_statistics` are the mean and standard deviation of the Training pixels, 0 to 255.
 
     Raises:
         WeightsError: The weights cannot be read, or are of another network or other classes.
@@ -84,7 +80,7 @@ def build_state(
     network = network.to(device, memory_format=torch.channels_last)
     return TrainingState(
         network=network,
-        ema=build_ema(network, options.ema),
+        ema=EMA(network, options.ema),
         optimizer=build_optimizer(network, options),
         labels=images.labels,
         data_digest=dataset.digest,
@@ -97,18 +93,14 @@ def wrap_model(
     network: FERNet, options: Options, context: DistributedContext
 ) -> Callable[[Tensor], Output]:
     """Return the network as the training step calls it: compiled if wanted, and distributed."""
-    if context.world_size > 1:  # SyncBatchNorm communicates within a pass, which no CUDA graph can
-        model = compile_module(network, cuda_graphs=False) if options.compile else network
-        return DistributedDataParallel(model)
-    return compile_module(network) if options.compile else network
+    is_distributed = context.world_size > 1
+    if options.compile:  # SyncBatchNorm communicates within a pass, which no CUDA graph can
+        network = compile_module(network, cuda_graphs=not is_distributed)
+    return DistributedDataParallel(network) if is_distributed else network
 
 
 def load_compatible_weights(path: str, dataset: FaceDataset) -> Checkpoint:
-    """Load weights that are to be used on a data set.
-
-    Raises:
-        WeightsError: They cannot be read, or have other classes, or fewer channels than the images.
-    """
+    """Load weights; raise a WeightsError if they have other classes or channels than the data."""
     checkpoint = load_checkpoint(path)
     if checkpoint.class_names != dataset.class_names:
         raise WeightsError(

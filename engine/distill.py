@@ -23,12 +23,8 @@ class Teachers:
     They get the same augmented views as the student (Beyer et al., 2022, arXiv:2106.05237), but
     with weak augmentation only: no erasing, degradation or JPEG. Each image is predicted by one
     teacher, in rotation, so that several teachers cost no more than one. Over the shuffled epochs
-    the student's expected loss is that of their mean prediction.
-
-    Args:
-        models: Networks with equal classes, in evaluation mode; empty for no distillation.
-        bf16: Compute in bfloat16.
-        digests: Digests of their weight files, by which a resumed run checks them.
+    the student's expected loss is that of their mean prediction. A resumed run checks the digests
+    of their weight files.
     """
 
     def __init__(
@@ -44,23 +40,19 @@ class Teachers:
 
     @torch.no_grad()
     def predict(self, images: Tensor, start: int = 0) -> Tensor:
-        """Predict class probabilities, [N, C].
+        """Predict class probabilities [N, C] of float images [N, channels, W, W], 0 to 255.
 
-        Args:
-            images: float [N, channels, W, W], 0 to 255.
-            start: Place of the first image in the whole batch, which determines its teacher.
+        `start` is the place of the first image in the whole batch, which determines its teacher.
         """
         n = len(self._models)
-        offsets = [(i - start) % n for i in range(n)]
-        with autocast(images.device, self._bf16):
-            predictions = [
-                # The output of a CUDA graph is overwritten by the next call.
-                model(images[offset::n]).weighted_logits.softmax(1)
-                for model, offset in zip(self._models, offsets)
-            ]
-        probabilities = predictions[0].new_empty(len(images), predictions[0].shape[1])
-        for offset, prediction in zip(offsets, predictions):
-            probabilities[offset::n] = prediction
+        probabilities: Tensor | None = None
+        for i, model in enumerate(self._models):
+            rows = slice((i - start) % n, None, n)
+            with autocast(images.device, self._bf16):
+                part = model(images[rows]).weighted_logits.softmax(1)
+            if probabilities is None:
+                probabilities = part.new_empty(len(images), part.shape[1])
+            probabilities[rows] = part
         return probabilities
 
 
@@ -68,8 +60,7 @@ def load_teachers(options: Options, dataset: FaceDataset, device: torch.device) 
     """Load the networks of `options.teacher`, if any.
 
     Raises:
-        WeightsError: Weights cannot be read, have other classes, channels or another image width,
-            or do not accept the smallest width of progressive resizing.
+        WeightsError: Weights cannot be read, or do not fit the data set or its image widths.
     """
     models, digests = [], []
     for path in options.teacher:
@@ -79,12 +70,11 @@ def load_teachers(options: Options, dataset: FaceDataset, device: torch.device) 
                 f"{path} was trained at {checkpoint.image_width} pixels, and the student is at "
                 f"{options.eval_width}; they must be equal"
             )
-        smallest = min(options.image_width)
-        least = min_image_width(checkpoint.architecture.backbone)
-        if smallest < least:
+        backbone, smallest = checkpoint.architecture.backbone, min(options.image_width)
+        if smallest < (least := min_image_width(backbone)):
             raise WeightsError(
-                f"{path}: its {checkpoint.architecture.backbone} accepts no images of {smallest} "
-                f"pixels; let --image_width begin at {least} or more"
+                f"{path}: its {backbone} accepts no images of {smallest} pixels; let --image_width "
+                f"begin at {least} or more"
             )
         print(f"teacher  {path} (epoch {checkpoint.epoch})")
         network = checkpoint.network().to(device)

@@ -29,22 +29,17 @@ class DistributedContext:
     `python` starts one process, `torchrun` several, and sets RANK, WORLD_SIZE and LOCAL_RANK. All
     draw the same random numbers, and each works on its shard of every batch. Only the main process
     writes and prints.
-
-    Raises:
-        OptionError: One of these environment variables is not a number.
     """
 
     def __init__(self) -> None:
+        self.device = torch.device("cpu")
         try:
             self.rank = int(os.environ.get("RANK", "0"))
             self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
             self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         except ValueError as error:
-            raise OptionError(
-                f"RANK, WORLD_SIZE or LOCAL_RANK in the environment is not a number ({error}); "
-                f"{REMEDY}"
-            ) from error
-        self.device = torch.device("cpu")
+            fault = f"RANK, WORLD_SIZE or LOCAL_RANK in the environment is not a number ({error})"
+            raise OptionError(f"{fault}; {REMEDY}") from error
 
     @property
     def is_main(self) -> bool:
@@ -69,20 +64,23 @@ class DistributedContext:
         self.device = device
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        else:  # torchrun sets one thread per process, which leaves cores idle
-            can_limit = hasattr(os, "sched_getaffinity")
-            cores = len(os.sched_getaffinity(0)) if can_limit else os.cpu_count() or 1
-            torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
         output = sys.stdout
         try:
             backend, device_id = ("nccl", device) if device.type == "cuda" else ("gloo", None)
-            self._init_process_group(backend, device_id)
+            try:
+                dist.init_process_group(backend, timeout=TIMEOUT, device_id=device_id)
+            except ValueError as error:  # of environment variables
+                raise OptionError(
+                    f"WORLD_SIZE in the environment is {self.world_size}, but other variables of "
+                    f"torchrun are missing ({error}); {REMEDY}"
+                ) from error
             if not self.is_main:
                 sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (until exit)
             yield
             dist.destroy_process_group()
-        except RuntimeError as error:
-            if not _is_communication_error(error):
+        except RuntimeError as error:  # gloo raises no subclass
+            words = ("gloo", "NCCL", "Connection", "Timed out", "Broken pipe")
+            if not (isinstance(error, dist.DistError) or any(word in str(error) for word in words)):
                 raise
             raise RunError(
                 f"process {self.rank} lost one of the {self.world_size} processes; its message may "
@@ -91,15 +89,6 @@ class DistributedContext:
             ) from error
         finally:
             sys.stdout = output
-
-    def _init_process_group(self, backend: str, device: torch.device | None) -> None:
-        try:
-            dist.init_process_group(backend, timeout=TIMEOUT, device_id=device)
-        except ValueError as error:  # of environment variables
-            raise OptionError(
-                f"WORLD_SIZE in the environment is {self.world_size}, but other variables of "
-                f"torchrun are missing ({error}); {REMEDY}"
-            ) from error
 
     @contextmanager
     def local_main_first(self) -> Iterator[None]:
@@ -152,31 +141,19 @@ class DistributedContext:
 
 
 def launch(script: str, argv: Sequence[str], processes: int) -> int:
-    """Run a script in several processes of this machine, as torchrun does; return the exit status.
-
-    The processes find their ranks in the environment; the script's arguments are unchanged.
-    """
-    from torch.distributed.elastic.multiprocessing.api import SignalException  # noqa: PLC0415
-    from torch.distributed.elastic.multiprocessing.errors import (  # noqa: PLC0415  (slow)
-        ChildFailedError,
-    )
-    from torch.distributed.run import get_args_parser  # noqa: PLC0415
-    from torch.distributed.run import main as torchrun  # noqa: PLC0415
+    """Run a script in several processes of this machine, as torchrun does; return the status."""
+    from torch.distributed import run as torchrun  # noqa: PLC0415  (slow)
+    from torch.distributed.elastic.multiprocessing import SignalException, errors  # noqa: PLC0415
 
     options = ["--standalone", f"--nproc_per_node={processes}"]
-    if "--shutdown" in get_args_parser().format_help():  # else processes are killed after 30 s
+    if (
+        "--shutdown" in torchrun.get_args_parser().format_help()
+    ):  # else processes are killed after 30 s
         options.append(f"--shutdown_timeout={SHUTDOWN}")
     try:
-        torchrun([*options, script, *argv])
-    except ChildFailedError as error:  # the process has printed its message
+        torchrun.main([*options, script, *argv])
+    except errors.ChildFailedError as error:  # the process has printed its message
         return abs(error.get_first_failure()[1].exitcode)
     except SignalException as error:
         return 128 + error.sigval
     return 0
-
-
-def _is_communication_error(error: RuntimeError) -> bool:
-    """Return whether communication failed; gloo raises a plain RuntimeError."""
-    return isinstance(error, dist.DistError) or any(
-        word in str(error) for word in ("gloo", "NCCL", "Connection", "Timed out", "Broken pipe")
-    )

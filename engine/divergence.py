@@ -20,12 +20,8 @@ class DivergenceGuard:
     """Finds the first batch of an epoch with a non-finite value or collapsed importances.
 
     Where all importances are 0, the expression loss has no gradient and nothing raises them again.
-    The result stays on the device, so that no batch synchronizes with the GPU.
-
-    Args:
-        epoch: The current epoch, counted from 1.
-        num_batches: Of the epoch.
-        context: The processes that train together, each of which checks its shard.
+    The result stays on the device, so that no batch synchronizes with the GPU. Each process checks
+    its shard of the batches of an epoch, which is counted from 1.
     """
 
     def __init__(self, epoch: int, num_batches: int, context: DistributedContext) -> None:
@@ -35,11 +31,7 @@ class DivergenceGuard:
         self._collapsed: Tensor | int = 0  # consecutive batches with collapsed importances
 
     def update(self, batch: int, values: dict[str, Tensor]) -> None:
-        """Check the scalars of a batch, counted from 0.
-
-        Raises:
-            RunError: Every CHECK_EVERY batches, if this or an earlier batch diverged.
-        """
+        """Check the scalars of a batch, counted from 0; raise every CHECK_EVERY batches."""
         stacked = torch.stack([value.detach().float() for value in values.values()])
         row = torch.cat((torch.full_like(stacked[:1], batch), stacked))
         if self._first is None:
@@ -65,8 +57,13 @@ class DivergenceGuard:
         batch, *values = min(rows, key=lambda row: row[0])
         listed = ", ".join(f"{name} = {v:.4g}" for name, v in zip(self._names, values))
         where = f"epoch {self._epoch}, batch {batch + 1:.0f}: {listed}"
-        is_finite = all(map(math.isfinite, values))
-        raise collapse_error(where) if is_finite else divergence_error(where)
+        if not all(map(math.isfinite, values)):
+            raise divergence_error(where)
+        raise RunError(
+            f"the importances collapsed to 0, so the expression loss has no gradient, in {where}. "
+            "The last checkpoint is valid. Set --clip to 1 or less, lower --start_lr, lengthen "
+            "--warmup_epoch, or turn them off with --no_importance"
+        )
 
 
 def divergence_error(where: str) -> RunError:
@@ -74,13 +71,4 @@ def divergence_error(where: str) -> RunError:
     return RunError(
         f"training diverged in {where}. The last checkpoint is valid. Lower --start_lr, lengthen "
         "--warmup_epoch, or set --clip to 1 or less"
-    )
-
-
-def collapse_error(where: str) -> RunError:
-    """Return the error for importances that are 0."""
-    return RunError(
-        f"the importances collapsed to 0, so the expression loss has no gradient, in {where}. The "
-        "last checkpoint is valid. Set --clip to 1 or less, lower --start_lr, lengthen "
-        "--warmup_epoch, or turn them off with --no_importance"
     )

@@ -17,15 +17,10 @@ BUSY = 0.7  # share of its cores' time below which a process competes with other
 
 
 class ETA:
-    """Times the first batches of a run, and prints once how long the run will take.
+    """Times the first batches of a run, and prints its duration for `epochs` remaining epochs.
 
-    On a CPU it names the shorter recipe, and warns once if other processes use the cores.
-
-    Args:
-        device: Synchronized with at both ends of the measurement only.
-        options: Of the run.
-        num_images: Training images.
-        epochs: Remaining epochs.
+    On a CPU it names the shorter recipe, and warns once if other processes use the cores. It
+    synchronizes with a GPU at both ends of the measurement only.
     """
 
     def __init__(
@@ -43,7 +38,7 @@ class ETA:
             self._start = self._now()
             self._checked = self._start, time.process_time()
         elif self._batches == WARM_UP + MEASURED:
-            self._print((self._now() - self._start) / MEASURED)
+            self._print_duration((self._now() - self._start) / MEASURED)
         if self._batches % CHECK_EVERY == WARM_UP + MEASURED and not self._has_warned:
             self._warn_if_busy()
 
@@ -52,7 +47,7 @@ class ETA:
             torch.cuda.synchronize(self._device)
         return time.perf_counter()
 
-    def _print(self, seconds: float) -> None:
+    def _print_duration(self, seconds: float) -> None:
         options, epochs = self._options, self._epochs
         first = options.total_epoch - epochs + 1
         areas = [options.width_at(epoch) ** 2 for epoch in range(first, options.total_epoch + 1)]

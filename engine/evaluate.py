@@ -26,28 +26,20 @@ def load_dataset_for(
 ) -> FaceDataset:
     """Load a data set as a checkpoint needs it: image width, channels, and order of the classes.
 
-    Args:
-        checkpoint: The weights.
-        source: The data set.
-        class_names: What the numeric labels of the data set mean, if not the checkpoint's classes.
+    `class_names` is what its numeric labels mean, if not the checkpoint's classes.
     """
     has_votes = bool(checkpoint.options.get("ferplus"))
     names = ferplus.explicit_class_names(checkpoint.class_names, has_votes)
     if names and not class_names:
         print(f"classes  {', '.join(names)}: numeric labels count in this order")
-    dataset = load_dataset(
-        source, checkpoint.image_width, checkpoint.channels, class_names or names
-    )
+    width, channels = checkpoint.image_width, checkpoint.channels
+    dataset = load_dataset(source, width, channels, class_names or names)
     is_subset = class_names and set(dataset.class_names) <= set(checkpoint.class_names)
     return dataset.with_class_order(checkpoint.class_names) if is_subset else dataset
 
 
 def check_compatible(checkpoints: Sequence[Checkpoint], paths: Sequence[str]) -> Checkpoint:
-    """Return the first checkpoint, if all have its classes, image width and channels.
-
-    Raises:
-        WeightsError: They differ, so the networks cannot be an ensemble.
-    """
+    """Return the first checkpoint; raise a WeightsError if the networks cannot be an ensemble."""
     first = checkpoints[0]
     for path, other in zip(paths, checkpoints):
         for name in ("class_names", "image_width", "channels"):
@@ -66,7 +58,7 @@ def evaluate(
     batch_size: int = 256,
     tta: bool = False,
 ) -> Evaluation:
-    """Predict some splits in float32.
+    """Predict splits of a data set in float32, one split after the other.
 
     Args:
         networks: One, or an ensemble, in evaluation mode.
@@ -78,10 +70,16 @@ def evaluate(
     Raises:
         DataError: The splits are empty.
     """
-    rows = rows_of_splits(dataset, splits)
+    present = dataset.counts()
+    if not present.keys() & set(splits):
+        raise DataError(
+            f"{dataset.source} has no images of {' or '.join(splits)}, only {', '.join(present)}; "
+            f"give another split, such as --splits {next(iter(present))}"
+        )
+    rows = [np.flatnonzero(dataset.split == split) for split in dict.fromkeys(splits)]
+    rows = np.concatenate(rows)
     part = dataset.select(rows)
     predictions = predict_ensemble(networks, part.images, batch_size, tta)
-    has_training = "Training" in dataset.counts()
     return Evaluation(
         class_names=dataset.class_names,
         rows=rows,
@@ -89,28 +87,12 @@ def evaluate(
         images=part.images,
         labels=part.labels,
         landmarks=part.landmarks,
-        duplicates=dataset.duplicates()[rows] if has_training else None,
+        duplicates=dataset.duplicates()[rows] if "Training" in present else None,
         probabilities=predictions.probabilities,
         importance=predictions.importance,
         predicted_landmarks=predictions.landmarks,
         label_kind="" if dataset.votes is None else "FER+",
     )
-
-
-def rows_of_splits(dataset: FaceDataset, splits: Sequence[str]) -> np.ndarray:
-    """Return the rows of some splits, int [N], one split after the other.
-
-    Raises:
-        DataError: There are none.
-    """
-    rows = [np.flatnonzero(dataset.split == split) for split in dict.fromkeys(splits)]
-    if not sum(map(len, rows)):
-        present = dataset.counts()
-        raise DataError(
-            f"{dataset.source} has no images of {' or '.join(splits)}, only {', '.join(present)}; "
-            f"give another split, such as --splits {next(iter(present))}"
-        )
-    return np.concatenate(rows)
 
 
 def predict_ensemble(
@@ -137,7 +119,7 @@ def evaluate_corruptions(
     labeled = clean.labels != UNLABELED
     rows, labels, split = clean.rows[labeled], clean.labels[labeled], clean.split[labeled]
     correct = {"none": clean.predicted[labeled] == labels}
-    for name in progress_bar(CORRUPTIONS, "corruptions"):
+    for name in progress_bar(CORRUPTIONS, "corruptions", unit="corruption"):
         images = corrupt(dataset.images[rows], name)
         predictions = predict_ensemble(networks, images, batch_size, tta)
         correct[name] = predictions.probabilities.argmax(1) == labels

@@ -22,13 +22,8 @@ class TrainingLogger:
     """Writes the log into a run folder.
 
     The tables are rewritten from the training state after each epoch, so a run that is killed
-    between two files restores them when it is resumed.
-
-    Args:
-        run: The run folder.
-        class_names: Of the labels in relabels.csv.
-        total_epoch: Of the run.
-        epoch: Finished epochs; TensorBoard drops what it has beyond them.
+    between two files restores them when it is resumed. TensorBoard drops what it has beyond the
+    finished epochs.
     """
 
     def __init__(
@@ -49,7 +44,7 @@ class TrainingLogger:
         print(self._line(history, seconds), flush=True)
 
     def close(self, history: Sequence[Row], relabels: Relabels, title: str) -> None:
-        """Write the tables once more, in case the run was killed before, and the curves."""
+        """Write the tables, in case the run was killed between two files, and the curves."""
         with self._warn_if_disk_full():
             self._board.close()
         self._write_tables(history, relabels)
@@ -65,25 +60,20 @@ class TrainingLogger:
 
     def _write_tables(self, history: Sequence[Row], relabels: Relabels) -> None:
         self._run.write_csv("metrics.csv", pd.DataFrame(history))
-        moves = pd.DataFrame(relabels, columns=("row", "from", "to", "epoch"))
-        names = dict(enumerate(self._class_names))
-        for column in ("from", "to"):
-            moves[column] = moves[column].map(names)
-        self._run.write_csv("relabels.csv", moves)
+        name = self._class_names
+        moves = [(row, name[old], name[new], epoch) for row, old, new, epoch in relabels]
+        table = pd.DataFrame(moves, columns=("row", "from", "to", "epoch"))
+        self._run.write_csv("relabels.csv", table)
 
     def _line(self, history: Sequence[Row], seconds: float) -> str:
         row = history[-1]
         best = max(history, key=lambda r: r["public_accuracy"])
-        parts = [
-            f"{name.removeprefix('loss_')} {row[name]:.3f}"
-            for name in row
-            if name.startswith("loss_")
-        ]
+        losses = [name.removeprefix("loss_") for name in row if name.startswith("loss_")]
+        parts = [f"{name} {row[f'loss_{name}']:.3f}" for name in losses]
         text = f"epoch {row['epoch']:>{len(str(self._total))}}/{self._total}"
         text += f"  loss {row['loss']:.3f} ({', '.join(parts)})"
         text += f"  Training {100 * row['train_accuracy']:.1f} %"
         text += f"  PublicTest {100 * row['public_accuracy']:.2f} %"
         text += f" (best {100 * best['public_accuracy']:.2f} in {best['epoch']})"
-        if row["relabeled"]:
-            text += f"  relabeled {row['relabeled']}"
+        text += f"  relabeled {row['relabeled']}" if row["relabeled"] else ""
         return f"{text}  {format_duration(seconds)}"

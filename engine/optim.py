@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from utils.options import Options
@@ -14,12 +13,11 @@ from utils.options import Options
 
 def build_optimizer(network: nn.Module, options: Options) -> torch.optim.Optimizer:
     """Return SGD with Nesterov momentum, or AdamW; biases and batch norm have no weight decay."""
+    decayed = [p for p in network.parameters() if p.ndim > 1]
+    others = [p for p in network.parameters() if p.ndim <= 1]
     groups = [
-        {
-            "params": [p for p in network.parameters() if p.ndim > 1],
-            "weight_decay": options.weight_decay,
-        },
-        {"params": [p for p in network.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": options.weight_decay},
+        {"params": others, "weight_decay": 0.0},
     ]
     if options.optimizer == "adam":
         return torch.optim.AdamW(groups, lr=options.start_lr, fused=True)
@@ -27,12 +25,7 @@ def build_optimizer(network: nn.Module, options: Options) -> torch.optim.Optimiz
 
 
 def learning_rate(options: Options, progress: float) -> float:
-    """Return the learning rate: linear warm-up, then a cosine to 0.
-
-    Args:
-        options: `start_lr`, `warmup_epoch` and `total_epoch`.
-        progress: Finished share of the run, from 0 to below 1.
-    """
+    """Return the learning rate: linear warm-up, then a cosine to 0 as `progress` reaches 1."""
     warmup = min(options.warmup_epoch / options.total_epoch, 1.0)
     if progress < warmup:
         return options.start_lr * progress / warmup
@@ -45,28 +38,32 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def build_ema(network: nn.Module, decay: float) -> AveragedModel:
-    """Return the EMA of a network, in evaluation mode: w <- d w + (1 - d) w_now.
+class EMA(AveragedModel):
+    """The EMA of a network, in evaluation mode: w <- d w + (1 - d) w_now.
 
     The decay d starts low and rises to `decay`, so that a short run does not keep its random
-    initialization. Batch-norm statistics are averaged, too.
+    initialization. Batch-norm statistics are averaged, too. `update_parameters` is overridden
+    because AveragedModel's copies its counter to the GPU, which synchronizes at every step.
 
     Args:
         network: On its final device, in its final memory format.
         decay: 0.999 averages about 1,000 steps; 0 copies the network.
     """
 
-    @torch.no_grad()
-    def update(averaged: Sequence[Tensor], current: Sequence[Tensor], _: Tensor) -> None:
-        # AveragedModel's count lies on the CPU; the argument is a copy on the GPU, which would
-        # have to be waited for.
-        step = int(ema.n_averaged)
-        d = min(decay, (1 + step) / (10 + step))
-        if averaged[0].is_floating_point():
-            torch._foreach_lerp_(averaged, current, 1 - d)
-        else:  # batch norm's counters
-            torch._foreach_copy_(averaged, current)
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        super().__init__(network, use_buffers=True)
+        self._decay, self._tensors = decay, ()
+        self.module.eval().requires_grad_(False)
 
-    ema = AveragedModel(network, multi_avg_fn=update, use_buffers=True)
-    ema.module.eval().requires_grad_(False)
-    return ema
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Average the current weights of the network; `model` is always the same network."""
+        if not self._tensors:  # listing them takes longer than averaging them
+            self._tensors = [
+                [value for value in net.state_dict().values() if value.is_floating_point()]
+                for net in (self.module, model)
+            ]
+        step = int(self.n_averaged)  # on the CPU
+        decay = min(self._decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(*self._tensors, 1 - decay)
+        self.n_averaged += 1

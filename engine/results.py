@@ -19,33 +19,19 @@ NUM_RANKED_IMAGES = 12  # in each row of importance.png
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Ground truth and predictions of N samples.
-
-    Attributes:
-        class_names: C names.
-        rows: int [N], rows in the data set, counted from 0.
-        split: str [N].
-        images: uint8 [N, W, W] or [N, W, W, 3].
-        labels: int [N], UNLABELED where there is none.
-        landmarks: float [N, 68, 2] in pixels, NaN where there are none; or None.
-        duplicates: bool [N], images whose pixels are also in Training; None without Training.
-        probabilities: float [N, C].
-        importance: float [N].
-        predicted_landmarks: float [N, 68, 2] in pixels, or None.
-        label_kind: "FER+" for its labels, whose scores are not comparable with others; else empty.
-    """
+    """Ground truth and predictions of N samples."""
 
     class_names: tuple[str, ...]
-    rows: np.ndarray
-    split: np.ndarray
-    images: np.ndarray
-    labels: np.ndarray
-    landmarks: np.ndarray | None
-    duplicates: np.ndarray | None
-    probabilities: np.ndarray
-    importance: np.ndarray
-    predicted_landmarks: np.ndarray | None
-    label_kind: str = ""
+    rows: np.ndarray  # int [N], rows in the data set, counted from 0
+    split: np.ndarray  # str [N]
+    images: np.ndarray  # uint8 [N, W, W] or [N, W, W, 3]
+    labels: np.ndarray  # int [N], UNLABELED where there is none
+    landmarks: np.ndarray | None  # float [N, 68, 2] in pixels, NaN where there are none
+    duplicates: np.ndarray | None  # bool [N]: its pixels are also in Training; None without it
+    probabilities: np.ndarray  # float [N, C]
+    importance: np.ndarray  # float [N]
+    predicted_landmarks: np.ndarray | None  # float [N, 68, 2] in pixels
+    label_kind: str = ""  # "FER+" for its labels, whose scores are not comparable with others
 
     @property
     def predicted(self) -> np.ndarray:
@@ -60,76 +46,57 @@ class Evaluation:
             duplicates (their number), and landmark_error (pixels), each None where undefined. A
             split without labels has n = 0 and the number of unlabeled images.
         """
-        return {
-            name: self._score(self.split == name) for name in dict.fromkeys(self.split.tolist())
-        }
+        return {name: self._score(self.split == name) for name in pd.unique(self.split)}
 
     def _score(self, mask: np.ndarray) -> dict[str, Any]:
         labeled = mask & (self.labels != UNLABELED)
         if not labeled.any():
             return {"n": 0, "unlabeled": int(mask.sum())}
-        result = metrics.score(self.labels[labeled], self.probabilities[labeled], self.class_names)
-        correct = self.predicted[labeled] == self.labels[labeled]
+        labels, probabilities = self.labels, self.probabilities
+        result = {"labels": self.label_kind} if self.label_kind else {}
+        result |= metrics.score(labels[labeled], probabilities[labeled], self.class_names)
+        correct = self.predicted[labeled] == labels[labeled]
         result["auroc_importance"] = metrics.correctness_auroc(self.importance[labeled], correct)
-        extra = dict.fromkeys(("accuracy_without_duplicates", "duplicates", "landmark_error"))
+        result |= dict.fromkeys(("accuracy_without_duplicates", "duplicates", "landmark_error"))
         if self.duplicates is not None:
             unique = labeled & ~self.duplicates
-            extra["duplicates"] = int((labeled & self.duplicates).sum())
-            extra["accuracy_without_duplicates"] = metrics.accuracy(
-                self.labels[unique], self.probabilities[unique]
-            )
+            result["duplicates"] = int((labeled & self.duplicates).sum())
+            accuracy = metrics.accuracy(labels[unique], probabilities[unique])
+            result["accuracy_without_duplicates"] = accuracy
         if self.landmarks is not None and self.predicted_landmarks is not None:
-            extra["landmark_error"] = metrics.landmark_error(
-                self.predicted_landmarks[mask], self.landmarks[mask]
-            )
-        kind = {"labels": self.label_kind} if self.label_kind else {}
-        return kind | result | extra
+            error = metrics.landmark_error(self.predicted_landmarks[mask], self.landmarks[mask])
+            result["landmark_error"] = error
+        return result
 
     def write(
         self, run: RunFolder, title: str, more: Mapping[str, Mapping[str, Any]] | None = None
     ) -> dict[str, dict[str, Any]]:
-        """Write metrics.json, predictions.csv and figures.
-
-        Args:
-            run: The run folder.
-            title: Of the figures, which show the last split.
-            more: Added to metrics.json.
-
-        Returns:
-            The scores.
-        """
+        """Write metrics.json, with `more`, predictions.csv and figures of the last split."""
         scores = self.scores()
-        self._write_predictions(run)
+        names = np.array([*self.class_names, ""])  # UNLABELED is -1: the last
+        table = pd.DataFrame({"index": self.rows, "split": self.split})
+        table["label"], table["predicted"] = names[self.labels], names[self.predicted]
+        table["importance"] = self.importance
+        probabilities = pd.DataFrame(self.probabilities, columns=self.class_names)
+        table = pd.concat([table, probabilities], axis="columns")
+        run.write_csv("predictions.csv", table.round(6))
         last = self.split == self.split[-1]
         self._write_figures(run, np.flatnonzero(last), f"{title}, {self.split[-1]}")
         run.write_json("metrics.json", scores | (more or {}))  # last: it marks a finished run
         return scores
-
-    def _write_predictions(self, run: RunFolder) -> None:
-        names = np.array([*self.class_names, ""])  # UNLABELED is -1: the last
-        columns = {
-            "index": self.rows,
-            "split": self.split,
-            "label": names[self.labels],
-            "predicted": names[self.predicted],
-            "importance": self.importance,
-        }
-        probabilities = pd.DataFrame(self.probabilities, columns=self.class_names)
-        table = pd.concat([pd.DataFrame(columns), probabilities], axis="columns")
-        run.write_csv("predictions.csv", table.round(6))
 
     def _write_figures(self, run: RunFolder, rows: np.ndarray, title: str) -> None:
         labeled = rows[self.labels[rows] != UNLABELED]
         if len(labeled):
             self._write_score_figures(run, labeled, title)
         if self.predicted_landmarks is not None:
-            shown = rows[_interleave_classes(self.predicted[rows], NUM_LANDMARK_IMAGES)]
+            classes = pd.Series(self.predicted[rows])
+            place = classes.groupby(classes).cumcount()  # the first of each class, the second, ...
+            shown = rows[np.lexsort((classes, place))[:NUM_LANDMARK_IMAGES]]
             truth = None if self.landmarks is None else self.landmarks[shown]
+            points = {"ground truth": truth, "prediction": self.predicted_landmarks[shown]}
             figure = image_grids.plot_landmarks(
-                self.images[shown],
-                {"ground truth": truth, "prediction": self.predicted_landmarks[shown]},
-                self._captions(shown),
-                f"{title}: landmarks",
+                self.images[shown], points, self._captions(shown), f"{title}: landmarks"
             )
             run.write_figure("landmarks.png", figure)
         order = rows[self.importance[rows].argsort(kind="stable")]
@@ -143,13 +110,11 @@ class Evaluation:
             run.write_figure("importance.png", image_grids.plot_grid(grid_rows))
 
     def _write_score_figures(self, run: RunFolder, rows: np.ndarray, title: str) -> None:
-        """Write the figures of labeled samples."""
         labels, probabilities = self.labels[rows], self.probabilities[rows]
         counts = metrics.confusion(labels, probabilities)
         accuracy = 100 * metrics.accuracy(labels, probabilities)
-        figure = plots.plot_confusion_matrix(
-            counts, self.class_names, f"{title}\naccuracy {accuracy:.2f} %, n = {len(rows):,}"
-        )
+        text = f"{title}\naccuracy {accuracy:.2f} %, n = {len(rows):,}"
+        figure = plots.plot_confusion_matrix(counts, self.class_names, text)
         run.write_figure("confusion_matrix.png", figure)
         bins = metrics.reliability(labels, probabilities)
         error = metrics.expected_calibration_error(labels, probabilities)
@@ -186,10 +151,3 @@ def summary(scores: dict[str, dict[str, Any]]) -> str:
         columns += ["-" if s["landmark_error"] is None else f"{s['landmark_error']:.2f} px"]
         lines.append(f"{name:12}" + "".join(f"{column:>11}" for column in columns))
     return "\n".join(lines)
-
-
-def _interleave_classes(classes: np.ndarray, n: int) -> np.ndarray:
-    """Return up to n indices: the first sample of each class, then the second, and so on."""
-    queues = [np.flatnonzero(classes == c) for c in np.unique(classes)]
-    order = [queue[i] for i in range(n) for queue in queues if i < len(queue)]
-    return np.array(order[:n], dtype=int)

@@ -18,11 +18,6 @@ class CheckpointWriter:
 
     Files are written after each epoch, or less often where that would take more than MAX_SHARE of
     the time. A killed run repeats what it did since.
-
-    Args:
-        folder: The run folder.
-        options: Of the run.
-        class_names: In the order of the logits.
     """
 
     def __init__(self, folder: Path, options: Options, class_names: tuple[str, ...]) -> None:
@@ -46,9 +41,6 @@ class CheckpointWriter:
 
         The order matters: a run that is killed between the two repeats the epoch from the old
         last.pth and writes the same best.pth again.
-
-        Raises:
-            RunError: The disk is full, or the folder cannot be written.
         """
         if self._written == (state.epoch, state.batches):
             return
@@ -72,8 +64,8 @@ class CheckpointWriter:
             epoch=state.epoch,
             options=asdict(self._options),
             scores={
-                name.removeprefix("public_"): row[name]
-                for name in row
+                name.removeprefix("public_"): value
+                for name, value in row.items()
                 if name.startswith("public_")
             },
         )

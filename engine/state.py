@@ -24,38 +24,23 @@ class TrainingState:
     There is no random state: each batch is seeded by the run's seed, the epoch and its number.
     This makes resuming exact to the bit; torch.random's state would not survive an interrupted
     epoch.
-
-    Attributes:
-        network: The network that is trained.
-        ema: Its exponential moving average, which is evaluated and saved.
-        optimizer: Of the network.
-        labels: int64 [N], of the Training images, after relabeling.
-        data_digest: Digest of the images, labels and splits.
-        target_digest: Digest of the landmarks and votes.
-        teacher_digests: Digests of the teachers' weight files.
-        epoch: Finished epochs.
-        history: Rows of metrics.csv.
-        relabels: Rows of relabels.csv: row, from, to, epoch.
-        batches: Finished batches of an interrupted epoch.
-        sums: Sums over these batches of each metric times the number of images; scalars.
-        labels_before: `labels` at the start of the epoch.
-        equal_lengths: Whether the epoch's batches have equal lengths, as --compile wants.
     """
 
     network: FERNet
-    ema: AveragedModel
+    ema: AveragedModel  # evaluated and saved
     optimizer: torch.optim.Optimizer
-    labels: Tensor
-    data_digest: str = ""
-    target_digest: str = ""
-    teacher_digests: tuple[str, ...] = ()
-    epoch: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    relabels: list[tuple[int, int, int, int]] = field(default_factory=list)
-    batches: int = 0
+    labels: Tensor  # int64 [N], of the Training images, after relabeling
+    data_digest: str = ""  # of the images, labels and splits
+    target_digest: str = ""  # of the landmarks and votes
+    teacher_digests: tuple[str, ...] = ()  # of the teachers' weight files
+    epoch: int = 0  # finished epochs
+    history: list[dict[str, Any]] = field(default_factory=list)  # rows of metrics.csv
+    relabels: list[tuple[int, int, int, int]] = field(default_factory=list)  # of relabels.csv
+    batches: int = 0  # finished batches of an interrupted epoch
+    # Sums over these batches of each metric times the number of images, scalars.
     sums: dict[str, Tensor] = field(default_factory=dict)
-    labels_before: Tensor | None = None
-    equal_lengths: bool = False
+    labels_before: Tensor | None = None  # labels at the start of the epoch
+    equal_lengths: bool = False  # whether the epoch's batches have equal lengths, for --compile
 
     @property
     def device(self) -> torch.device:
@@ -99,15 +84,13 @@ class TrainingState:
     def record_relabels(self, rows: np.ndarray) -> int:
         """Record the labels that changed in the last epoch; return their number.
 
-        Args:
-            rows: int [N], rows of the Training images in the data set.
+        `rows` are the rows of the Training images in the data set, int [N].
         """
-        before = self.labels_before
-        moved = (before != self.labels).nonzero()[:, 0]
-        old, new = before[moved].tolist(), self.labels[moved].tolist()
-        moves = zip(rows[moved.cpu().numpy()].tolist(), old, new)
-        self.relabels += [(row, a, b, self.epoch) for row, a, b in moves]
-        return len(old)
+        before, after = self.labels_before.cpu().numpy(), self.labels.cpu().numpy()
+        moved = before != after
+        moves = zip(rows[moved].tolist(), before[moved].tolist(), after[moved].tolist())
+        self.relabels += [(row, old, new, self.epoch) for row, old, new in moves]
+        return int(moved.sum())
 
     def state_dict(self) -> dict[str, Any]:
         """Return what last.pth contains besides the averaged weights."""
@@ -128,7 +111,7 @@ class TrainingState:
         }
 
     def load_state_dict(self, checkpoint: Checkpoint, context: DistributedContext) -> None:
-        """Load a last.pth; its sums are those of all processes.
+        """Load a last.pth, whose sums are those of all processes.
 
         Raises:
             RunError: The file cannot be resumed, or data or teachers differ from the run's.
@@ -141,10 +124,7 @@ class TrainingState:
         if saved.get("target_digest") != self.target_digest:
             print("warning: the landmarks or votes differ from the run's", file=sys.stderr)
         if saved.get("teachers") != list(self.teacher_digests):
-            raise RunError(
-                "the teachers differ from the run's; give the run's own, in their order, with "
-                "--teacher"
-            )
+            raise RunError("the teachers differ from the run's; give its own, in their order")
         try:
             self.network.load_state_dict(saved["network"])
             self.ema.module.load_state_dict(checkpoint.net)
@@ -154,8 +134,8 @@ class TrainingState:
             self.history = [dict(row) for row in saved["history"]]
             self.relabels = [(int(i), int(a), int(b), int(e)) for i, a, b, e in saved["relabels"]]
             self.batches = int(saved["batches"])
-            sums = {name: value.to(self.device) for name, value in saved["sums"].items()}
-            self.sums = {name: value * context.is_main for name, value in sums.items()}
+            sums = saved["sums"].items()
+            self.sums = {name: value.to(self.device) * context.is_main for name, value in sums}
             if self.batches:
                 before = _check_labels(saved["labels_before"], self.labels)
                 self.labels_before = before.to(self.device)

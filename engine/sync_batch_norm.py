@@ -16,21 +16,16 @@ def convert_sync_batch_norm(network: nn.Module, device: torch.device) -> nn.Modu
     for parent in list(network.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.BatchNorm2d:
-                setattr(parent, name, CpuSyncBatchNorm.from_batch_norm(child))
+                new = CpuSyncBatchNorm(child.num_features, child.eps, child.momentum)
+                new.weight, new.bias = child.weight, child.bias
+                for key, buffer in child.named_buffers():
+                    setattr(new, key, buffer)
+                setattr(parent, name, new)
     return network
 
 
 class CpuSyncBatchNorm(nn.BatchNorm2d):
     """SyncBatchNorm for CPUs, which torch.nn.SyncBatchNorm does not support."""
-
-    @classmethod
-    def from_batch_norm(cls, norm: nn.BatchNorm2d) -> CpuSyncBatchNorm:
-        """Return one that shares the weights and statistics of another batch norm."""
-        new = cls(norm.num_features, norm.eps, norm.momentum)
-        new.weight, new.bias = norm.weight, norm.bias
-        for name, buffer in norm.named_buffers():
-            setattr(new, name, buffer)
-        return new
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:

@@ -51,15 +51,8 @@ def train(
 ) -> None:
     """Train to the last epoch, evaluate the EMA on PublicTest after each, and save.
 
-    Args:
-        state: The training state, which is changed.
-        images: The Training images.
-        dataset: The whole data set.
-        options: Of the run.
-        teachers: Networks whose predictions are soft targets, if any.
-        context: The processes that train together.
-        run: The run folder; None in processes that write nothing.
-        title: Of the figures.
+    `images` are the Training images, `dataset` is the whole data set, and `title` is that of the
+    figures. `run` is None in processes that write nothing.
 
     Raises:
         RunError: Training diverged, or the run folder cannot be written.
@@ -72,17 +65,14 @@ def train(
     if run:
         writer = CheckpointWriter(run.path, options, dataset.class_names)
         logger = TrainingLogger(run, dataset.class_names, options.total_epoch, state.epoch)
+    shared = {"rank": context.rank, "world_size": context.world_size}
+    shared["clean_images"] = len(teachers) > 0
     with record_signals(wait=context.world_size > 1) as signals:
         while state.epoch < options.total_epoch:
             start = time.perf_counter()
+            equal_lengths = state.equal_lengths if state.batches else options.compile
             loader = BatchLoader(
-                images,
-                options,
-                state.epoch + 1,
-                rank=context.rank,
-                world_size=context.world_size,
-                clean_images=len(teachers) > 0,
-                equal_lengths=state.equal_lengths if state.batches else options.compile,
+                images, options, state.epoch + 1, equal_lengths=equal_lengths, **shared
             )
             means = train_one_epoch(state, model, loader, options, teachers, context, eta, signals)
             if means is None:
@@ -113,23 +103,11 @@ def train_one_epoch(
     eta: ETA,
     signals: list[int],
 ) -> dict[str, float] | None:
-    """Train on every Training image once.
+    """Train on every Training image once; return the mean metrics, or None after a signal.
 
-    An interrupted epoch continues after its last finished batch. No step waits for the GPU:
-    metrics are summed there, and divergence is checked every 50 batches.
-
-    Args:
-        state: The training state, which is changed.
-        model: The network as it is called: compiled, or distributed.
-        loader: The batches of the epoch, or this process's shard of each.
-        options: Of the run.
-        teachers: Networks whose predictions are soft targets, if any.
-        context: The processes that train together.
-        eta: Estimates the remaining time.
-        signals: The epoch is interrupted when the list is not empty.
-
-    Returns:
-        The means of the losses and metrics, or None if the epoch was interrupted.
+    An interrupted epoch continues after its last finished batch. `model` is `state.network` as it
+    is called: compiled, or distributed. No step waits for the GPU: metrics are summed there, and
+    divergence is checked every 50 batches.
     """
     epoch = state.begin_epoch(loader.equal_lengths)
     relabels = options.relabel and epoch >= options.relabel_epoch
@@ -137,20 +115,17 @@ def train_one_epoch(
     losses_of = compile_function(compute_losses) if options.compile else compute_losses
     parameters = list(state.network.train().parameters())
     guard = DivergenceGuard(epoch, len(loader), context)
-    bar = progress_bar(
-        description=f"epoch {epoch}/{options.total_epoch}",
-        total=len(loader),
-        initial=state.batches,
-        unit="batch",
-        disable=not context.is_main,
+    first, name = state.batches, f"epoch {epoch}/{options.total_epoch}"
+    batches = progress_bar(
+        loader.stream(first), name, total=len(loader), initial=first, disable=not context.is_main
     )
-    for i, batch in enumerate(loader.stream(state.batches), state.batches):
+    for i, batch in enumerate(batches, first):
         if context.should_sync(i) and context.any(bool(signals)):
             break
         progress = (state.epoch + (i + 0.5) / len(loader)) / options.total_epoch
         set_learning_rate(state.optimizer, learning_rate(options, progress))
 
-        labels = state.labels[batch.index]
+        labels, scale = state.labels[batch.index], batch.loss_scale
         targets = labels if batch.targets is None else batch.targets
         soft_targets = teachers.predict(batch.clean_images, batch.start) if teachers else None
         if batch.lam is not None:
@@ -159,13 +134,7 @@ def train_one_epoch(
         with autocast(state.device, bf16):
             output = model(batch.images)
         losses = losses_of(
-            output,
-            targets,
-            batch.landmarks,
-            options,
-            soft_targets=soft_targets,
-            loss_scale=batch.loss_scale,
-            num_with_landmarks=batch.num_with_landmarks,
+            output, targets, batch.landmarks, options, soft_targets, scale, batch.num_with_landmarks
         )
         state.optimizer.zero_grad()
         losses["loss"].backward()
@@ -174,15 +143,13 @@ def train_one_epoch(
         state.ema.update_parameters(state.network)
 
         correct = (output.clean_logits.argmax(1) == labels).float().mean()
-        values = {"train_accuracy": batch.loss_scale * correct, "gradient_norm": gradient_norm}
-        values["importance_mean"] = batch.loss_scale * output.importance.detach().mean()
+        values = {"train_accuracy": scale * correct, "gradient_norm": gradient_norm}
+        values["importance_mean"] = scale * output.importance.detach().mean()
         if relabels:
             state.labels[batch.index] = relabel_batch(output, labels, options, batch.lam)
         state.end_step(losses | values, batch.whole / context.world_size)
         guard.update(i, losses | values)
         eta.update()
-        bar.update()
-    bar.close()
     guard.raise_if_diverged()
     state.all_reduce(context)
     return state.end_epoch(len(loader), loader.num_images)
@@ -191,14 +158,7 @@ def train_one_epoch(
 def evaluate_epoch(
     state: TrainingState, public: FaceDataset, options: Options, context: DistributedContext
 ) -> dict[str, float | None]:
-    """Evaluate the EMA on PublicTest.
-
-    Returns:
-        The scores by name, each with the prefix `public_`.
-
-    Raises:
-        RunError: A prediction is not finite.
-    """
+    """Evaluate the EMA on PublicTest; return the scores by name, with the prefix `public_`."""
     images = images_to_device(public.images[context.shard(len(public))], state.device)
     bf16 = use_bf16(options.amp, state.device)
     shard = predict(state.ema.module, images, bf16=bf16, progress=context.is_main)

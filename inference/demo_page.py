@@ -9,13 +9,14 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
+from jinja2 import Template
+from PIL import Image
 
 from data.dataset import EMOTIONS
 from data.readers.images import read_image
 from data.synthetic.generate import synthetic_dataset
-from inference.predictor import Face, FacePredictor, boxes_and_landmarks
+from inference.predictor import Face, FacePredictor
 from inference.visualize import annotate_resized
 from utils.errors import DataError
 
@@ -37,35 +38,22 @@ NO_FACE = (
     "image's longer side. If the image is one tightly cropped face, tick the box below it."
 )
 NO_CAMERA = (
-    "No camera could be opened. Connect one, close other programs that use it, and allow this "
-    "page to use it."
+    "No camera could be opened. Connect one, close other programs that use it, and allow it."
 )
-STYLE = """
-#predictions, #predictions .html-container { padding: 0; }
-.message { padding: 12px 16px; border: 1px solid var(--border-color-primary); border-radius: 8px; }
-.message[role=alert] { border-left: 4px solid #d6604d; }
-.faces { display: grid; grid-template-columns: repeat(auto-fit, minmax(240px, 1fr)); gap: 12px; }
-.faces + .message { margin-top: 12px; }
-.face { padding: 12px 16px; border: 1px solid var(--border-color-primary); border-radius: 8px; }
-.face h3 { margin: 0 0 8px; font-size: 16px; }
-.share { display: grid; grid-template-columns: 72px 1fr 46px; gap: 8px; line-height: 24px; }
-.share.best { font-weight: 600; }
-.share span { overflow: hidden; text-overflow: ellipsis; }
-.share span:last-child { text-align: right; font-variant-numeric: tabular-nums; }
-.bar { align-self: center; height: 10px; border-radius: 3px; background: #80808026; }
-.bar i { display: block; height: 100%; border-radius: 3px; background: #92b4d3; }
-.best .bar i { background: #2166ac; }
-.dark .best .bar i { background: #6aa9e0; }
-.dark .bar i { background: #48698a; }
+# gradio shows nothing if a camera fails.
+CAMERA_SCRIPT = """
+const devices = navigator.mediaDevices, open = devices.getUserMedia.bind(devices);
+devices.getUserMedia = (constraints) => open(constraints).catch((error) => {
+    props.value = MESSAGE;
+    throw error;
+});
 """
+STYLE = Path(__file__).with_name("demo.css")
+CARDS = Path(__file__).with_name("demo_cards.html")
 
 
 class UploadHandler:
-    """Predicts an uploaded image, and returns what the page shows.
-
-    Args:
-        predictor: A predictor that detects faces.
-    """
+    """Predicts an uploaded image, and returns what the page shows."""
 
     def __init__(self, predictor: FacePredictor) -> None:
         self.class_names = predictor.class_names
@@ -91,40 +79,14 @@ class UploadHandler:
         except DataError as error:
             name = upload.get("orig_name") or path.name
             return None, alert(str(error).replace(str(path), name))
-        if not faces:
-            return annotated(image, [], []), alert(NO_FACE)
-        captions = [f"{face.expression} {100 * face.confidence:.0f} %" for face in faces]
-        if len(faces) > 1:
-            captions = [f"{i}: {caption}" for i, caption in enumerate(captions, 1)]
-        return annotated(image, faces, captions), cards(faces, self.class_names)
-
-
-def annotated(image: np.ndarray, faces: Sequence[Face], captions: Sequence[str]) -> np.ndarray:
-    """Return an annotated image of a size that is visible and quick to send."""
-    return annotate_resized(image, *boxes_and_landmarks(faces), captions, RESULT_SIDES)
+        text = cards(faces, self.class_names) if faces else alert(NO_FACE)
+        return annotate_resized(image, faces, RESULT_SIDES, first_number=1), text
 
 
 def cards(faces: Sequence[Face], class_names: Sequence[str]) -> str:
     """Return HTML with the probabilities of each face as bars."""
-    html = "".join(
-        _card("Face" if len(faces) == 1 else f"Face {i}", face, class_names)
-        for i, face in enumerate(faces[:MAX_CARDS], 1)
-    )
-    html = f'<div class="faces">{html}</div>'
-    if (rest := len(faces) - MAX_CARDS) > 0:
-        html += f'<p class="message">And {rest} more, marked in the image only.</p>'
-    return html
-
-
-def _card(title: str, face: Face, class_names: Sequence[str]) -> str:
-    rows = "".join(
-        f'<div class="share{" best" if name == face.expression else ""}">'
-        f"<span>{escape(name)}</span>"
-        f'<div class="bar"><i style="width: {100 * probability:.1f}%"></i></div>'
-        f"<span>{100 * probability:.0f} %</span></div>"
-        for name, probability in zip(class_names, face.probabilities)
-    )
-    return f'<div class="face"><h3>{title}</h3>{rows}</div>'
+    template = Template(CARDS.read_text(encoding="utf-8"), autoescape=True)
+    return template.render(faces=faces, class_names=class_names, max_cards=MAX_CARDS)
 
 
 def alert(text: str) -> str:
@@ -132,44 +94,26 @@ def alert(text: str) -> str:
     return f'<p class="message" role="alert">{escape(text)}</p>'
 
 
-def camera_script() -> str:
-    """Return JavaScript that shows NO_CAMERA, as gradio shows nothing if a camera fails."""
-    return f"""
-        const devices = navigator.mediaDevices, open = devices.getUserMedia.bind(devices);
-        devices.getUserMedia = (constraints) => open(constraints).catch((error) => {{
-            props.value = {json.dumps(alert(NO_CAMERA))};
-            throw error;
-        }});
-    """
-
-
 def write_examples(folder: Path) -> list[str]:
     """Write a synthetic face of each class, and return the paths of the images."""
     dataset = synthetic_dataset(training=1, public=0, private=0, seed=EXAMPLES_SEED)
     paths = [str(folder / f"{name}.png") for name in EMOTIONS]
     for path, image in zip(paths, dataset.images):
-        large = cv2.resize(image, None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC)
-        # cv2.imwrite cannot write to every path of Windows, and does not raise an error.
-        Path(path).write_bytes(cv2.imencode(".png", large)[1].tobytes())
+        Image.fromarray(image).resize((192, 192), Image.Resampling.BICUBIC).save(path)
     return paths
 
 
 def build_page(handler: UploadHandler, examples: Sequence[str]) -> gr.Blocks:
-    """Build the page.
-
-    Args:
-        handler: Called when the image or the box changes.
-        examples: Paths of cropped faces.
-    """
+    """Build the page, with paths of cropped faces as examples."""
     import gradio as gr  # noqa: PLC0415  (demo.py sets its environment first)
 
+    camera_script = CAMERA_SCRIPT.replace("MESSAGE", json.dumps(alert(NO_CAMERA)))
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         gr.Markdown(NOTICE)
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
-                image = gr.Image(
-                    label="Image", sources=["upload", "webcam", "clipboard"], height=380
-                )
+                sources = ["upload", "webcam", "clipboard"]
+                image = gr.Image(label="Image", sources=sources, height=380)
                 cropped = gr.Checkbox(label="The image is one tightly cropped face")
                 gallery = gr.Dataset(
                     label="Examples (synthetic faces, no real people)",
@@ -178,13 +122,9 @@ def build_page(handler: UploadHandler, examples: Sequence[str]) -> gr.Blocks:
                     type="index",
                 )
             with gr.Column(scale=3, min_width=320):
-                result = gr.Image(
-                    label="Result",
-                    interactive=False,
-                    buttons=["download", "fullscreen"],
-                    height=460,
-                )
-                text = gr.HTML(WAITING, elem_id="predictions", js_on_load=camera_script())
+                buttons = ["download", "fullscreen"]
+                result = gr.Image(label="Result", interactive=False, buttons=buttons, height=460)
+                text = gr.HTML(WAITING, elem_id="predictions", js_on_load=camera_script)
         # `change` of both: the image's `input` event would have the old image when it is removed.
         gr.on(
             [image.change, cropped.change],

@@ -6,7 +6,6 @@ import json
 import logging
 import tempfile
 import warnings
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -18,12 +17,11 @@ from inference.runtime import METADATA_KEY, OUTPUT_NAMES
 from models.checkpoint import Checkpoint
 from models.fernet import FERNet
 from utils.coordinates import to_pixels
-from utils.files import atomic_write
 
 CALIBRATION_BATCH = 32  # images
 
 
-class ExportedNetwork(nn.Module):
+class _ExportedNetwork(nn.Module):
     """The network with pixels as input and probabilities as output, in a fixed order."""
 
     def __init__(self, network: FERNet, image_width: int) -> None:
@@ -39,11 +37,7 @@ class ExportedNetwork(nn.Module):
 
 
 def to_onnx(checkpoint: Checkpoint) -> onnx.ModelProto:
-    """Return an ONNX model with all that its use needs in its metadata.
-
-    Args:
-        checkpoint: Trained weights.
-    """
+    """Return an ONNX model with all that its use needs in its metadata."""
     network, width = checkpoint.network(), checkpoint.image_width
     pixels = torch.zeros(2, checkpoint.channels, width, width, dtype=torch.uint8)
     names = OUTPUT_NAMES if network.architecture.landmarks else OUTPUT_NAMES[:2]
@@ -51,7 +45,7 @@ def to_onnx(checkpoint: Checkpoint) -> onnx.ModelProto:
         warnings.simplefilter("ignore")  # of the exporter about itself
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
-            ExportedNetwork(network, width).eval(),
+            _ExportedNetwork(network, width).eval(),
             (pixels,),
             input_names=["pixels"],
             output_names=list(names),
@@ -60,13 +54,8 @@ def to_onnx(checkpoint: Checkpoint) -> onnx.ModelProto:
             verbose=False,
         )
     model = program.model_proto
-    metadata = {
-        "class_names": list(checkpoint.class_names),
-        "image_width": width,
-        "channels": checkpoint.channels,
-        "epoch": checkpoint.epoch,
-        "scores": checkpoint.scores,
-    }
+    keys = ("class_names", "image_width", "channels", "epoch", "scores")
+    metadata = {key: getattr(checkpoint, key) for key in keys}
     onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})
     return model
 
@@ -79,36 +68,30 @@ def quantize(model: onnx.ModelProto, images: np.ndarray) -> onnx.ModelProto:
         images: uint8 [N, C, W, W], which determine the range of each activation.
     """
     with tempfile.TemporaryDirectory() as folder:
-        paths = [str(Path(folder) / name) for name in ("model.onnx", "folded.onnx", "int8.onnx")]
-        onnx.save(model, paths[0])
-        quantization.quant_pre_process(*paths[:2])
+        path, folded, int8 = (f"{folder}/{name}.onnx" for name in ("model", "folded", "int8"))
+        onnx.save(model, path)
+        quantization.quant_pre_process(path, folded)
         quantization.quantize_static(
-            paths[1],
-            paths[2],
-            Calibration(images),
+            folded,
+            int8,
+            _Calibration(images),
             op_types_to_quantize=["Conv", "Add", "Relu"],
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
         )
-        quantized = onnx.load(paths[2])
+        quantized = onnx.load(int8)
     if not any(prop.key == METADATA_KEY for prop in quantized.metadata_props):
         onnx.helper.set_model_props(quantized, {p.key: p.value for p in model.metadata_props})
     return quantized
 
 
-class Calibration(quantization.CalibrationDataReader):
+class _Calibration(quantization.CalibrationDataReader):
     """Yields images to ONNX Runtime's calibration in batches."""
 
     def __init__(self, images: np.ndarray) -> None:
-        self._batches = iter(np.array_split(images, max(1, len(images) // CALIBRATION_BATCH)))
+        batches = np.array_split(images, max(1, len(images) // CALIBRATION_BATCH))
+        self._inputs = iter([{"pixels": batch} for batch in batches])
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        batch = next(self._batches, None)
-        return None if batch is None else {"pixels": batch}
-
-
-def write_model(model: onnx.ModelProto, path: Path) -> None:
-    """Write a model atomically."""
-    with atomic_write(path) as partial:
-        partial.write_bytes(model.SerializeToString())
+        return next(self._inputs, None)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import joblib
 import numpy as np
 
 from inference.predictor import Face, FaceCrops, FacePredictor
@@ -26,12 +27,9 @@ class OrderedExecutor:
         return self
 
     def submit(self, size: int, function: Callable[..., None], *args: object) -> None:
-        """Schedule a call, and wait while the queue is full. Raise the error of an earlier call.
+        """Schedule a call that holds `size` bytes, and wait while the queue is full.
 
-        Args:
-            size: Bytes that the call holds.
-            function: Function to call.
-            args: Its arguments.
+        An error of an earlier call is raised.
         """
         self._pending.append((size, self._pool.submit(function, *args)))
         while len(self._pending) > MAX_PENDING_CALLS or (
@@ -49,14 +47,37 @@ class OrderedExecutor:
                 future.result()
 
 
+def predict_all(
+    predictor: FacePredictor,
+    detect: Callable[[Any], Item],
+    sources: Iterable,
+    max_waiting: int = 64,
+) -> Iterator[tuple[Any, np.ndarray | None, FaceCrops | Exception, list[Face] | None]]:
+    """Yield key, image, crops and faces of each source, in order.
+
+    `detect` returns the first three of them, or key, None and an error; then the faces are None.
+    Threads call it, while another one predicts the faces of up to `max_waiting` images at once.
+    """
+
+    def predict(batch: list[Item]) -> list[tuple]:
+        faces = iter(predictor.predict([c for *_, c in batch if isinstance(c, FaceCrops)]))
+        return [(*item, next(faces) if isinstance(item[2], FaceCrops) else None) for item in batch]
+
+    # More threads than cores would slow down the network.
+    with ThreadPoolExecutor(joblib.cpu_count()) as pool, ThreadPoolExecutor(1) as network:
+        batches = _collect(map_ahead(pool, detect, sources, 4), predictor.batch_size, max_waiting)
+        for batch in map_ahead(network, predict, batches, 1):
+            yield from batch
+
+
 def map_ahead(
-    pool: ThreadPoolExecutor, function: Callable, items: Iterable, max_pending: int = 4
+    pool: ThreadPoolExecutor, function: Callable, items: Iterable, max_pending: int
 ) -> Iterator:
     """Yield function(item) for each item in order, while up to `max_pending` others are computed.
 
     Unlike `pool.map` it takes items only as they are needed.
     """
-    pending: deque[Future] = deque()
+    pending = deque()
     for item in items:
         pending.append(pool.submit(function, item))
         if len(pending) > max_pending:
@@ -65,41 +86,16 @@ def map_ahead(
         yield pending.popleft().result()
 
 
-def predict_batches(
-    predictor: FacePredictor, items: Iterable[Item], max_items: int = 64
-) -> Iterator[tuple[Any, np.ndarray | None, FaceCrops | Exception, list[Face] | None]]:
-    """Add the predicted faces to items, in batches that combine several images.
-
-    While the network predicts one batch, the next one is collected.
-
-    Args:
-        predictor: The network.
-        items: A key, an image, and its crops or an error that takes their place.
-        max_items: Maximum number of items that wait for a batch.
-
-    Yields:
-        Key, image, crops or error, and the faces; None after an error.
-    """
-
-    def predict(batch: list[Item]) -> list[tuple]:
-        faces = iter(predictor.predict([c for *_, c in batch if isinstance(c, FaceCrops)]))
-        return [(*item, next(faces) if isinstance(item[2], FaceCrops) else None) for item in batch]
-
-    with ThreadPoolExecutor(1) as network:
-        batches = _collect(items, predictor.batch_size, max_items)
-        for batch in map_ahead(network, predict, batches, 1):
-            yield from batch
-
-
-def _collect(items: Iterable[Item], batch_size: int, max_items: int) -> Iterator[list[Item]]:
-    """Yield lists of items that have enough faces, items or bytes for a batch."""
-    batch: list[Item] = []
+def _collect(items: Iterable[Item], batch_size: int, max_waiting: int) -> Iterator[list[Item]]:
+    """Yield lists of items that have enough faces, images or bytes for a batch."""
+    batch, num_faces, size = [], 0, 0
     for item in items:
+        _, image, crops = item
         batch.append(item)
-        num_faces = sum(len(crops.boxes) for *_, crops in batch if isinstance(crops, FaceCrops))
-        size = sum(image.nbytes for _, image, _ in batch if image is not None)
-        if num_faces >= batch_size or len(batch) >= max_items or size > MAX_PENDING_BYTES:
+        if image is not None:
+            num_faces, size = num_faces + len(crops.boxes), size + image.nbytes
+        if num_faces >= batch_size or len(batch) >= max_waiting or size > MAX_PENDING_BYTES:
             yield batch
-            batch = []
+            batch, num_faces, size = [], 0, 0
     if batch:
         yield batch

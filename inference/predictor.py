@@ -12,19 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from inference.detector import (
-    DETECTION_SIZE,
-    MIN_FACE_SIZE,
-    MIN_SCORE,
-    crop,
-    detect_faces,
-    expand_boxes,
-)
+from inference import detector
 from inference.runtime import load_runtime
 from utils.errors import DataError, OptionError
 from utils.predictions import Predictions
@@ -32,48 +25,33 @@ from utils.run_folder import PHOTO_WEIGHTS
 
 
 class Face(NamedTuple):
-    """One face of an image.
+    """One face of an image."""
 
-    Attributes:
-        box: float32 [4], (left, top, right, bottom) edges in pixels of the image.
-        score: The detector's score, 0 at its threshold; None for an image that is one face.
-        expression: The most probable class.
-        probabilities: float32 [C], in the order of `FacePredictor.class_names`.
-        importance: SCN's importance, 0 to 1, by which the logits are multiplied.
-        landmarks: float32 [68, 2] in pixels of the image, iBUG order; or None.
-    """
-
-    box: np.ndarray
-    score: float | None
-    expression: str
-    probabilities: np.ndarray
-    importance: float
-    landmarks: np.ndarray | None
+    box: np.ndarray  # float32 [4], (left, top, right, bottom) edges in pixels of the image
+    score: float | None  # the detector's; None for an image that is one face
+    expression: str  # the most probable class
+    probabilities: np.ndarray  # float32 [C], in the order of FacePredictor.class_names
+    importance: float  # SCN's, 0 to 1, by which the logits are multiplied
+    landmarks: np.ndarray | None  # float32 [68, 2] in pixels of the image, iBUG order
 
     @property
     def confidence(self) -> float:
-        """The probability of the expression.
-
-        It separates correct from wrong predictions far better than the importance does
-        (docs/experiments.md).
-        """
+        """The probability of the expression, a better measure than the importance."""
         return float(self.probabilities.max())
+
+    @property
+    def caption(self) -> str:
+        """Expression and probability, such as "happy 89 %"."""
+        return f"{self.expression} {100 * self.confidence:.0f} %"
 
 
 class FaceCrops(NamedTuple):
-    """The faces of one image, cropped for the network.
+    """The F faces of one image, cropped for the network."""
 
-    Attributes:
-        boxes: float32 [F, 4], as in Face.
-        scores: float32 [F], or None.
-        crop_boxes: float32 [F, 4], the region of the image that each crop shows.
-        pixels: uint8 [F, C, W, W].
-    """
-
-    boxes: np.ndarray
-    scores: np.ndarray | None
-    crop_boxes: np.ndarray
-    pixels: np.ndarray
+    boxes: np.ndarray  # float32 [F, 4], as in Face
+    scores: np.ndarray | None  # float32 [F]
+    crop_boxes: np.ndarray  # float32 [F, 4], the region of each crop in the image
+    pixels: np.ndarray  # uint8 [F, C, W, W]
 
 
 class FacePredictor:
@@ -84,8 +62,7 @@ class FacePredictor:
     Args:
         model_path: Weights of this project, of the original method, or an .onnx file.
         cropped: Each image is one tightly cropped face.
-        detection_size: Longer side in pixels to which images are resized for the detection (see
-            `inference.detector.detect_faces`).
+        detection_size: As in `inference.detector.detect_faces`.
         min_score: Minimum score of a detected face.
         batch_size: Faces per step of the network.
         threads: CPU threads of the network; 0 is one per core.
@@ -104,23 +81,19 @@ class FacePredictor:
         model_path: str | Path = PHOTO_WEIGHTS,
         *,
         cropped: bool = False,
-        detection_size: int = DETECTION_SIZE,
-        min_score: float = MIN_SCORE,
+        detection_size: int = detector.DETECTION_SIZE,
+        min_score: float = detector.MIN_SCORE,
         batch_size: int = 64,
         threads: int = 0,
         gpu_ids: str = "",
     ) -> None:
-        for name, value, minimum in (
-            ("batch_size", batch_size, 1),
-            ("threads", threads, 0),
-            ("detection_size", detection_size, MIN_FACE_SIZE),
-        ):
+        values = {"batch_size": batch_size, "threads": threads, "detection_size": detection_size}
+        for (name, value), minimum in zip(values.items(), (1, 0, detector.MIN_FACE_SIZE)):
             if value < minimum:
                 raise OptionError(f"{name} {value} must be at least {minimum}")
         if not math.isfinite(min_score):
             raise OptionError(f"min_score {min_score} must be a finite number")
-        self._runtime_arguments = model_path, str(gpu_ids), threads
-        self._runtime = load_runtime(*self._runtime_arguments)
+        self._runtime = load_runtime(model_path, str(gpu_ids), threads)
         self.class_names = self._runtime.class_names
         self.cropped, self.detection_size, self.min_score = cropped, detection_size, min_score
         self.batch_size = batch_size
@@ -138,63 +111,46 @@ class FacePredictor:
             return self.predict([self.detect(image) for image in images])
         return self.predict([self.detect(images)])[0]
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out the network: another process loads it from its file."""
-        return {name: value for name, value in vars(self).items() if name != "_runtime"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._runtime = load_runtime(*self._runtime_arguments)
-
-    def __copy__(self) -> FacePredictor:
-        """Return a copy that shares the network."""
-        copied = object.__new__(type(self))
-        vars(copied).update(vars(self))
-        return copied
-
     def detect(self, image: np.ndarray, detection_size: int | None = None) -> FaceCrops:
         """Detect and crop the faces of an image. Several threads may call it at once."""
         _check_image(image)
-        height, width = image.shape[:2]
         if self.cropped:
-            boxes, scores = np.array([[0, 0, width, height]], np.float32), None
+            boxes, scores = np.array([[0, 0, *image.shape[1::-1]]], np.float32), None
             crop_boxes = boxes.astype(int)
         else:
-            boxes, scores = detect_faces(
-                image, detection_size or self.detection_size, self.min_score
-            )
-            crop_boxes = expand_boxes(boxes)
+            size = detection_size or self.detection_size
+            boxes, scores = detector.detect_faces(image, size, self.min_score)
+            crop_boxes = detector.expand_boxes(boxes)
         side, channels = self._runtime.image_width, self._runtime.channels
         pixels = np.empty((len(crop_boxes), channels, side, side), np.uint8)
         for i, box in enumerate(crop_boxes):
-            pixels[i] = _to_channels_first(crop(image, box, side), channels)
+            face = detector.crop(image, box, side)
+            if channels == 1 and face.ndim == 3:
+                face = cv2.cvtColor(face, cv2.COLOR_RGB2GRAY)
+            pixels[i] = face if face.ndim == 2 else face.transpose(2, 0, 1)
         return FaceCrops(boxes, scores, crop_boxes.astype(np.float32), pixels)
 
     def predict(self, crops: Sequence[FaceCrops]) -> list[list[Face]]:
         """Predict the faces of several images, in batches that combine them."""
-        pixels = [image_crops.pixels for image_crops in crops]
-        if not sum(map(len, pixels)):
+        counts = [len(image_crops.boxes) for image_crops in crops]
+        if not any(counts):
             return [[] for _ in crops]
-        pixels = np.concatenate(pixels)
+        pixels = np.concatenate([image_crops.pixels for image_crops in crops])
         starts = range(0, len(pixels), self.batch_size)
-        predictions = Predictions.concatenate(
-            [self._runtime(pixels[start : start + self.batch_size]) for start in starts]
-        )
-        faces, row = [], 0
-        for image_crops in crops:
-            rows = range(row, row + len(image_crops.boxes))
-            faces.append([self._face(image_crops, i, predictions, k) for i, k in enumerate(rows)])
-            row = rows.stop
-        return faces
+        batches = [self._runtime(pixels[start : start + self.batch_size]) for start in starts]
+        predictions, ends = Predictions.concatenate(batches), np.cumsum(counts)
+        return [
+            [self._face(image_crops, i, predictions, end - count + i) for i in range(count)]
+            for image_crops, count, end in zip(crops, counts, ends)
+        ]
 
     def _face(self, crops: FaceCrops, i: int, predictions: Predictions, row: int) -> Face:
         """Return face `i` of an image, whose prediction is a row of `predictions`."""
         probabilities, landmarks = predictions.probabilities[row], None
         if predictions.landmarks is not None:
-            left, top, right, bottom = crops.crop_boxes[i]
-            scale = np.array([right - left, bottom - top]) / self._runtime.image_width
-            landmarks = (predictions.landmarks[row] + 0.5) * scale - 0.5 + (left, top)
-            landmarks = landmarks.astype(np.float32)
+            corners = crops.crop_boxes[i].reshape(2, 2)
+            scale = (corners[1] - corners[0]) / self._runtime.image_width
+            landmarks = (predictions.landmarks[row] + 0.5) * scale - 0.5 + corners[0]
         return Face(
             box=crops.boxes[i],
             score=None if crops.scores is None else float(crops.scores[i]),
@@ -205,32 +161,10 @@ class FacePredictor:
         )
 
 
-def boxes_and_landmarks(faces: Sequence[Face]) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the boxes [F, 4] and the landmarks [F, 68, 2] of faces; None without landmarks."""
-    boxes = np.array([face.box for face in faces]).reshape(-1, 4)
-    landmarks = [face.landmarks for face in faces if face.landmarks is not None]
-    return boxes, np.array(landmarks) if landmarks else None
-
-
 def _check_image(image: np.ndarray) -> None:
     if image is None:
-        raise DataError(
-            "None is not an image; cv2.imread returns it for a file that it cannot read"
-        )
+        raise DataError("None is not an image; cv2.imread returns it for an unreadable file")
     is_uint8 = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.size
-    if is_uint8 and (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
-        return
-    kind = getattr(image, "dtype", type(image).__name__)
-    raise DataError(
-        f"an image must be uint8 [H, W] or [H, W, 3] in RGB, got {kind} "
-        f"{getattr(image, 'shape', '')}"
-    )
-
-
-def _to_channels_first(face: np.ndarray, channels: int) -> np.ndarray:
-    """Return a face [W, W] or [W, W, 3] as [channels, W, W]."""
-    if channels == 1:
-        return (face if face.ndim == 2 else cv2.cvtColor(face, cv2.COLOR_RGB2GRAY))[None]
-    if face.ndim == 2:
-        return np.broadcast_to(face[None], (3, *face.shape))
-    return face.transpose(2, 0, 1)
+    if not is_uint8 or (image.ndim != 2 and image.shape[2:] != (3,)):
+        kind, shape = getattr(image, "dtype", type(image).__name__), getattr(image, "shape", "")
+        raise DataError(f"an image must be uint8 [H, W] or [H, W, 3] in RGB, got {kind} {shape}")

@@ -4,47 +4,32 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
 
-import joblib
-import numpy as np
 from tqdm import tqdm
 
 from data.readers.images import read_image
-from inference.pipeline import OrderedExecutor, map_ahead, predict_batches
-from inference.predictor import Face, FaceCrops, FacePredictor, boxes_and_landmarks
-from inference.results import Results, location, write_annotated
-from inference.summary import MAX_LINES, describe_image, describe_images, describe_video
+from inference.pipeline import Item, OrderedExecutor, predict_all
+from inference.predictor import Face, FacePredictor
+from inference.results import Results, count_of, write_annotated
 from inference.tracking import STEP, Tracker
-from inference.video import Camera, Frame, VideoFile, open_video
+from inference.video import Camera, Frame, VideoFile
 from inference.video_writer import VideoWriter
 from inference.visualize import annotate
 from utils.errors import DataError, ProjectError
 from utils.files import printable
 from utils.progress import progress_bar, write
 
+MAX_LINES = 20  # images with a line each; more have one summary
 VIDEO_DETECTION_SIZE = 640  # pixels, the longer side of a video's frames for the detection
-
-
-class _Marks(NamedTuple):
-    """What is drawn on a frame: F boxes, landmarks, smoothed probabilities and track numbers."""
-
-    boxes: np.ndarray
-    landmarks: np.ndarray | None
-    probabilities: list[np.ndarray]
-    numbers: list[int]
 
 
 class InferenceRunner:
     """Predicts images and videos, and prints and writes the results.
 
     Args:
-        predictor: The detector and the network.
-        results: What is written where.
         draw: Write annotated images and videos.
         every: Predict every so many frames of a video.
         smooth: Time constant in seconds of the average over a video's frames; 0 is none.
@@ -70,11 +55,13 @@ class InferenceRunner:
 
     def predict_images(self, paths: Sequence[Path]) -> None:
         """Predict images, and print a line for each, or a summary of many."""
-        if not paths:
-            return
         results, expressions, num_images = self.results, Counter(), 0
-        with closing(self._predicted_images(paths)) as items, OrderedExecutor() as drawing:
-            for path, image, crops, faces in items:
+        with (
+            progress_bar(paths, "images", unit="image") as bar,
+            closing(predict_all(self.predictor, self._detect_file, bar)) as predictions,
+            OrderedExecutor() as drawing,
+        ):
+            for path, image, crops, faces in predictions:
                 if faces is None:
                     self.warn(str(crops))
                     continue
@@ -82,56 +69,63 @@ class InferenceRunner:
                 confident = results.select(faces)
                 target = results.new_path(f"{path.stem}_faces.png") if self.draw else None
                 for i, face in enumerate(confident):
-                    results.write(location(path, target) | {"face": i}, face, face.probabilities)
+                    results.write(face, i, path, target)
                 if target:
-                    captions = results.captions([face.probabilities for face in confident])
-                    annotation = target, image, confident, captions
-                    drawing.submit(image.nbytes, write_annotated, *annotation)
+                    drawing.submit(image.nbytes, write_annotated, target, image, confident)
                     results.has_drawn = True
                 if not faces:
                     self.warn(f"{path}: no face found; --cropped predicts the image as one face")
                 elif len(paths) <= MAX_LINES:
-                    predictions = [(face.expression, face.confidence) for face in confident]
-                    write(describe_image(printable(path.name), predictions))
+                    parts = [count_of(len(confident), "face"), *(f.caption for f in confident)]
+                    write(f"{printable(path.name)}: {', '.join(parts)}")
                 expressions.update(face.expression for face in confident)
         if len(paths) > MAX_LINES:
-            write(describe_images(num_images, expressions))
+            parts = [f"{count:,} {expression}" for expression, count in expressions.most_common()]
+            parts = [count_of(expressions.total(), "face"), *parts]
+            write(f"{count_of(num_images, 'image')}: {', '.join(parts)}")
 
     def predict_video(self, source: Path | int) -> None:
         """Predict the frames of a video, track its faces, and plot their expressions."""
+        is_camera = isinstance(source, int)
         try:
-            video = open_video(source)
-        except ProjectError as error:
+            video = Camera(source) if is_camera else VideoFile(source)
+        except DataError as error:
             self.warn(str(error))
             return
-        is_camera = isinstance(source, int)
-        name, label = (f"camera{source}",) * 2 if is_camera else (source.stem, source.name)
-        rate = video.rate / self.every
+        name, rate = f"camera{source}" if is_camera else source.stem, video.rate / self.every
         tracker = Tracker(self.smooth, max(STEP, 1 / rate))
         target = self.results.new_path(f"{name}_faces.mp4") if self.draw else None
-        writer = VideoWriter(target, rate) if target else None
-        expressions, num_frames, has_faces, faults = Counter(), 0, False, []
+        total = -(-video.frame_num // self.every) or None
+        max_waiting = 1 if is_camera else 16  # a camera's frames do not wait for others
+        writer, expressions, num_frames, has_faces, faults = None, Counter(), 0, False, []
         try:
             with (
-                closing(self._predicted_frames(video, name)) as items,
-                closing(writer) if writer else nullcontext(),
+                closing(video.frames(self.every)) as frames,
+                progress_bar(frames, name, total=total, unit="frame") as bar,
+                closing(predict_all(self.predictor, self._detect_frame, bar, max_waiting)) as items,
                 OrderedExecutor() as drawing,
             ):
                 for frame, image, _, faces in items:
-                    if target and not num_frames and (fault := _open(writer, image)):
-                        faults, target = [fault], None  # the records are written all the same
+                    if target and not writer:
+                        try:
+                            writer = VideoWriter(target, rate, image.shape[1::-1])
+                            self.results.has_drawn = True
+                        except DataError as error:  # the records are written all the same
+                            faults, target = [str(error)], None
                     num_frames, has_faces = num_frames + 1, has_faces or bool(faces)
-                    marks = self._track(tracker, faces, location(source, target, frame), frame.time)
-                    expressions.update(map(self.results.expression, marks.probabilities))
-                    if target:
-                        position = round(frame.time * writer.rate)
-                        annotation = writer, position, image, marks
-                        drawing.submit(image.nbytes, self._draw_frame, *annotation)
-                        self.results.has_drawn = True
+                    tracked = self._track(tracker, self.results.select(faces), frame.time)
+                    for number, face in tracked.items():
+                        self.results.write(face, number, source, target, frame)
+                    expressions.update(face.expression for face in tracked.values())
+                    if writer:
+                        drawing.submit(image.nbytes, _draw_frame, writer, frame, tracked)
         finally:
+            if writer:
+                writer.close()
             self.results.plot(tracker, name)
-            write(describe_video(printable(label), num_frames, tracker.num_tracks, expressions))
-        faults += [fault for fault in (video.fault, target and writer.fault) if fault]
+            label = name if is_camera else printable(source.name)
+            write(f"{label}: {_describe(num_frames, tracker.num_tracks, expressions)}")
+        faults += [fault for fault in (video.fault, writer and writer.fault) if fault]
         if not has_faces and not faults:
             faults.append(f"{source}: no face found in any frame")
         if faults:
@@ -146,61 +140,36 @@ class InferenceRunner:
         else:
             print(text, file=sys.stderr, flush=True)
 
-    def _predicted_images(self, paths: Sequence[Path]) -> Iterator[tuple]:
-        """Yield path, image, crops or error, and faces of each image."""
+    def _detect_file(self, path: Path) -> Item:
+        try:
+            image = read_image(path, 3)
+            return path, image, self.predictor.detect(image)
+        except ProjectError as error:
+            return path, None, error
 
-        def detect(path: Path) -> tuple[Path, np.ndarray | None, FaceCrops | ProjectError]:
-            try:
-                image = read_image(path, 3)
-                return path, image, self.predictor.detect(image)
-            except ProjectError as error:
-                return path, None, error
+    def _detect_frame(self, frame: Frame) -> Item:
+        return frame, frame.image, self.predictor.detect(frame.image, self.detection_size)
 
-        # More threads than cores would slow down the network.
-        with (
-            progress_bar(paths, "images", unit="image") as bar,
-            ThreadPoolExecutor(joblib.cpu_count()) as pool,
-        ):
-            yield from predict_batches(self.predictor, map_ahead(pool, detect, bar))
-
-    def _predicted_frames(self, video: VideoFile | Camera, name: str) -> Iterator[tuple]:
-        """Yield frame, image, crops and faces of each frame."""
-
-        def detect(frame: Frame) -> tuple[Frame, np.ndarray, FaceCrops]:
-            return frame, frame.image, self.predictor.detect(frame.image, self.detection_size)
-
-        total = -(-video.frame_num // self.every) or None
-        max_waiting = (
-            16 if isinstance(video, VideoFile) else 1
-        )  # a camera has no frames to wait for
-        with (
-            closing(video.frames(self.every)) as frames,
-            progress_bar(frames, name, total=total, unit="frame") as bar,
-            ThreadPoolExecutor(joblib.cpu_count()) as pool,
-        ):
-            yield from predict_batches(self.predictor, map_ahead(pool, detect, bar), max_waiting)
-
-    def _track(self, tracker: Tracker, faces: Sequence[Face], record: dict, time: float) -> _Marks:
-        """Write the records of a frame's faces, and return what is drawn."""
-        confident = self.results.select(faces)
-        boxes, landmarks = boxes_and_landmarks(confident)
-        tracks = tracker.update(boxes, np.array([face.probabilities for face in confident]), time)
-        for face, track in zip(confident, tracks):
-            self.results.write(record | {"face": track.number}, face, track.probabilities)
-        numbers = [track.number for track in tracks]
-        return _Marks(boxes, landmarks, [track.probabilities for track in tracks], numbers)
-
-    def _draw_frame(
-        self, writer: VideoWriter, position: int, image: np.ndarray, marks: _Marks
-    ) -> None:
-        captions = self.results.captions(marks.probabilities, marks.numbers)
-        writer.write(annotate(image, marks.boxes, marks.landmarks, captions), position)
+    def _track(self, tracker: Tracker, faces: Sequence[Face], time: float) -> dict[int, Face]:
+        """Return the faces of a frame with smoothed probabilities, by track number."""
+        boxes, probabilities = [f.box for f in faces], [f.probabilities for f in faces]
+        tracked = {}
+        for face, track in zip(faces, tracker.update(boxes, probabilities, time)):
+            values = track.probabilities
+            expression = self.predictor.class_names[int(values.argmax())]
+            tracked[track.number] = face._replace(expression=expression, probabilities=values)
+        return tracked
 
 
-def _open(writer: VideoWriter, image: np.ndarray) -> str:
-    """Open a writer for images of this size; return what is wrong, empty if nothing."""
-    try:
-        writer.open(image.shape[1::-1])
-    except DataError as error:
-        return str(error)
-    return ""
+def _draw_frame(writer: VideoWriter, frame: Frame, tracked: Mapping[int, Face]) -> None:
+    captions = [f"{number}: {face.caption}" for number, face in tracked.items()]
+    image = annotate(frame.image, tracked.values(), captions)
+    writer.write(image, round(frame.time * writer.rate))
+
+
+def _describe(num_frames: int, num_faces: int, expressions: Counter[str]) -> str:
+    """Return such as "240 frames, 2 faces; happy 62 %, neutral 38 % of the time"."""
+    text = f"{count_of(num_frames, 'frame')}, {count_of(num_faces, 'face')}"
+    total, counts = expressions.total(), expressions.most_common()
+    shares = ", ".join(f"{name} {100 * count / total:.0f} %" for name, count in counts)
+    return f"{text}; {shares} of the time" if shares else text

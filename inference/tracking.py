@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,19 +18,14 @@ MIN_IOU = 0.3  # of the boxes of one face in two frames
 class Track:
     """One face of a video.
 
-    Attributes:
-        number: Counted from 0.
-        box: Last box, [4].
-        time: Time of that box in seconds.
-        probabilities: Smoothed probabilities, [C].
-        history: For each step of the tracker in which the face is present, the number of frames
-            and the sum of its probabilities. This is enough for a plot and takes little memory.
+    The history has number of frames and sum of the probabilities for each step with the face. This
+    is enough for a plot and takes little memory.
     """
 
-    number: int
-    box: np.ndarray
-    time: float
-    probabilities: np.ndarray
+    number: int  # counted from 0
+    box: np.ndarray  # the last box, [4]
+    time: float  # of that box in seconds
+    probabilities: np.ndarray  # smoothed, [C]
     history: dict[int, tuple[int, np.ndarray]] = field(default_factory=dict)
 
 
@@ -40,8 +36,7 @@ class Tracker:
     one, however low the frame rate is.
 
     Args:
-        smooth: Time constant in seconds of the exponential average of the probabilities; 0 turns
-            smoothing off.
+        smooth: Time constant in seconds of the average of the probabilities; 0 is none.
         step: Seconds per step of a track's history.
 
     Attributes:
@@ -56,14 +51,10 @@ class Tracker:
         self.num_tracks = 0
         self.tracks: list[Track] = []
 
-    def update(self, boxes: np.ndarray, probabilities: np.ndarray, time: float) -> list[Track]:
-        """Return the track of each face of a frame.
-
-        Args:
-            boxes: [F, 4] in pixels.
-            probabilities: [F, C].
-            time: Time of the frame in seconds.
-        """
+    def update(
+        self, boxes: Sequence[np.ndarray], probabilities: Sequence[np.ndarray], time: float
+    ) -> list[Track]:
+        """Return the track of each face: boxes [F, 4], probabilities [F, C], time in seconds."""
         before_last, last = self._last_times
         oldest = min(time - MAX_GAP, before_last)
         self._active = [track for track in self._active if track.time >= oldest]
@@ -71,7 +62,8 @@ class Tracker:
         tracks = []
         for i, (box, values) in enumerate(zip(boxes, probabilities)):
             track = assigned.get(i) or self._add(box, values, time, oldest)
-            self._record(track, box, values, time, last)
+            self._record(track, values, time, last)
+            track.box, track.time = box, time
             tracks.append(track)
         self._last_times = last, time
         return tracks
@@ -81,19 +73,14 @@ class Tracker:
         ranked = sorted(self.tracks, key=lambda track: -len(track.history))
         return sorted(ranked[:n], key=lambda track: track.number)
 
-    def _assign(self, boxes: np.ndarray) -> dict[int, Track]:
+    def _assign(self, boxes: Sequence[np.ndarray]) -> dict[int, Track]:
         """Return the active track of each box that has one: pairs of greatest overlap first."""
-        pairs = [
-            (box_iou(box, track.box), i, track)
-            for i, box in enumerate(boxes)
-            for track in self._active
-        ]
+        ious = np.array([[box_iou(box, track.box) for track in self._active] for box in boxes])
         assigned: dict[int, Track] = {}
-        taken: set[int] = set()
-        for iou, i, track in sorted(pairs, key=lambda pair: -pair[0]):
-            if iou >= MIN_IOU and i not in assigned and track.number not in taken:
-                assigned[i] = track
-                taken.add(track.number)
+        while ious.size and ious.max() >= MIN_IOU:
+            i, k = np.unravel_index(ious.argmax(), ious.shape)
+            assigned[int(i)] = self._active[k]
+            ious[i], ious[:, k] = -1, -1
         return assigned
 
     def _add(self, box: np.ndarray, probabilities: np.ndarray, time: float, oldest: float) -> Track:
@@ -106,17 +93,14 @@ class Tracker:
             self.tracks.remove(min(ended or self.tracks, key=lambda track: len(track.history)))
         return track
 
-    def _record(
-        self, track: Track, box: np.ndarray, values: np.ndarray, time: float, last: float
-    ) -> None:
-        """Update a track with the face of a frame; `last` is the time of the frame before."""
+    def _record(self, track: Track, values: np.ndarray, time: float, last: float) -> None:
+        """Smooth the probabilities of a frame; `last` is the time of the frame before."""
         step = self._step_of(time)
         if track.time == last:  # a frame is shown until the next one
             for between in range(self._step_of(track.time) + 1, step):
                 track.history[between] = 1, track.probabilities
         keep = math.exp(-(time - track.time) / self._smooth) if self._smooth else 0.0
         track.probabilities = keep * track.probabilities + (1 - keep) * values
-        track.box, track.time = box, time
         count, total = track.history.get(step, (0, 0.0))
         track.history[step] = count + 1, total + track.probabilities
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import av
+import cv2
 import numpy as np
 
 from utils.errors import DataError
@@ -18,27 +21,18 @@ MAX_PAUSE = 60.0  # seconds between two frames, or the file's duration; beyond i
 
 
 class Frame(NamedTuple):
-    """One frame.
+    """One frame of a video."""
 
-    Attributes:
-        number: Counted from 0.
-        time: Seconds since the first frame.
-        image: uint8 [H, W, 3] in RGB.
-    """
-
-    number: int
-    time: float
-    image: np.ndarray
+    number: int  # counted from 0
+    time: float  # seconds since the first frame
+    image: np.ndarray  # uint8 [H, W, 3] in RGB
 
 
 class VideoFile:
     """A video file.
 
-    PyAV reads from an open file, so its name is never interpreted as a pattern or a protocol, and
-    need not be UTF-8. A playlist in the file cannot open other files or addresses.
-
-    Args:
-        path: Path of the file.
+    PyAV reads an open file, whose name is neither a pattern nor a protocol and need not be UTF-8. A
+    playlist cannot open other files or addresses.
 
     Attributes:
         rate: Frames per second.
@@ -49,27 +43,18 @@ class VideoFile:
     """
 
     def __init__(self, path: Path) -> None:
-        import av  # noqa: PLC0415  (not needed for images)
-
-        self.path, self._av = path, av
-        name = printable(str(path))
+        self._name = printable(str(path))
         try:
-            self._file = open(path, "rb")  # noqa: SIM115  (closed by `close`)
-        except OSError as error:
-            raise DataError(f"{name} cannot be opened as a video ({error.strerror})") from error
-        try:
+            self._file = open(path, "rb")  # noqa: SIM115  (closed by `frames`)
             self._container = av.open(self._file, options={"protocol_whitelist": "none"})
-            stream = self._container.streams.best("video")
+            self._stream = stream = self._container.streams.best("video")
+            if stream is None:
+                raise ValueError("it has no video stream")
         except (av.error.FFmpegError, OSError, ValueError) as error:
-            self._file.close()
             reason = getattr(error, "strerror", None) or error
             raise DataError(
-                f"{name} cannot be opened as a video ({reason}); it is damaged or not a video"
+                f"{self._name} cannot be opened as a video ({reason}); replace or remove it"
             ) from error
-        if stream is None:
-            self.close()
-            raise DataError(f"{name} cannot be opened as a video: it has no video stream")
-        self._stream = stream
         rate = float(stream.guessed_rate or 0)
         self.rate = rate if 0 < rate < 1000 else DEFAULT_RATE
         seconds = (self._container.duration or 0) / 1e6
@@ -79,10 +64,9 @@ class VideoFile:
     def frames(self, every: int = 1) -> Iterator[Frame]:
         """Yield every `every`-th frame with the time that the file gives it.
 
-        Times need not be regular. A frame without a time, or after a jump of the clock, follows
-        the one before it by 1 / rate.
+        A frame without a time, or after a jump of the clock, is 1 / rate after the one before it.
         """
-        reformatter = self._av.video.reformatter.VideoReformatter()  # keeps its tables
+        reformatter = av.video.reformatter.VideoReformatter()  # keeps its tables
         max_pause, last = max(MAX_PAUSE, self.frame_num / self.rate), 0.0
         try:
             for stamp, frame in self._decode():
@@ -97,90 +81,65 @@ class VideoFile:
                     yield Frame(self._read_num, self._seconds, image)
                 self._read_num += 1
         finally:
-            self.close()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._container.close()
-        self._file.close()
+            self._container.close()
+            self._file.close()
 
     @property
     def fault(self) -> str:
-        """What was wrong with the file after all frames were read; empty if nothing.
+        """What is wrong with the file after all frames were read; empty if nothing.
 
-        The number of frames of a file with a variable rate may be computed from its average rate:
-        then the time of the last frame decides. Matroska gives the duration of the longest
-        stream, which may be the sound.
+        The number of frames of a file with a variable rate may come from its average rate, so the
+        time of the last frame counts too. Matroska has the duration of the longest stream, which
+        may be the sound.
         """
         minimum = 0.98 * self.frame_num - 1
         if "matroska" in self._container.format.name:
             minimum -= self.rate
-        if self._read_num and (
-            self._read_num >= minimum or self._seconds * self.rate >= minimum - 1
-        ):
-            return ""
-        name = printable(str(self.path))
         if not self._read_num:
             return (
-                f"{name}: no frame can be decoded; the file is damaged or its codec is not "
+                f"{self._name}: no frame can be decoded; the file is damaged or its codec is not "
                 "supported. Convert it, for example with: ffmpeg -i IN -c:v libx264 OUT.mp4"
             )
+        if self._read_num >= minimum or self._seconds * self.rate >= minimum - 1:
+            return ""
         return (
-            f"{name} ends after {self._read_num} of its {self.frame_num} frames; it is damaged or "
-            "truncated. The predictions of these frames are kept"
+            f"{self._name} ends after {self._read_num} of its {self.frame_num} frames; it is "
+            "damaged or truncated. The predictions of these frames are kept"
         )
 
     def _decode(self) -> Iterator[tuple[float, object]]:
-        """Yield the time in seconds (NaN if unknown) and the frame of all that can be decoded.
-
-        Damaged packets are skipped.
-        """
+        """Yield time in seconds (NaN if unknown) and frame; damaged packets are skipped."""
         if self._stream.codec_context is None:  # no decoder
             return
         self._stream.thread_type = "AUTO"
-        with contextlib.suppress(self._av.error.FFmpegError, OSError):  # `fault` reports the end
+        with contextlib.suppress(av.error.FFmpegError, OSError):  # `fault` reports the end
             for packet in self._container.demux(self._stream):
                 try:
                     frames = packet.decode()
-                except self._av.error.FFmpegError:
+                except av.error.FFmpegError:
                     continue
                 for frame in frames:
                     stamp = frame.dts if frame.pts is None else frame.pts
                     is_known = stamp is not None and frame.time_base is not None
-                    yield float(stamp * frame.time_base) if is_known else float("nan"), frame
+                    yield float(stamp * frame.time_base) if is_known else math.nan, frame
 
 
 class Camera:
     """A camera, read with OpenCV.
 
-    A camera drops frames that are not read in time, and has a lower rate in the dark. The times
-    are therefore those of the clock, and the numbers are what they would be at `rate`.
-
-    Args:
-        number: Counted from 0.
-
-    Attributes:
-        rate: Frames per second.
-        frame_num: 0, as the number is unknown.
-        fault: Empty.
-
-    Raises:
-        DataError: The camera cannot be opened.
+    A camera drops frames that are not read in time, and has a lower rate in the dark. So times are
+    those of the clock, and numbers what they would be at `rate`. Attributes and errors are those of
+    VideoFile.
     """
 
-    frame_num = 0
-    fault = ""
+    frame_num, fault = 0, ""
 
     def __init__(self, number: int) -> None:
-        import cv2  # noqa: PLC0415
-
-        self._cv2 = cv2
         getattr(cv2.utils, "logging", cv2).setLogLevel(0)  # the error below says it
         self._capture = cv2.VideoCapture(number)
         if not self._capture.isOpened():
             raise DataError(
-                f"camera {number} cannot be opened; connect it, and close other programs that use "
-                "it"
+                f"camera {number} cannot be opened; connect it, or close other programs"
             )
         rate = self._capture.get(cv2.CAP_PROP_FPS)
         self.rate = rate if 0 < rate < 1000 else DEFAULT_RATE
@@ -196,16 +155,7 @@ class Camera:
                         break
                     seconds = time.monotonic() - start
                     number = max(number + 1, round(seconds * self.rate))
-                    yield Frame(number, seconds, self._cv2.cvtColor(frame, self._cv2.COLOR_BGR2RGB))
+                    yield Frame(number, seconds, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
                 count += 1
         finally:
             self._capture.release()
-
-
-def open_video(source: Path | int) -> VideoFile | Camera:
-    """Open a video file, or a camera by its number.
-
-    Raises:
-        DataError: It cannot be opened.
-    """
-    return Camera(source) if isinstance(source, int) else VideoFile(source)

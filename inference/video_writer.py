@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 
 from utils.errors import DataError
@@ -28,107 +30,80 @@ class VideoWriter:
     Args:
         path: Path of the file, which must not exist.
         rate: Frames per second.
+        size: Width and height of the frames in pixels.
 
     Attributes:
         rate: Rate of the file, a fraction close to `rate`.
-        fault: What was wrong with the file after `close`; empty if nothing.
+        fault: What is wrong with the file after `close`; empty if nothing.
+
+    Raises:
+        DataError: A file of this name, size or rate cannot be written.
     """
 
-    def __init__(self, path: Path, rate: float) -> None:
+    def __init__(self, path: Path, rate: float, size: tuple[int, int]) -> None:
         rate = max(rate, MIN_RATE)
-        fraction = Fraction(rate).limit_denominator(max(1, int(MAX_NUMERATOR / rate)))
-        self._fraction, self.rate = fraction, float(fraction)
-        self.path, self.fault, self._count = path, "", 0
-        self._container = self._stream = None
-        self._lock, self._is_closed = threading.RLock(), False
-
-    def open(self, size: tuple[int, int]) -> None:
-        """Open the file unless it is open. `write` does this too.
-
-        Args:
-            size: Width and height of the frames in pixels.
-
-        Raises:
-            DataError: A file of this name, size or rate cannot be written.
-        """
-        import av  # noqa: PLC0415  (not needed for images)
-
-        with self._lock:
-            if self._container is not None:
-                return
-            self._av = av
-            name = next(name for name in ENCODERS if name in av.codecs_available)
+        self._fraction = Fraction(rate).limit_denominator(max(1, int(MAX_NUMERATOR / rate)))
+        self.path, self.rate, self.fault = path, float(self._fraction), ""
+        self._count, self._container = 0, None
+        self._lock, self._is_closed = threading.Lock(), False
+        name = next(name for name in ENCODERS if name in av.codecs_available)
+        try:
             # The prefix keeps a name such as 12:30.mp4 from being interpreted as a protocol.
-            file = f"file:{self.path.resolve()}"
             # faststart: the index is at the start of the file, so a browser plays it at once.
             options = {"movflags": "faststart"}
-            try:
-                self._container = av.open(file, "w", "mp4", container_options=options)
-                self._stream = self._container.add_stream(name, self._fraction)
-                self._stream.options = ENCODERS[name]
-                self._stream.pix_fmt = "yuv420p"
-                self._stream.width, self._stream.height = (side + side % 2 for side in size)
-                self._container.start_encoding()
-            except (av.error.FFmpegError, OSError, ValueError) as error:
-                self._abandon()
-                raise DataError(
-                    f"{printable(str(self.path))} cannot be written ({size[0]} x {size[1]} pixels, "
-                    f"{self.rate:g} frames per second); give another --out, or --no_draw"
-                ) from error
+            file = f"file:{path.resolve()}"
+            self._container = av.open(file, "w", "mp4", container_options=options)
+            self._stream = self._container.add_stream(name, self._fraction)
+            self._stream.options, self._stream.pix_fmt = ENCODERS[name], "yuv420p"
+            self._stream.width, self._stream.height = (side + side % 2 for side in size)
+            self._container.start_encoding()
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            self._abandon()
+            raise DataError(
+                f"{printable(str(path))} cannot be written ({size[0]} x {size[1]} pixels, "
+                f"{self.rate:g} frames per second); give another --out, or --no_draw"
+            ) from error
 
     def write(self, image: np.ndarray, position: int = 0) -> None:
-        """Append a frame.
+        """Append a frame, and repeat it if the file has fewer than `position` frames yet.
 
-        After an error, such as a full disk, frames are ignored and `fault` is set.
-
-        Args:
-            image: uint8 [H, W, 3] in RGB, as large as the first frame.
-            position: Its number in the file. If there are fewer frames yet, it is repeated.
-
-        Raises:
-            DataError: The file cannot be opened.
+        After an error, such as a full disk, `fault` is set and frames are ignored.
         """
-        with self._lock:
+        with self._lock, self._faults():
             if self._is_closed or self.fault:  # after Ctrl-C a last frame may still be drawn
                 return
-            self.open(image.shape[1::-1])
-            height, width = image.shape[:2]
-            # yuv420p needs even sides.
-            image = np.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), "edge")
-            try:
-                for _ in range(max(1, position + 1 - self._count)):
-                    frame = self._av.VideoFrame.from_ndarray(image, format="rgb24")
-                    frame.pts, frame.time_base = self._count, 1 / self._fraction
-                    self._count += 1
-                    self._container.mux(self._stream.encode(frame))
-            except (self._av.error.FFmpegError, OSError) as error:
-                self._fail(error)
+            odd_height, odd_width = image.shape[0] % 2, image.shape[1] % 2
+            image = np.pad(image, ((0, odd_height), (0, odd_width), (0, 0)), "edge")
+            for _ in range(max(1, position + 1 - self._count)):
+                frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+                frame.pts, frame.time_base = self._count, 1 / self._fraction
+                self._count += 1
+                self._container.mux(self._stream.encode(frame))
 
     def close(self) -> None:
         """Finish the file."""
-        with self._lock:
-            self._is_closed = True
-            if self._container is None or self.fault:
-                return
-            try:
+        with self._lock, self._faults():
+            if not self._is_closed and not self.fault:
+                self._is_closed = True
                 self._container.mux(self._stream.encode(None))
                 self._container.close()
-            except (self._av.error.FFmpegError, OSError) as error:
-                self._fail(error)
 
-    def _fail(self, error: Exception) -> None:
-        reason = getattr(error, "strerror", None) or error
-        self.fault = (
-            f"{printable(str(self.path))} could not be finished and was removed ({reason}); free "
-            "disk space, or give another --out"
-        )
-        self._abandon()
+    @contextlib.contextmanager
+    def _faults(self) -> Iterator[None]:
+        try:
+            yield
+        except (av.error.FFmpegError, OSError) as error:
+            reason = getattr(error, "strerror", None) or error
+            self.fault = (
+                f"{printable(str(self.path))} could not be finished and was removed ({reason}); "
+                "free disk space, or give another --out"
+            )
+            self._abandon()
 
     def _abandon(self) -> None:
         """Close and remove an incomplete file, which no program could play."""
         if self._container is not None:
-            with contextlib.suppress(self._av.error.FFmpegError, OSError):
+            with contextlib.suppress(av.error.FFmpegError, OSError):
                 self._container.close()
             with contextlib.suppress(OSError):
                 self.path.unlink(missing_ok=True)
-            self._container = None

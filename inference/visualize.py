@@ -6,10 +6,12 @@ without it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import cv2
 import numpy as np
+
+from inference.predictor import Face
 
 BLUE, RED, WHITE = (33, 102, 172), (214, 96, 77), (255, 255, 255)  # RGB, as in the figures
 FONT = cv2.FONT_HERSHEY_DUPLEX
@@ -17,64 +19,53 @@ CAPTION_HEIGHT = 0.25  # as a fraction of the box's width
 SUBPIXEL_BITS = 4  # fractional bits of the coordinates of landmarks
 
 
-def annotate(
-    image: np.ndarray,
-    boxes: np.ndarray,
-    landmarks: np.ndarray | None,
-    captions: Sequence[str],
-) -> np.ndarray:
-    """Return a copy of an image with annotated faces. Lines and text scale with the boxes.
-
-    Args:
-        image: uint8 [H, W, 3] in RGB.
-        boxes: [F, 4], (left, top, right, bottom) in pixels.
-        landmarks: [F, 68, 2] in pixels, or None.
-        captions: F texts.
-    """
-    image = image.copy()
-    one = 1 << SUBPIXEL_BITS
-    for i, (left, top, right, bottom) in enumerate(np.round(boxes).astype(int).tolist()):
+def annotate(image: np.ndarray, faces: Iterable[Face], captions: Sequence[str]) -> np.ndarray:
+    """Return a copy of an image with annotated faces. Lines and text scale with the boxes."""
+    image, one = image.copy(), 1 << SUBPIXEL_BITS
+    for face, caption in zip(faces, captions):
+        left, top, right, bottom = np.round(face.box).astype(int).tolist()
         size = right - left
         thickness = max(1, round(size / 120))
         cv2.rectangle(image, (left, top), (right, bottom), BLUE, thickness, cv2.LINE_AA)
-        if landmarks is not None:
+        if face.landmarks is not None:
             radius = round(one * max(0.8, size / 85))
-            for x, y in landmarks[i]:
-                center = round(one * float(x)), round(one * float(y))
+            for center in np.round(one * face.landmarks).astype(int).tolist():
                 cv2.circle(image, center, radius, RED, cv2.FILLED, cv2.LINE_AA, SUBPIXEL_BITS)
-        _draw_caption(image, captions[i], (left, top, right, bottom))
+        _draw_caption(image, caption, (left, top, right, bottom))
     return image
 
 
 def annotate_resized(
-    image: np.ndarray,
-    boxes: np.ndarray,
-    landmarks: np.ndarray | None,
-    captions: Sequence[str],
-    sides: tuple[int, int],
+    image: np.ndarray, faces: Sequence[Face], sides: tuple[int, int], first_number: int = 0
 ) -> np.ndarray:
-    """Resize an image and annotate its faces.
+    """Resize an image and annotate its faces, with numbers if there are several.
 
     A white band is added on top if a caption would otherwise hide its face.
 
     Args:
-        image, boxes, landmarks, captions: As for `annotate`.
+        image: uint8 [H, W, 3] in RGB.
+        faces: Its faces.
         sides: Smallest and largest longer side of the result in pixels.
+        first_number: Number of the first face.
     """
     scale = np.clip(1.0, *(side / max(image.shape[:2]) for side in sides))
     if scale != 1:  # cv2.resize would copy an image of the right size
         size = tuple(max(1, round(side * scale)) for side in image.shape[1::-1])
         interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
         image = cv2.resize(image, size, interpolation=interpolation)
-    boxes = boxes * scale
+    boxes = scale * np.array([face.box for face in faces]).reshape(-1, 4)
     heights = np.maximum(CAPTION_HEIGHT * (boxes[:, 2] - boxes[:, 0]), 20)
     band = int(np.ceil(np.max(heights - boxes[:, 1], initial=0)))
     if band:
         image = cv2.copyMakeBorder(image, band, 0, 0, 0, cv2.BORDER_CONSTANT, value=WHITE)
-    offset = np.array([0, band])
-    if landmarks is not None:
-        landmarks = (landmarks + 0.5) * scale - 0.5 + offset
-    return annotate(image, boxes + np.tile(offset, 2), landmarks, captions)
+    moved, captions = [], []
+    for number, (face, box) in enumerate(zip(faces, boxes), first_number):
+        landmarks = face.landmarks
+        if landmarks is not None:
+            landmarks = (landmarks + 0.5) * scale - 0.5 + (0, band)
+        moved.append(face._replace(box=box + (0, band, 0, band), landmarks=landmarks))
+        captions.append(f"{number}: {face.caption}" if len(faces) > 1 else face.caption)
+    return annotate(image, moved, captions)
 
 
 def _draw_caption(image: np.ndarray, text: str, box: tuple[int, int, int, int]) -> None:

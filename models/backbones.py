@@ -15,18 +15,12 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 from torchvision.models.vgg import cfgs, make_layers
 
-# torchvision's names of the VGG configurations (Simonyan & Zisserman, 2015, table 1).
-_VGG_CONFIGURATIONS = {11: "A", 13: "B", 16: "D", 19: "E"}
-
 
 class ResNet18(nn.Module):
     """ResNet-18 (He et al., 2016) for small images: a 3 x 3 stem of stride 1, and no max-pool.
 
-    A 48 x 48 image keeps its resolution up to layer2: [N, C, 48, 48] -> [N, 512, 6, 6].
-
-    Args:
-        channels: Of the input, 1 (grayscale) or 3.
-        width: A factor on all channel counts; 0.5 has a quarter of the arithmetic.
+    A 48 x 48 image keeps its resolution up to layer2: [N, C, 48, 48] -> [N, 512, 6, 6]. `width` is
+    a factor on all channel counts; 0.5 has a quarter of the arithmetic.
     """
 
     def __init__(self, channels: int = 1, width: float = 1.0) -> None:
@@ -59,25 +53,19 @@ class VGG(nn.Module):
     """VGG with batch norm (Simonyan & Zisserman, 2015), without its fully connected layers.
 
     Five max-pools reduce a 48 x 48 image to one cell: [N, C, 48, 48] -> [N, 512, 1, 1].
-
-    Args:
-        depth: 11, 13, 16 or 19.
-        channels: Of the input, 1 (grayscale) or 3.
-        width: A factor on all channel counts.
     """
 
     def __init__(self, depth: int, channels: int = 1, width: float = 1.0) -> None:
         super().__init__()
-        cfg = [
-            p if p == "M" else scale_channels(p, width) for p in cfgs[_VGG_CONFIGURATIONS[depth]]
-        ]
+        name = {11: "A", 13: "B", 16: "D", 19: "E"}[depth]  # of table 1 of the paper
+        cfg = [p if p == "M" else scale_channels(p, width) for p in cfgs[name]]
         pools = [i for i, p in enumerate(cfg) if p == "M"]
         self.out_channels, self.mid_channels = cfg[pools[-1] - 1], cfg[pools[2] - 1]
         self.layers = make_layers(cfg, batch_norm=True)
         # torchvision's first convolution is for RGB.
         self.layers[0] = nn.Conv2d(channels, cfg[0], 3, padding=1)
-        layers = [i for i, layer in enumerate(self.layers) if isinstance(layer, nn.MaxPool2d)]
-        self._middle = layers[2]
+        pools = [i for i, layer in enumerate(self.layers) if isinstance(layer, nn.MaxPool2d)]
+        self._middle = pools[2]
         _initialize(self)
 
     def forward_early(self, x: Tensor) -> Tensor:
@@ -94,10 +82,7 @@ class VGG(nn.Module):
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "resnet18": ResNet18,
-    "vgg11": partial(VGG, 11),
-    "vgg13": partial(VGG, 13),
-    "vgg16": partial(VGG, 16),
-    "vgg19": partial(VGG, 19),
+    **{f"vgg{depth}": partial(VGG, depth) for depth in (11, 13, 16, 19)},
 }
 
 
@@ -107,9 +92,8 @@ def _make_layer(inplanes: int, planes: int, stride: int) -> nn.Sequential:
     if stride != 1 or inplanes != planes:
         shortcut = nn.Conv2d(inplanes, planes, 1, stride, bias=False)
         downsample = nn.Sequential(shortcut, nn.BatchNorm2d(planes))
-    return nn.Sequential(
-        BasicBlock(inplanes, planes, stride, downsample), BasicBlock(planes, planes)
-    )
+    first = BasicBlock(inplanes, planes, stride, downsample)
+    return nn.Sequential(first, BasicBlock(planes, planes))
 
 
 def _initialize(backbone: nn.Module) -> None:

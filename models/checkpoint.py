@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from models.fernet import Architecture, FERNet
-from models.legacy import convert_original, is_original_method, upgrade
+from models.legacy import convert_original, upgrade
 from utils.errors import OptionError, WeightsError
 from utils.files import atomic_write
 
@@ -20,28 +20,17 @@ FORMAT = 2  # 1 has the names of earlier versions
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The content of a weight file.
-
-    Attributes:
-        architecture: Of the network.
-        net: The weights to use (the EMA's), with normalization and mean face.
-        class_names: In the order of the logits.
-        image_width: Image width in pixels.
-        epoch: Finished epochs.
-        options: Options of the run, as a dict.
-        scores: PublicTest metrics of that epoch by name.
-        card: Model card of a release, in Markdown.
-        training: What resuming needs besides (`TrainingState.state_dict`); empty in best.pth.
-    """
+    """The content of a weight file."""
 
     architecture: Architecture
-    net: dict[str, torch.Tensor]
-    class_names: tuple[str, ...]
-    image_width: int
-    epoch: int = 0
-    options: dict[str, Any] = field(default_factory=dict)
-    scores: dict[str, float] = field(default_factory=dict)
-    card: str = ""
+    net: dict[str, torch.Tensor]  # the EMA's weights, with normalization and mean face
+    class_names: tuple[str, ...]  # in the order of the logits
+    image_width: int  # in pixels
+    epoch: int = 0  # finished epochs
+    options: dict[str, Any] = field(default_factory=dict)  # of the run
+    scores: dict[str, float] = field(default_factory=dict)  # metrics of that epoch on PublicTest
+    card: str = ""  # model card of a release, in Markdown
+    # What resuming needs besides (`TrainingState.state_dict`); empty in best.pth.
     training: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -50,11 +39,7 @@ class Checkpoint:
         return min(self.options.get("channels", 3), self.architecture.channels)
 
     def network(self) -> FERNet:
-        """Build the network with these weights, in evaluation mode on the CPU.
-
-        Raises:
-            WeightsError: The weights do not fit the architecture.
-        """
+        """Build the network with these weights, in evaluation mode on the CPU."""
         try:
             network = FERNet(self.architecture)
             network.load_state_dict(self.net)
@@ -65,17 +50,10 @@ class Checkpoint:
 
 
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint atomically.
-
-    Raises:
-        RunError: The disk is full, or the folder cannot be written.
-    """
+    """Write a checkpoint atomically."""
     content = {f.name: getattr(checkpoint, f.name) for f in fields(checkpoint)}
-    content |= {
-        "format": FORMAT,
-        "architecture": asdict(checkpoint.architecture),
-        "class_names": list(checkpoint.class_names),
-    }
+    content["architecture"] = asdict(checkpoint.architecture)
+    content |= {"format": FORMAT, "class_names": list(checkpoint.class_names)}
     packed = io.BytesIO()  # torch.save gives no reason for a failed write
     torch.save(content, packed)
     with atomic_write(path) as partial:
@@ -92,8 +70,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     content = _load(path)
-    if is_original_method(content):
-        return Checkpoint(**convert_original(content, path))
+    if original := convert_original(content, path):
+        return Checkpoint(**original)
     if not isinstance(content, dict) or "format" not in content:
         raise WeightsError(
             f"{path} has no weights of this project; give a best.pth or last.pth of train.py, or "
@@ -123,10 +101,7 @@ def transfer(
     """Build the wanted network with the weights of a checkpoint.
 
     The input channels and the pooling are the checkpoint's. A head that only the wanted network
-    has is randomly initialized; one that only the checkpoint has is left out.
-
-    Returns:
-        The network, and the names of the randomly initialized heads.
+    has is randomly initialized and its name returned; one that only the checkpoint has is left out.
 
     Raises:
         WeightsError: Backbone, width or classes differ, or weights are missing or do not fit.

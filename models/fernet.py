@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -20,31 +20,17 @@ PARTS = (17, 5, 5, 9, 6, 6, 12, 8)
 
 @dataclass(frozen=True)
 class Architecture:
-    """Everything needed to build the network of a checkpoint.
+    """Everything needed to build the network of a checkpoint."""
 
-    Attributes:
-        backbone: A name in BACKBONES.
-        width: A factor on the backbone's channel counts.
-        channels: Of the input, 1 (grayscale) or 3.
-        classes: Number of expressions.
-        landmarks: Whether there is a landmark head.
-        importance: Whether there is an importance head.
-        dropout: Dropout probability of the features before the classifier.
-        pool: "all" cells of the last feature map, or "corner": its top-left 4 x 4 cells, as the
-            original method's ResNet at 48 x 48.
-        landmark_pool: Whether features pooled at the predicted landmarks are added to the globally
-            pooled features.
-    """
-
-    backbone: str = "resnet18"
-    width: float = 1.0
-    channels: int = 1
-    classes: int = 7
-    landmarks: bool = True
-    importance: bool = True
-    dropout: float = 0.0
-    pool: str = "all"
-    landmark_pool: bool = False
+    backbone: str = "resnet18"  # a name in BACKBONES
+    width: float = 1.0  # a factor on the backbone's channel counts
+    channels: int = 1  # of the input, 1 (grayscale) or 3
+    classes: int = 7  # number of expressions
+    landmarks: bool = True  # whether there is a landmark head
+    importance: bool = True  # whether there is an importance head
+    dropout: float = 0.0  # dropout probability of the features before the classifier
+    pool: str = "all"  # cells of the last feature map, or "corner": its top-left 4 x 4 cells
+    landmark_pool: bool = False  # whether features pooled at the landmarks are added
 
     @property
     def name(self) -> str:
@@ -53,20 +39,12 @@ class Architecture:
 
 
 class Output(NamedTuple):
-    """The network's output for N images.
+    """The network's output for N images."""
 
-    Attributes:
-        logits: [N, C], of the expressions, not weighted by the importance.
-        importance: [N, 1] in (0, 1), SCN's alpha; all 1 without an importance head.
-        landmarks: [N, 68, 2], normalized coordinates (utils/coordinates.py); None without a
-            landmark head.
-        clean_logits: [N, C], the logits without dropout, by which relabeling judges.
-    """
-
-    logits: Tensor
-    importance: Tensor
-    landmarks: Tensor | None
-    clean_logits: Tensor
+    logits: Tensor  # [N, C], not weighted by the importance
+    importance: Tensor  # [N, 1] in (0, 1), SCN's alpha; all 1 without an importance head
+    landmarks: Tensor | None  # [N, 68, 2], normalized coordinates; None without a landmark head
+    clean_logits: Tensor  # [N, C], without dropout; relabeling judges by them
 
     @property
     def weighted_logits(self) -> Tensor:
@@ -78,19 +56,12 @@ class FERNet(nn.Module):
     """A backbone with a classifier, an importance head, and a parallel landmark head.
 
     Normalization is part of the network: `forward` takes pixels from 0 to 255.
-
-    Args:
-        architecture: What to build.
-
-    Raises:
-        OptionError: The architecture has an unknown backbone or a value out of range.
     """
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         _check(architecture)
-        self.architecture = architecture
-        a = architecture
+        a = self.architecture = architecture
         self.backbone = BACKBONES[a.backbone](channels=a.channels, width=a.width)
         features, num_landmarks = self.backbone.out_channels, NUM_LANDMARKS * a.landmarks
         self.classifier = nn.Linear(features, a.classes)
@@ -101,26 +72,24 @@ class FERNet(nn.Module):
             nn.init.zeros_(self.landmark_head.bias)
         self.part_layer = None
         if a.landmark_pool:  # zero: it starts as the network without it
-            self.part_layer = nn.Linear(
-                len(PARTS) * self.backbone.mid_channels, features, bias=False
-            )
+            part_features = len(PARTS) * self.backbone.mid_channels
+            self.part_layer = nn.Linear(part_features, features, bias=False)
             nn.init.zeros_(self.part_layer.weight)
         self.register_buffer("pixel_mean", torch.tensor(127.5))
         self.register_buffer("pixel_std", torch.tensor(127.5))
         self.register_buffer("mean_face", torch.zeros(num_landmarks, 2))  # normalized coordinates
 
     def forward(self, pixels: Tensor) -> Output:
-        """Predict expressions, importances and landmarks.
-
-        Args:
-            pixels: uint8 or float [N, C, W, W], 0 to 255. Grayscale is expanded to RGB if needed.
-        """
+        """Predict images [N, C, W, W], 0 to 255; grayscale is expanded to RGB if needed."""
         x = (pixels.float() - self.pixel_mean) / self.pixel_std
         if x.shape[1] != self.architecture.channels:
             x = x.expand(-1, self.architecture.channels, -1, -1)
         x = x.contiguous(memory_format=torch.channels_last)
         middle = self.backbone.forward_early(x)  # [N, mid_channels, W/4, W/4]
-        features = self._pool(self.backbone.forward_late(middle))  # [N, out_channels]
+        cells = self.backbone.forward_late(middle)  # [N, out_channels, w, w]
+        if self.architecture.pool == "corner":  # as the original method's ResNet at 48 x 48
+            cells = cells[..., :4, :4]
+        features = cells.mean((2, 3))  # [N, out_channels]
         landmarks = self._landmarks(features)
         if self.part_layer is not None:
             features = features + self.part_layer(pool_at_parts(middle, landmarks.detach()))
@@ -134,11 +103,6 @@ class FERNet(nn.Module):
             landmarks,
             clean_logits.detach().float(),
         )
-
-    def _pool(self, x: Tensor) -> Tensor:
-        if self.architecture.pool == "corner":
-            x = x[..., :4, :4]
-        return x.mean((2, 3))
 
     def _importance(self, features: Tensor) -> Tensor:
         if self.attention is None:
@@ -154,10 +118,8 @@ class FERNet(nn.Module):
 def pool_at_parts(features: Tensor, landmarks: Tensor) -> Tensor:
     """Average features at the landmarks of each facial part: [N, len(PARTS) * C].
 
-    Args:
-        features: A feature map [N, C, w, w] of the whole image.
-        landmarks: [N, 68, 2], normalized coordinates. The map is interpolated bilinearly, with 0
-            beyond its border.
+    The feature map [N, C, w, w] of the whole image is interpolated bilinearly at the landmarks
+    [N, 68, 2], in normalized coordinates, with 0 beyond its border.
     """
     # In float32: bfloat16 would round a landmark to a tenth of a pixel.
     grid = landmarks[:, :, None].float()
@@ -169,29 +131,24 @@ def describe(network: FERNet) -> str:
     """Return backbone, parameters and heads in one line."""
     a = network.architecture
     parameters = sum(p.numel() for p in network.parameters())
+    pooled = " (features pooled there)" if a.landmark_pool else ""
     heads = [f"{a.classes} expressions"]
-    if a.importance:
-        heads.append("importance")
-    if a.landmarks:
-        pooled = " (features pooled there)" if a.landmark_pool else ""
-        heads.append(f"{NUM_LANDMARKS} landmarks{pooled}")
+    heads += ["importance"] if a.importance else []
+    heads += [f"{NUM_LANDMARKS} landmarks{pooled}"] if a.landmarks else []
     return f"{a.name}, {parameters / 1e6:.2f} M parameters; heads: {', '.join(heads)}"
 
 
 def _check(a: Architecture) -> None:
+    """Raise an OptionError for an unknown backbone or a value out of range."""
     if a.backbone not in BACKBONES:
         raise OptionError(f"unknown backbone '{a.backbone}'; choose from {', '.join(BACKBONES)}")
-    wrong = [
-        f"{name} = {asdict(a)[name]!r}"
-        for name, is_valid in (
-            ("width", 0 < a.width <= 8),
-            ("channels", a.channels in (1, 3)),
-            ("classes", a.classes >= 2),
-            ("dropout", 0 <= a.dropout < 1),
-            ("pool", a.pool in ("all", "corner")),
-            ("landmark_pool", not a.landmark_pool or a.landmarks),
-        )
-        if not is_valid
-    ]
-    if wrong:
+    is_valid = {
+        "width": 0 < a.width <= 8,
+        "channels": a.channels in (1, 3),
+        "classes": a.classes >= 2,
+        "dropout": 0 <= a.dropout < 1,
+        "pool": a.pool in ("all", "corner"),
+        "landmark_pool": not a.landmark_pool or a.landmarks,
+    }
+    if wrong := [f"{name} = {getattr(a, name)!r}" for name in is_valid if not is_valid[name]]:
         raise OptionError(f"no network can be built with {', '.join(wrong)}")

@@ -34,9 +34,6 @@ def weighted_cross_entropy(
         label_smoothing: Share of each label that is spread over all classes.
         importance_smoothing: Whether that share has a gradient on the importance. The value of
             the loss is the same.
-
-    Returns:
-        The mean loss, a scalar.
     """
     if importance_smoothing:
         return F.cross_entropy(importance * logits, targets, label_smoothing=label_smoothing)
@@ -48,16 +45,8 @@ def weighted_cross_entropy(
 def rank_regularization(importance: Tensor, beta: float, margin_1: float) -> Tensor:
     """Compute SCN's rank regularization: max(0, margin_1 - (mean high - mean low)) (equation 2).
 
-    The high group is the share `beta` of the batch with the largest importances. The loss keeps
-    the importances from all becoming 1.
-
-    Args:
-        importance: [N, 1] or [N].
-        beta: Share of the high group; both groups have at least one image.
-        margin_1: Wanted difference between the mean importances of the groups.
-
-    Returns:
-        The loss, a scalar; 0 for fewer than 2 images.
+    The high group is the share `beta` of the batch with the largest importances, [N, 1] or [N].
+    The loss keeps the importances from all becoming 1. It is 0 for fewer than 2 images.
     """
     importance = importance.flatten()
     if len(importance) < 2:
@@ -86,9 +75,6 @@ def relabel(
         margin_2: Difference of two probabilities, 0 to 1.
         importance: [N, 1] or [N], or None to relabel every image.
         beta: Share of the high group, whose labels stay.
-
-    Returns:
-        The new labels, int64 [N].
     """
     probabilities = logits.softmax(1)
     best, predicted = probabilities.max(1)
@@ -118,11 +104,7 @@ def landmark_loss(
     Args:
         predicted: [N, 68, 2], normalized coordinates.
         landmarks: [N, 68, 2], NaN for an image without landmarks.
-        num_with_landmarks: The divisor, a scalar; by default the number of these images that have
-            landmarks.
-
-    Returns:
-        The loss, a scalar; 0 where no image has landmarks.
+        num_with_landmarks: The divisor, if not the number of these images that have landmarks.
     """
     valid = ~landmarks.isnan().flatten(1).any(1)  # [N]
     target = torch.where(valid[:, None, None], landmarks, predicted.detach())
@@ -136,7 +118,6 @@ def compute_losses(
     targets: Tensor,
     landmarks: Tensor | None,
     options: Options,
-    *,
     soft_targets: Tensor | None = None,
     loss_scale: float = 1.0,
     num_with_landmarks: Tensor | None = None,
@@ -144,34 +125,29 @@ def compute_losses(
     """Compute the loss to minimize, and its unweighted parts.
 
     Args:
-        output: Of this process's shard of a batch, as are the targets and landmarks.
+        output: Of this process's shard of a batch.
         targets: Labels [N], or class probabilities [N, C].
         landmarks: [N, 68, 2] in normalized coordinates, NaN where there are none; or None.
         options: The enabled losses and their weights.
         soft_targets: Class probabilities of the teachers [N, C], or None.
-        loss_scale: Size of the shard relative to the mean shard, so that the mean over the
-            processes is the loss of the whole batch.
+        loss_scale: Size of the shard relative to the mean shard.
         num_with_landmarks: Images with landmarks in the whole batch, per process.
 
     Returns:
         Scalars by name: `loss`, and each part as `loss_<name>`.
     """
+    logits, importance, smooth = output.logits, output.importance, options.importance_smoothing
     expression = loss_scale * weighted_cross_entropy(
-        output.logits,
-        output.importance,
-        targets,
-        options.label_smoothing,
-        options.importance_smoothing,
+        logits, importance, targets, options.label_smoothing, smooth
     )
     losses = {"loss": expression, "loss_expression": expression}
     if soft_targets is not None:
-        smooth = options.importance_smoothing
-        importance = output.importance if smooth else output.importance.detach()
-        distillation = loss_scale * weighted_cross_entropy(output.logits, importance, soft_targets)
+        source = importance if smooth else importance.detach()
+        distillation = loss_scale * weighted_cross_entropy(logits, source, soft_targets)
         losses["loss_distillation"] = distillation
         losses["loss"] = expression.lerp(distillation, options.teacher_weight)
     if options.rank_weight:
-        rank = loss_scale * rank_regularization(output.importance, options.beta, options.margin_1)
+        rank = loss_scale * rank_regularization(importance, options.beta, options.margin_1)
         losses["loss_rank"] = rank
         losses["loss"] = losses["loss"] + options.rank_weight * rank
     if options.landmarks:
@@ -185,16 +161,9 @@ def compute_losses(
 def relabel_batch(
     output: Output, labels: Tensor, options: Options, lam: Tensor | None = None
 ) -> Tensor:
-    """Return the labels of a batch after relabeling, judged by the logits without dropout.
+    """Return the labels [N] of a batch after relabeling, judged by the logits without dropout.
 
-    Args:
-        output: Of these images.
-        labels: int64 [N].
-        options: margin_2, relabel_group and relabel_logits.
-        lam: [N], the share of each image that is its own; mixed images (below 1) keep their label.
-
-    Returns:
-        The new labels, int64 [N].
+    Mixed images, whose own share `lam` [N] is below 1, keep their label.
     """
     logits = output.clean_logits
     if options.relabel_logits == "weighted":

@@ -24,11 +24,7 @@ SHARED = ("pixel_mean", "pixel_std", "mean_face")
 
 
 def merge_checkpoints(checkpoints: Sequence[Checkpoint], paths: Sequence[str]) -> Checkpoint:
-    """Merge networks block-diagonally; a single one is returned unchanged.
-
-    Args:
-        checkpoints: Of networks that differ at most in width and dropout.
-        paths: Of their files.
+    """Merge networks that differ at most in width and dropout; a single one is unchanged.
 
     Raises:
         WeightsError: They differ in more, one is damaged or given twice, or no network has as many
@@ -40,19 +36,18 @@ def merge_checkpoints(checkpoints: Sequence[Checkpoint], paths: Sequence[str]) -
     names = " and ".join(paths)
     if len({Path(path).resolve() for path in paths}) < len(paths):
         raise WeightsError(f"{names}: equal weights stay equal when merged; give different ones")
-    architecture = replace(
-        first.architecture, width=sum(each.architecture.width for each in checkpoints)
-    )
+    width = sum(checkpoint.architecture.width for checkpoint in checkpoints)
+    architecture = replace(first.architecture, width=width)
     try:
         wide = FERNet(architecture).state_dict()
     except OptionError as error:
         raise WeightsError(f"{names} cannot be merged: {error}") from None
-    nets = [each.network().state_dict() for each in checkpoints]
-    for path, each, net in zip(paths, checkpoints, nets):
-        theirs = replace(each.architecture, width=architecture.width, dropout=architecture.dropout)
+    nets = [checkpoint.network().state_dict() for checkpoint in checkpoints]
+    for path, checkpoint, net in zip(paths, checkpoints, nets):
+        theirs = replace(checkpoint.architecture, width=width, dropout=architecture.dropout)
         if (
             theirs != architecture
-            or each.image_width != first.image_width
+            or checkpoint.image_width != first.image_width
             or any(not torch.equal(net[name], nets[0][name]) for name in SHARED)
         ):
             raise WeightsError(
@@ -62,7 +57,7 @@ def merge_checkpoints(checkpoints: Sequence[Checkpoint], paths: Sequence[str]) -
     merged = {name: _merge(name, [net[name] for net in nets], wide) for name in wide}
     if any(merged[name].shape != value.shape for name, value in wide.items()):
         raise WeightsError(
-            f"{names} cannot be merged: no network of width {architecture.width:g} has as many "
+            f"{names} cannot be merged: no network of width {width:g} has as many "
             "channels as they have together, because channels are multiples of 16; give wider ones"
         )
     return replace(first, architecture=architecture, net=merged, epoch=0, scores={}, training={})

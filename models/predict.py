@@ -33,35 +33,28 @@ def predict(
         network: In evaluation mode, on the images' device.
         images: uint8 [N, C, W, W].
         batch_size: Images per step.
-        tta: Average the probabilities over ten views: five shifts, each plain and mirrored. The
-            landmarks are those of the plain view.
+        tta: Average the probabilities over ten views; the landmarks are those of the plain view.
         bf16: Compute in bfloat16. Reported figures are computed in float32.
-        progress: Show the progress.
+        progress: Show a progress bar.
     """
     if not len(images):
         a = network.architecture
         empty = np.zeros((0, NUM_LANDMARKS, 2), np.float32) if a.landmarks else None
         return Predictions(np.zeros((0, a.classes), np.float32), np.zeros(0, np.float32), empty)
-    batches = progress_bar(
-        images.split(batch_size), "predicting", unit="batch", disable=not progress
-    )
+    batches = progress_bar(images.split(batch_size), "predicting", disable=not progress)
     parts = [_predict_batch(network, batch.float(), tta, bf16) for batch in batches]
-    probabilities, importance, landmarks = zip(*parts)
-    points = None
-    if landmarks[0] is not None:
-        points = to_pixels(torch.cat(landmarks), images.shape[-1]).cpu().numpy()
-    return Predictions(
-        torch.cat(probabilities).cpu().numpy(), torch.cat(importance).cpu().numpy(), points
-    )
+    columns = [None if part[0] is None else torch.cat(part) for part in zip(*parts)]
+    probabilities, importance, landmarks = columns
+    if landmarks is not None:
+        landmarks = to_pixels(landmarks, images.shape[-1]).cpu().numpy()
+    return Predictions(probabilities.cpu().numpy(), importance.cpu().numpy(), landmarks)
 
 
 def views(images: Tensor) -> list[Tensor]:
-    """Return the ten views of float images [N, C, W, W], the plain one first.
-
-    The border is repeated.
-    """
+    """Return ten views of float images [N, C, W, W], the plain one first. Borders are repeated."""
     step = images.shape[-1] / 48
-    shifted = [_shift(images, round(x * step), round(y * step)) for x, y in SHIFTS]
+    offsets = [(round(x * step), round(y * step)) for x, y in SHIFTS]
+    shifted = [F.pad(images, (x, -x, y, -y), mode="replicate") for x, y in offsets]
     return [view for image in shifted for view in (image, image.flip(-1))]
 
 
@@ -73,12 +66,3 @@ def _predict_batch(
     probabilities = torch.stack([output.weighted_logits.softmax(1) for output in outputs]).mean(0)
     importance = torch.stack([output.importance for output in outputs]).mean(0)[:, 0]
     return probabilities, importance, outputs[0].landmarks
-
-
-def _shift(images: Tensor, x: int, y: int) -> Tensor:
-    reach = max(abs(x), abs(y))
-    if not reach:
-        return images
-    padded = F.pad(images, (reach,) * 4, mode="replicate")
-    height, width = images.shape[-2:]
-    return padded[..., reach - y : reach - y + height, reach - x : reach - x + width]

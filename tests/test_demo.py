@@ -23,7 +23,7 @@ from skimage import data as photographs
 from data.dataset import EMOTIONS
 from data.synthetic.generate import synthetic_dataset
 from inference.predictor import Face, FacePredictor
-from inference.visualize import BLUE
+from inference.visualize import BLUE, annotate_resized
 from models.checkpoint import Checkpoint, save_checkpoint
 from models.fernet import Architecture, FERNet
 from utils.coordinates import to_normalized
@@ -394,5 +394,5 @@ def test_only_the_largest_of_many_faces_have_bars():
 
 def test_results_have_a_size_that_is_visible_and_quick_to_send():
     large, small = np.zeros((3200, 800, 3), np.uint8), np.zeros((1, 64, 3), np.uint8)
-    assert demo_page.annotated(large, [], []).shape == (1600, 400, 3)
-    assert demo_page.annotated(small, [], []).shape == (10, 640, 3)
+    assert annotate_resized(large, [], demo_page.RESULT_SIDES).shape == (1600, 400, 3)
+    assert annotate_resized(small, [], demo_page.RESULT_SIDES).shape == (10, 640, 3)

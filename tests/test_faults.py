@@ -87,9 +87,6 @@ def interrupt_and_resume(*argv, batch, then=()):
     run("--resume", argv[argv.index("--out") + 1], *then)
 
 
-stop_and_go_on = interrupt_and_resume
-
-
 def start_train(*argv, **options):
     """Run train.py in a process of its own."""
     command = [sys.executable, str(ROOT / "train.py"), *map(str, argv)]

@@ -21,7 +21,7 @@ from data.dataset import EMOTIONS, SPLITS, UNLABELED
 from data.readers.layouts import locate
 from data.source import find_source, load_dataset
 from engine.distributed import DistributedContext
-from engine.optim import build_ema
+from engine.optim import EMA
 from engine.state import TrainingState
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.fernet import Architecture, FERNet
@@ -319,9 +319,7 @@ def test_checkpoint_with_other_values_is_an_error(folder, weights, data):
 def test_training_state_with_other_values_is_an_error(data):
     network = FERNet(SMALL)
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
-    state = TrainingState(
-        network, build_ema(network, 0.9), optimizer, torch.zeros(4, dtype=torch.long)
-    )
+    state = TrainingState(network, EMA(network, 0.9), optimizer, torch.zeros(4, dtype=torch.long))
     saved = state.state_dict()
     name = data.draw(st.sampled_from(sorted(saved)))
     if data.draw(st.booleans()):
@@ -337,9 +335,7 @@ def test_training_state_with_other_values_is_an_error(data):
 def test_labels_of_another_shape_are_an_error(labels):
     network = FERNet(SMALL)
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
-    state = TrainingState(
-        network, build_ema(network, 0.9), optimizer, torch.zeros(4, dtype=torch.long)
-    )
+    state = TrainingState(network, EMA(network, 0.9), optimizer, torch.zeros(4, dtype=torch.long))
     saved = state.state_dict() | {"labels": labels}
     checkpoint = Checkpoint(SMALL, network.state_dict(), EMOTIONS, 48, training=saved)
     with pytest.raises(RunError, match="does not fit its run"):

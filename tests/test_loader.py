@@ -1,6 +1,7 @@
 """The in-memory data set and the batches: which images, in which order, with which augmentation."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from engine.build import wrap_model
 from engine.distill import Teachers
 from engine.distributed import DistributedContext
 from engine.eta import ETA
-from engine.optim import build_ema, build_optimizer
+from engine.optim import EMA, build_optimizer
 from engine.state import TrainingState
 from engine.trainer import train_one_epoch
 from models.fernet import Architecture, FERNet
@@ -76,7 +77,7 @@ def test_every_storage_has_the_same_images(dataset, storage, rgb):
 
 def test_storage_is_chosen_by_free_memory(monkeypatch, dataset):
     gpu, rows = torch.device("cuda"), dataset.training_rows
-    monkeypatch.setattr("data.in_memory._free_memory", lambda: 1000)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 100))
     assert [choose_storage(size, CPU) for size in (400, 600)] == ["device", "mmap"]
     assert [choose_storage(size, gpu) for size in (40, 400, 600)] == ["device", "cpu", "mmap"]
@@ -181,7 +182,7 @@ def test_epoch_resumed_with_compile_has_every_image_once(dataset, monkeypatch):
     context, network = DistributedContext(), FERNet(Architecture(width=0.1))
     images = InMemoryDataset(dataset, dataset.training_rows, CPU)
     optimizer = build_optimizer(network, options)
-    state = TrainingState(network, build_ema(network, 0.9), optimizer, images.labels)
+    state = TrainingState(network, EMA(network, 0.9), optimizer, images.labels)
     for each in (options, replace(options, compile=True)):
         equal_lengths = state.equal_lengths if state.batches else each.compile
         loader = BatchLoader(images, each, 1, equal_lengths=equal_lengths)

@@ -212,6 +212,7 @@ def test_missing_device_is_refused(gpu_ids):
 def test_threads_follow_the_idle_cores(monkeypatch, capsys):
     used = []
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: used[-1] if used else 8)
     monkeypatch.setattr(torch, "set_num_threads", used.append)
     monkeypatch.setattr(psutil, "cpu_count", lambda: 8)
@@ -225,6 +226,11 @@ def test_threads_follow_the_idle_cores(monkeypatch, capsys):
     used.clear()
     assert set_threads(0) == 8
     assert used == []
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as torchrun does
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr("joblib.cpu_count", lambda: 8)
+    assert set_threads(0) == 4
+    assert set_threads(1) == 1
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")

@@ -253,8 +253,8 @@ def test_captions_stay_in_the_image_and_off_the_face():
         (-30, 110, (110, 160)),  # below it
         (-30, 250, (175, 200)),  # within it, smaller
     ):
-        box = np.array([[100, top, 240, bottom]])
-        drawn = annotate(plain, box, None, ["surprise"])
+        face = Face(np.array([100, top, 240, bottom]), None, "surprise", np.ones(1), 1.0, None)
+        drawn = annotate(plain, [face], [face.expression])
         (rows,) = (drawn > 180).all(2).any(1).nonzero()  # OpenCV 4 has thinner letters
         assert first <= rows.min() < rows.max() < last
         (filled,) = ((drawn == BLUE).all(2).sum(1) > 30).nonzero()
@@ -489,7 +489,7 @@ def test_file_names_that_are_not_utf8(weights, astronaut, tmp_path, capsys):
         Path(os.fsdecode(os.fsencode(tmp_path) + name)) for name in (b"/in", b"/out\xe9")
     )
     folder.mkdir()
-    with closing(VideoWriter(tmp_path / "film.mp4", 10)) as writer:
+    with closing(VideoWriter(tmp_path / "film.mp4", 10, (512, 512))) as writer:
         writer.write(astronaut)
     image = save(tmp_path / "a.png", astronaut)
     for source, name in ((image, b"caf\xe9.png"), (tmp_path / "film.mp4", b"film\xe9.mp4")):

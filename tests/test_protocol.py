@@ -26,7 +26,7 @@ from data.synthetic.generate import synthetic_dataset
 from engine.distill import Teachers
 from engine.distributed import DistributedContext
 from engine.eta import ETA
-from engine.optim import build_ema, build_optimizer
+from engine.optim import EMA, build_optimizer
 from engine.state import TrainingState
 from engine.trainer import train_one_epoch
 from inference.detector import detect_faces
@@ -137,7 +137,7 @@ def test_teachers_get_weakly_augmented_images():
     torch.manual_seed(0)
     network = FERNet(Architecture(width=0.1))
     optimizer = build_optimizer(network, strong)
-    state = TrainingState(network, build_ema(network, 0.9), optimizer, images.labels)
+    state = TrainingState(network, EMA(network, 0.9), optimizer, images.labels)
     seen, teacher = [], FERNet(Architecture(width=0.1)).eval()
 
     def recording_teacher(x):
@@ -212,7 +212,7 @@ def test_relabeling_changes_the_labels_of_a_batch():
     for epoch, is_relabeled in ((1, False), (2, True)):
         options = replace(RELABEL, margin_2=0.0, relabel_epoch=2, batch_size=7, total_epoch=2)
         optimizer = build_optimizer(network, options)
-        ema, before = build_ema(network, 0.9), images.labels.clone()
+        ema, before = EMA(network, 0.9), images.labels.clone()
         state = TrainingState(network, ema, optimizer, images.labels.clone(), epoch=epoch - 1)
         rest = (DistributedContext(), ETA(CPU, options, len(images), 1), [])
         loader = BatchLoader(images, options, epoch)

@@ -22,13 +22,12 @@ from data.loader import BatchLoader
 from data.mix import mix, mix_targets
 from data.synthetic.generate import synthetic_dataset
 from data.transforms import Augmentation, augment, flip_index
-from engine import optim
 from engine.build import wrap_model
 from engine.distill import Teachers
 from engine.distributed import DistributedContext
 from engine.divergence import DivergenceGuard
 from engine.eta import ETA
-from engine.optim import build_ema, build_optimizer
+from engine.optim import EMA, build_optimizer
 from engine.state import TrainingState
 from engine.trainer import train_one_epoch
 from models.fernet import Architecture, FERNet
@@ -54,7 +53,7 @@ def run_epoch(dataset, options, storage=None, device=CPU):
     network.mean_face.copy_(torch.from_numpy(to_normalized(dataset.mean_face(), 48)))
     images = InMemoryDataset(dataset, dataset.training_rows, device, storage=storage)
     optimizer = build_optimizer(network, options)
-    state = TrainingState(network, build_ema(network, 0.9), optimizer, images.labels)
+    state = TrainingState(network, EMA(network, 0.9), optimizer, images.labels)
     small = Architecture(width=0.1)
     context = DistributedContext()
     means = train_one_epoch(
@@ -95,16 +94,6 @@ class SyncDetector(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def build_constant_ema(network, decay):
-    """Return an EMA without updates, which have a counter on the CPU.
-
-    test_no_operator_of_a_step_mixes_devices checks them.
-    """
-    ema = optim.build_ema(network, decay)
-    ema.update_parameters = lambda network: None
-    return ema
-
-
 def test_no_step_synchronizes_with_the_device(dataset, monkeypatch):
     detector = SyncDetector()
     stream, all_reduce = InMemoryDataset.stream, TrainingState.all_reduce
@@ -123,7 +112,8 @@ def test_no_step_synchronizes_with_the_device(dataset, monkeypatch):
     monkeypatch.setattr(TrainingState, "all_reduce", leave)
     # On a CPU it checks the range of the labels; on a GPU it does not.
     monkeypatch.setattr("data.mix.F.one_hot", lambda x, n: (x[:, None] == torch.arange(n)).long())
-    monkeypatch.setattr(f"{__name__}.build_ema", build_constant_ema)
+    # Its counter is on the CPU; test_no_operator_of_a_step_mixes_devices covers it.
+    monkeypatch.setattr(EMA, "update_parameters", lambda ema, network: None)
     # It synchronizes every 50 batches.
     monkeypatch.setattr(DivergenceGuard, "raise_if_diverged", lambda guard: None)
     run_epoch(dataset, CLIPPED)
@@ -176,7 +166,7 @@ def test_no_operator_of_a_step_mixes_devices():
             landmarks = torch.empty(8, 68, 2, device=gpu)
             labels = torch.empty(8, dtype=torch.int64, device=gpu)
             architecture = Architecture(width=0.25, landmark_pool=True)
-            ema = build_ema(torch.nn.Identity(), 0.9)
+            ema = EMA(torch.nn.Identity(), 0.9)
             with torch.device(gpu):  # twice, because fake tensors cannot be deep-copied
                 network, ema.module = FERNet(architecture), FERNet(architecture)
             ema.module.requires_grad_(False)

@@ -182,7 +182,7 @@ def test_a_rotated_video_of_a_phone_is_upright(tmp_path, moving, degrees, quarte
 def test_a_name_is_neither_a_pattern_nor_a_protocol(tmp_path, moving, name):
     write_video(tmp_path / "film.mp4", moving).rename(tmp_path / name)
     assert len(frames_of(tmp_path / name)) == 24
-    with closing(VideoWriter(tmp_path / f"out_{name}", 10)) as writer:
+    with closing(VideoWriter(tmp_path / f"out_{name}", 10, (480, 360))) as writer:
         writer.write(moving[0])
     assert not writer.fault
     assert len(frames_of(tmp_path / f"out_{name}")) == 1
@@ -256,7 +256,7 @@ def test_a_truncated_video_keeps_the_predictions_of_its_frames(
 def test_a_damaged_frame_does_not_end_a_video(tmp_path, moving, suffix, code):
     file = tmp_path / f"film{suffix}"
     if code == "avc1":
-        with closing(VideoWriter(file, 10)) as writer:
+        with closing(VideoWriter(file, 10, (480, 360))) as writer:
             for frame in moving:
                 writer.write(frame)
     else:
@@ -310,7 +310,7 @@ def test_a_file_that_is_not_a_video_is_refused(tmp_path, content):
 
 
 def test_annotated_videos_play_in_browsers(tmp_path, moving):
-    with closing(VideoWriter(tmp_path / "film.mp4", 10)) as writer:
+    with closing(VideoWriter(tmp_path / "film.mp4", 10, (480, 360))) as writer:
         for frame in moving:
             writer.write(frame)
     with av.open(tmp_path / "film.mp4") as container:
@@ -324,7 +324,7 @@ def test_annotated_videos_play_in_browsers(tmp_path, moving):
 
 def test_without_an_encoder_of_h264_mpeg4_is_written(tmp_path, moving, monkeypatch):
     monkeypatch.setattr(av, "codecs_available", {"mpeg4"})
-    with closing(VideoWriter(tmp_path / "film.mp4", 10)) as writer:
+    with closing(VideoWriter(tmp_path / "film.mp4", 10, (480, 360))) as writer:
         for frame in moving:
             writer.write(frame)
     with av.open(tmp_path / "film.mp4") as container:
@@ -336,7 +336,7 @@ def test_without_an_encoder_of_h264_mpeg4_is_written(tmp_path, moving, monkeypat
 def test_odd_sizes_can_be_written(tmp_path, size):
     width, height = size
     image = np.full((height, width, 3), 200, np.uint8)
-    with closing(VideoWriter(tmp_path / "film.mp4", 10)) as writer:
+    with closing(VideoWriter(tmp_path / "film.mp4", 10, size)) as writer:
         writer.write(image)
     (frame,) = frames_of(tmp_path / "film.mp4").values()
     assert frame.shape == (height + height % 2, width + width % 2, 3)
@@ -347,7 +347,7 @@ def test_odd_sizes_can_be_written(tmp_path, size):
 @pytest.mark.parametrize("rate", [1e-4, 200 / 3, 999 / 7, 999.4, 29.97])
 def test_any_rate_can_be_written(tmp_path, rate, encoder, monkeypatch):
     monkeypatch.setattr(av, "codecs_available", {encoder})
-    with closing(VideoWriter(tmp_path / "a.mp4", rate)) as writer:
+    with closing(VideoWriter(tmp_path / "a.mp4", rate, (64, 64))) as writer:
         for _ in range(3):
             writer.write(np.zeros((64, 64, 3), np.uint8))
     assert writer.rate == pytest.approx(max(rate, 0.01), rel=1e-3)
@@ -406,7 +406,7 @@ def test_a_video_that_cannot_be_written_is_predicted_all_the_same(
 
 def test_a_path_that_cannot_be_written_is_an_error(tmp_path):
     with pytest.raises(DataError, match="--no_draw"):
-        VideoWriter(tmp_path / "no/folder/a.mp4", 10).write(np.zeros((64, 64, 3), np.uint8))
+        VideoWriter(tmp_path / "no/folder/a.mp4", 10, (64, 64))
 
 
 # The pipeline
@@ -536,7 +536,7 @@ def test_the_times_of_a_camera_are_those_of_the_clock(monkeypatch, tmp_path):
     assert [frame.number for frame in frames] == [6, 12, 18, 24, 30, 36]
     assert [frame.time for frame in frames] == pytest.approx(np.arange(1, 7) / 5)
     monkeypatch.undo()
-    with closing(VideoWriter(tmp_path / "a.mp4", 10)) as writer:
+    with closing(VideoWriter(tmp_path / "a.mp4", 10, (64, 64))) as writer:
         for position in (0, 1, 1, 6):
             writer.write(np.full((64, 64, 3), 40 * position, np.uint8), position)
     levels = [round(frame.mean() / 40) for frame in frames_of(tmp_path / "a.mp4").values()]

@@ -14,20 +14,13 @@ from utils.errors import OptionError
 from utils.options import Options, min_image_width, with_recipe
 
 T = TypeVar("T")
-_VALIDATOR = TypeAdapter(Options)
-
 # Options that may differ when a run is resumed: they do not change the training.
-FREE_ON_RESUME = {
-    *("resume", "out", "data", "ferplus", "gpu_ids", "threads", "compile", "final_test"),
-}
-
+FREE_ON_RESUME = {"resume", "out", "data", "ferplus", "gpu_ids", "threads", "compile", "final_test"}
 # Names of earlier versions, and what replaces them.
 RENAMED = {
     "--trunk": "--backbone",
     "--sizes": "--image_width (several values are progressive resizing)",
-    "--rotation": "--affine DEGREES TRANSLATION SCALE",
-    "--scale": "--affine DEGREES TRANSLATION SCALE",
-    "--shift": "--affine DEGREES TRANSLATION SCALE",
+    **dict.fromkeys(("--rotation", "--scale", "--shift"), "--affine DEGREES TRANSLATION SCALE"),
     "--light": "--color_jitter",
     "--mixup": "--mix mixup",
     "--cutmix": "--mix cutmix",
@@ -67,7 +60,7 @@ def parse(kind: type[T], argv: Sequence[str], description: str) -> T:
     An unknown option or a wrong type ends the process with a message and status 2.
 
     Raises:
-        OptionError: an option has another name now, or was removed.
+        OptionError: An option has another name now, or was removed.
     """
     names = {field.name for field in fields(kind)}
     for word in (word.split("=")[0].replace("-", "_").replace("__", "--", 1) for word in argv):
@@ -92,12 +85,7 @@ def parse_train_options(argv: Sequence[str], description: str) -> CommandLine:
 def resolve_options(command: CommandLine, is_synthetic: bool) -> Options:
     """Return the options of a new run: the recipe's, and the given ones on top.
 
-    Args:
-        command: the command line.
-        is_synthetic: whether the data set is the synthetic one, for which `auto` has a recipe.
-
-    Raises:
-        OptionError: a value is out of range, or options contradict each other.
+    The recipe `auto` depends on whether the data set is the synthetic one.
     """
     recipe = command.options.recipe
     if recipe == "auto":
@@ -112,7 +100,7 @@ def validate_options(options: Options) -> Options:
     landmarks, and relabeling needs labels: they are off where these are.
 
     Raises:
-        OptionError: a value is out of range, or options contradict each other.
+        OptionError: A value is out of range, or options contradict each other.
     """
     _validate_types(asdict(options))
     widths, epochs = options.image_width, options.total_epoch
@@ -144,12 +132,18 @@ def validate_options(options: Options) -> Options:
     return options
 
 
-def check_class_names(class_names: Sequence[str], ferplus: str) -> None:
-    """Check --class_names.
+def print_notes(options: Options) -> None:
+    """Print which options have no effect."""
+    if options.relabel and options.relabel_epoch > options.total_epoch:
+        print(f"note     no relabeling: --relabel_epoch {options.relabel_epoch} is after the last")
+    if options.ferplus_target == "distribution":
+        print("note     no relabeling: the targets are distributions of votes, not labels")
+    if options.warmup_epoch >= options.total_epoch:
+        print(f"note     the learning rate only rises: --warmup_epoch {options.warmup_epoch:g}")
 
-    Raises:
-        OptionError: a name is empty or given twice, or FER+ defines the classes.
-    """
+
+def check_class_names(class_names: Sequence[str], ferplus: str) -> None:
+    """Raise an OptionError if a class name is empty or repeated, or FER+ defines the classes."""
     names = [name.strip() for name in class_names]
     if "" in names or len(set(names)) < len(names):
         raise OptionError(f"--class_names {shlex.join(class_names)}: names must differ, not empty")
@@ -161,8 +155,7 @@ def resume_options(saved: Any, command: CommandLine) -> Options:
     """Return the options of a resumed run: the saved ones, and the given ones that may differ.
 
     Raises:
-        OptionError: the saved options are damaged, or the command line has an option that would
-            change the training.
+        OptionError: The saved options are damaged, or a given one would change the training.
     """
     before = options_from_json(saved)
     options = replace(command.over(before), resume="")
@@ -202,7 +195,7 @@ def options_from_json(saved: Any) -> Options:
     """Return the options in a config.json; a missing one has its default.
 
     Raises:
-        OptionError: they are damaged, or of an earlier version of this project.
+        OptionError: They are damaged, or of another version of this project.
     """
     if not isinstance(saved, dict):
         raise OptionError("config.json has no options; start a new run")
@@ -216,14 +209,10 @@ def options_from_json(saved: Any) -> Options:
 
 def _validate_types(values: dict[str, Any], before: str = "", after: str = "") -> Options:
     try:
-        return _VALIDATOR.validate_python(values)
+        return TypeAdapter(Options).validate_python(values)
     except ValidationError as error:
         faults = [
-            f"--{fault['loc'][0]} {fault['input']}: {_lower(fault['msg'])}"
+            f"--{fault['loc'][0]} {fault['input']}: {fault['msg'].replace('Input should', 'must')}"
             for fault in error.errors()
         ]
         raise OptionError(f"{before}{'; '.join(faults)}{after}") from None
-
-
-def _lower(message: str) -> str:
-    return message.replace("Input should", "must")

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import joblib
 import psutil
 import torch
 from torch import nn
@@ -70,27 +71,28 @@ def pick_device(gpu_ids: str, local_rank: int = 0) -> torch.device:
         OptionError: The GPU does not exist or cannot compute, or a part is not a number.
     """
     is_selected, ids = bool(listed_gpus(gpu_ids)), usable_gpus(gpu_ids)
-    if not ids:
-        if not is_selected and (reason := _unavailable_reason()):
-            print(f"warning: computing on the CPU{reason}", file=sys.stderr)
-        return _cpu()
-    if local_rank >= len(ids):
+    if ids and local_rank >= len(ids):
         raise OptionError(
             f"process {local_rank + 1} of this machine has no GPU, because there are {len(ids)}; "
             f"start torchrun with --nproc_per_node {len(ids)}, or give more --gpu_ids"
         )
-    device = torch.device("cuda", ids[local_rank])
-    if not _has_kernels(device):
+    reason = "" if ids or is_selected else _unavailable_reason()
+    if ids:
+        device = torch.device("cuda", ids[local_rank])
+        if _has_kernels(device):
+            torch.backends.cudnn.allow_tf32 = False  # reported figures are computed in full float32
+            return device
         name = torch.cuda.get_device_name(device)
         fault = f"PyTorch {torch.__version__} has no kernels for GPU {device.index}, {name}"
         if is_selected:
             raise OptionError(
                 f"--gpu_ids {gpu_ids}: {fault}; install a version that has, or give -1, the CPU"
             )
-        print(f"warning: computing on the CPU, because {fault}", file=sys.stderr)
-        return _cpu()
-    torch.backends.cudnn.allow_tf32 = False  # reported figures are computed in full float32
-    return device
+        reason = f", because {fault}"
+    if reason:
+        print(f"warning: computing on the CPU{reason}", file=sys.stderr)
+    _keep_freed_memory()
+    return torch.device("cpu")
 
 
 def _unavailable_reason() -> str:
@@ -106,11 +108,6 @@ def _unavailable_reason() -> str:
         "NVIDIA driver may be older: install a newer driver, or a PyTorch for an older CUDA (see "
         "pytorch.org)"
     )
-
-
-def _cpu() -> torch.device:
-    _keep_freed_memory()
-    return torch.device("cpu")
 
 
 def _has_kernels(gpu: torch.device) -> bool:
@@ -132,7 +129,6 @@ def _has_kernels(gpu: torch.device) -> bool:
     return True
 
 
-@cache
 def _keep_freed_memory() -> None:
     """Let glibc keep freed blocks of up to 1 GiB for the next allocation.
 
@@ -147,16 +143,16 @@ def _keep_freed_memory() -> None:
 
 
 def set_threads(threads: int) -> int:
-    """Set PyTorch's CPU threads, and return their number.
+    """Set PyTorch's CPU threads, 0 for one per idle core, and return their number.
 
     OpenMP threads spin while they wait for each other. Where other processes use the cores, a
-    second thread makes a step many times slower. So by default there is one thread per idle core;
-    OMP_NUM_THREADS overrides this.
-
-    Args:
-        threads: Their number; 0 is one per idle core.
+    second thread makes a step many times slower. OMP_NUM_THREADS overrides the default, except in
+    several processes: torchrun sets it to 1, which leaves cores idle.
     """
-    if not threads and "OMP_NUM_THREADS" not in os.environ:
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if not threads and processes > 1:
+        threads = max(1, joblib.cpu_count() // processes)
+    elif not threads and "OMP_NUM_THREADS" not in os.environ:
         threads = min(idle_cores(), torch.get_num_threads())
         if threads < torch.get_num_threads():
             print(f"threads  {threads}: other processes use the CPU (--threads overrides this)")
@@ -166,7 +162,7 @@ def set_threads(threads: int) -> int:
 
 
 def idle_cores(seconds: float = 0.3) -> int:
-    """Return how many cores are idle, measured for some seconds; at least 1."""
+    """Return the number of cores that are idle, measured for some seconds; at least 1."""
     idle = 1 - psutil.cpu_percent(seconds) / 100
     return max(1, round(idle * (psutil.cpu_count() or 1)))
 
@@ -196,12 +192,9 @@ def describe_device(device: torch.device, processes: int = 1) -> str:
 
 
 def use_bf16(amp: str, device: torch.device) -> bool:
-    """Return whether `--amp` selects bfloat16; auto does where the hardware supports it."""
-    return amp == "bf16" or (amp == "auto" and has_fast_bf16(device))
-
-
-def has_fast_bf16(device: torch.device) -> bool:
-    """Return whether the hardware computes bfloat16, rather than emulating it slowly."""
+    """Return whether `--amp` selects bfloat16; auto does unless the hardware emulates it slowly."""
+    if amp != "auto":
+        return amp == "bf16"
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     try:  # there is no public function for the CPU's instruction sets
@@ -216,12 +209,9 @@ def autocast(device: torch.device, enabled: bool) -> contextlib.AbstractContextM
 
 
 def compile_module(module: nn.Module, *, cuda_graphs: bool = True) -> nn.Module:
-    """Return a module compiled by torch.compile.
+    """Return a module compiled by torch.compile, on a GPU by default with CUDA graphs.
 
-    Args:
-        module: The module.
-        cuda_graphs: On a GPU, run each pass as a CUDA graph: launching hundreds of kernels takes
-            longer than computing them for a batch of 128 small images.
+    Launching hundreds of kernels takes longer than computing them for a batch of small images.
     """
     return _compile(module, mode="reduce-overhead" if cuda_graphs else "default")
 
@@ -240,11 +230,7 @@ def _compile(function: Callable[..., Any], **options: Any) -> Callable[..., Any]
 
 @contextlib.contextmanager
 def report_compile_errors() -> Iterator[None]:
-    """Turn an error of torch.compile, usually a missing compiler, into an OptionError.
-
-    Raises:
-        OptionError: torch.compile failed.
-    """
+    """Turn an error of torch.compile, usually a missing compiler, into an OptionError."""
     try:
         yield
     except RuntimeError as error:

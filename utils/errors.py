@@ -34,13 +34,10 @@ class RunError(ProjectError):
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Call `main`, and turn expected errors into one line on stderr and an exit status.
+    """Call the entry point of a script; turn expected errors into one line and an exit status.
 
     The status is 0 on success, 1 for an expected error, 130 for Ctrl-C, 143 for SIGTERM, and 141
     if the reader of the output has ended, as in `| head`.
-
-    Args:
-        main: Entry point of a script.
     """
     if hasattr(sys.stdout, "reconfigure"):  # a file name may not be encodable
         sys.stdout.reconfigure(errors="backslashreplace")

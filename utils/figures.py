@@ -10,7 +10,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -26,35 +26,28 @@ EAST_ASIAN_FONTS = (
 )
 
 
-def reset_missing_backend() -> None:
-    """Remove a notebook's MPLBACKEND if its package is not installed; call it before Matplotlib.
-
-    A notebook sets the variable for all processes that it starts. Without the package, Matplotlib
-    cannot be imported.
-    """
-    if "inline" in os.environ.get("MPLBACKEND", "") and find_spec("matplotlib_inline") is None:
-        del os.environ["MPLBACKEND"]
-
-
 @contextmanager
 def figure_style() -> Iterator[None]:
     """Set the fonts in the block, in which a figure is drawn or saved; also a decorator."""
-    reset_missing_backend()
+    # A notebook sets MPLBACKEND for all processes that it starts. Without its package, Matplotlib
+    # cannot be imported.
+    if "inline" in os.environ.get("MPLBACKEND", "") and find_spec("matplotlib_inline") is None:
+        del os.environ["MPLBACKEND"]
     from matplotlib import rc_context  # noqa: PLC0415
 
-    with rc_context({"font.family": list(installed_fonts())}):
+    with rc_context({"font.family": _installed_fonts()}):
         yield
 
 
-@lru_cache(maxsize=1)
-def installed_fonts() -> tuple[str, ...]:
+@cache
+def _installed_fonts() -> list[str]:
     """Return the font families of all figures: Matplotlib's own, and installed East Asian ones."""
     from matplotlib.font_manager import fontManager  # noqa: PLC0415
 
     # It warns of font weights that are not installed.
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     names = {font.name for font in fontManager.ttflist}
-    return ("DejaVu Sans", *(name for name in EAST_ASIAN_FONTS if name in names))
+    return ["DejaVu Sans", *(name for name in EAST_ASIAN_FONTS if name in names)]
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -17,11 +17,8 @@ PARTIAL = ".part"
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path next to `path`, and rename it to `path` if the block succeeds.
 
-    Readers see either the old file or the new one, also if the process is killed. If the block
-    raises, the old file is unchanged.
-
-    Args:
-        path: File to write. Missing folders are created.
+    If the block raises or the process is killed, the old file is unchanged. Missing folders are
+    created.
 
     Raises:
         RunError: The folder is not writable, or the disk is full.
@@ -36,7 +33,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         yield partial
         with open(partial, "r+b") as file:  # Windows syncs only files that are open for writing
             os.fsync(file.fileno())
-        partial.chmod(0o666 & ~_umask())  # mkstemp creates private files
+        os.umask(umask := os.umask(0))  # it can only be read by setting it
+        partial.chmod(0o666 & ~umask)  # mkstemp creates private files
         partial.replace(path)
     except OSError as error:
         raise RunError(
@@ -56,9 +54,3 @@ def partial_files(folder: Path) -> list[Path]:
 def printable(name: str) -> str:
     """Return a file name for printing, with a replacement character for what is not UTF-8."""
     return os.fsencode(name).decode("utf-8", "replace")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -1,4 +1,7 @@
-"""Figures that show images in a grid. Each function returns a Matplotlib figure."""
+"""Figures that show images in a grid. Each function returns a Matplotlib figure.
+
+Images are [N, W, W] or [N, W, W, 3].
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = 7  # of plot_landmarks
-RELABELED_COLUMNS, RELABELED_ROWS = 12, 3
+RELABELED_COLUMNS = 12
 
 
 @figure_style()
@@ -23,24 +26,18 @@ def plot_landmarks(
     captions: Sequence[str],
     title: str,
 ) -> Figure:
-    """Show images with landmarks.
+    """Show images with up to two sets of landmarks, the first in blue and the second in red.
 
-    Args:
-        images: [N, W, W] or [N, W, W, 3].
-        landmarks: Up to two sets of landmarks by name, the first in blue and the second in red:
-            [N, 68, 2] in pixels, NaN where there are none; or None.
-        captions: N texts.
-        title: Title of the figure.
+    Landmarks are [N, 68, 2] in pixels, NaN where there are none; or None.
     """
     columns = min(COLUMNS, len(images))
     rows = -(-len(images) // columns)
     figure = new_figure(1.6 * columns, 2.0 * rows + 0.5)
-    grid = figure.subplots(rows, columns, squeeze=False).flat
-    for i, axes in enumerate(grid):
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid[len(images) :]:
         axes.axis("off")
-        if i >= len(images):
-            continue
-        _show(axes, images[i], captions[i])
+    for i, (axes, image, caption) in enumerate(zip(grid, images, captions)):
+        _show(axes, image, caption)
         for (name, points), color in zip(landmarks.items(), (BLUE, RED)):
             if points is not None:
                 style = {"s": 8, "color": color, "linewidths": 0.3, "edgecolors": "white"}
@@ -74,22 +71,18 @@ def plot_relabeled(
 ) -> Figure:
     """Show up to 36 relabeled images, at equal distances in the list, with old and new label.
 
-    Args:
-        relabels: At least one of (row of the image, old label, new label, epoch).
-        images: [N, W, W] or [N, W, W, 3], the whole data set.
-        class_names: Names of the labels.
-        title: Title of the figure.
+    `relabels` has at least one of (row of the image, old label, new label, epoch), by epoch, and
+    `images` is the whole data set.
     """
-    count = min(RELABELED_ROWS * RELABELED_COLUMNS, len(relabels))
+    count = min(3 * RELABELED_COLUMNS, len(relabels))
     shown = [relabels[i] for i in np.linspace(0, len(relabels) - 1, count).astype(int)]
     rows = []
     for i in range(0, count, RELABELED_COLUMNS):
         part = shown[i : i + RELABELED_COLUMNS]
         captions = [f"{class_names[old]}\n→ {class_names[new]}" for _, old, new, _ in part]
-        epochs = sorted({epoch for *_, epoch in part})
-        several = f"epochs {epochs[0]} to {epochs[-1]}"
-        text = f"relabeled in {several if len(epochs) > 1 else f'epoch {epochs[0]}'}"
-        row_title = text if i else f"{title}: {text}"
+        first, last = part[0][3], part[-1][3]
+        epochs = f"epoch {first}" if first == last else f"epochs {first} to {last}"
+        row_title = f"relabeled in {epochs}" if i else f"{title}: relabeled in {epochs}"
         rows.append((row_title, images[[row for row, *_ in part]], captions))
     return plot_grid(rows)
 
@@ -100,13 +93,8 @@ def plot_disagreements(
 ) -> Figure:
     """Show the predictions of several runs for the same images, a row per run.
 
-    The frame is blue for a correct prediction and red for a wrong one.
-
-    Args:
-        images: [N, W, W] or [N, W, W, 3].
-        labels: N class names.
-        predictions: By name of the run: N class names.
-        title: Title of the figure.
+    The frame is blue for a correct prediction and red for a wrong one. Labels and predictions, the
+    latter by name of the run, are class names.
     """
     figure = new_figure(0.6 + 1.1 * len(images), 0.5 + 1.45 * len(predictions))
     grid = figure.subplots(len(predictions), len(images), squeeze=False)

@@ -1,4 +1,7 @@
-"""Metrics: accuracy, recall, calibration, quality of relabeling, landmark error."""
+"""Metrics: accuracy, recall, calibration, quality of relabeling, landmark error.
+
+Labels are int [N], probabilities [N, C].
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,6 @@ def score(
 ) -> dict[str, object]:
     """Compute the classification metrics of N >= 1 labeled images.
 
-    Args:
-        labels: int [N].
-        probabilities: [N, C].
-        class_names: C names.
-
     Returns:
         n; accuracy; balanced_accuracy (mean recall of the classes that occur); macro_f1 (mean over
         these classes); ece; auroc_confidence (`correctness_auroc` of the largest probability); and
@@ -28,8 +26,7 @@ def score(
     predicted = probabilities.argmax(1)
     present = np.unique(labels)
     recalls = recall_score(labels, predicted, labels=present, average=None)
-    recall = dict.fromkeys(class_names)
-    recall.update((class_names[i], float(value)) for i, value in zip(present, recalls))
+    recall = {class_names[i]: float(value) for i, value in zip(present, recalls)}
     return {
         "n": len(labels),
         "accuracy": accuracy(labels, probabilities),
@@ -37,7 +34,7 @@ def score(
         "macro_f1": float(f1_score(labels, predicted, labels=present, average="macro")),
         "ece": expected_calibration_error(labels, probabilities),
         "auroc_confidence": correctness_auroc(probabilities.max(1), predicted == labels),
-        "recall": recall,
+        "recall": dict.fromkeys(class_names) | recall,
     }
 
 
@@ -50,14 +47,8 @@ def correctness_auroc(value: np.ndarray, correct: np.ndarray) -> float | None:
     """Return the area under the ROC curve of detecting correct predictions by a value.
 
     It is the probability that a correct prediction has a greater value than a wrong one; 0.5 is
-    chance (Hendrycks and Gimpel, 2017, arXiv:1610.02136).
-
-    Args:
-        value: [N].
-        correct: bool [N].
-
-    Returns:
-        The area, 0 to 1; None if all values are equal, or all predictions are correct or wrong.
+    chance (Hendrycks and Gimpel, 2017, arXiv:1610.02136). It is None if all values [N] are equal,
+    or all predictions are correct or wrong.
     """
     if correct.all() or not correct.any() or np.ptp(value) == 0:
         return None
@@ -73,9 +64,7 @@ def expected_calibration_error(
     of images in each. Bins are equal intervals (low, high] of the largest probability.
     """
     rows = reliability(labels, probabilities, bins)
-    return sum(count * abs(accuracy_ - confidence) for confidence, accuracy_, count in rows) / len(
-        labels
-    )
+    return sum(count * abs(share - confidence) for confidence, share, count in rows) / len(labels)
 
 
 def reliability(
@@ -88,8 +77,7 @@ def reliability(
     index = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
     return [
         (float(confidence[mask].mean()), float(correct[mask].mean()), int(mask.sum()))
-        for mask in (index == i for i in range(bins))
-        if mask.any()
+        for mask in (index == i for i in np.unique(index))
     ]
 
 
@@ -109,26 +97,25 @@ def relabel_scores(
         the changed labels that were correct before); relabel_recall (share of the incorrect labels
         that became correct). A share of nothing is None.
     """
+
+    def share(part: np.ndarray, whole: np.ndarray) -> float | None:
+        return float(part.sum() / whole.sum()) if whole.any() else None
+
     wrong, changed = noisy != clean, final != noisy
     corrected = wrong & (final == clean)
     return {
         "noisy": int(wrong.sum()),
         "relabeled": int(changed.sum()),
-        "relabel_precision": _share(corrected, changed),
-        "relabel_harm": _share(changed & ~wrong, changed),
-        "relabel_recall": _share(corrected, wrong),
+        "relabel_precision": share(corrected, changed),
+        "relabel_harm": share(changed & ~wrong, changed),
+        "relabel_recall": share(corrected, wrong),
     }
 
 
 def landmark_error(predicted: np.ndarray, landmarks: np.ndarray) -> float | None:
-    """Return the mean distance of predicted and true landmarks in pixels.
+    """Return the mean distance of predicted and true landmarks [N, 68, 2], in pixels.
 
-    Args:
-        predicted: [N, 68, 2].
-        landmarks: [N, 68, 2]; images with NaN do not count.
-
-    Returns:
-        The distance; None if no image has landmarks.
+    Images whose true landmarks are NaN do not count; None if none is left.
     """
     has_landmarks = ~np.isnan(landmarks).any(axis=(1, 2))
     if not has_landmarks.any():
@@ -140,7 +127,3 @@ def landmark_error(predicted: np.ndarray, landmarks: np.ndarray) -> float | None
 def confusion(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """Return counts [C, C]: rows are true classes, columns are predicted classes."""
     return confusion_matrix(labels, probabilities.argmax(1), labels=range(probabilities.shape[1]))
-
-
-def _share(part: np.ndarray, whole: np.ndarray) -> float | None:
-    return float(part.sum() / whole.sum()) if whole.any() else None

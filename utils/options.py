@@ -21,13 +21,12 @@ class Options:
     __pydantic_config__: ClassVar = {"allow_inf_nan": False}
 
     recipe: Literal["auto", "full", "release", "cpu", "sample"] = "auto"
-    """A set of defaults for the options below: full (for a GPU), release (width 0.5, two hours on
-    two cores), cpu (width 0.5, few epochs), sample (a minute on the synthetic data set). auto is
-    sample for the synthetic data set and full otherwise."""
+    """Defaults for the options below: full (for a GPU), release (width 0.5, two hours on two
+    cores), cpu (width 0.5, few epochs), sample (a minute on the synthetic data set). auto is sample
+    for the synthetic data set and full otherwise."""
     data: str = ""
-    """FER2013, RAF-DB or a data set of your own (CSV, folders, list files, zip, tar.gz), or
-    "sample" for the synthetic data set. Default: what lies under data/, else a download, else the
-    synthetic data set."""
+    """A data set (CSV, folders, list files, zip, tar.gz), or "sample" for the synthetic one.
+    Default: what lies under data/, else a download, else the synthetic data set."""
     resume: str = ""
     """Resume the run in this folder, with its own options."""
     out: str = ""
@@ -36,8 +35,7 @@ class Options:
     """Initial weights: a best.pth of this project, or the original method's resnet18.pth. Several
     files are merged block-diagonally into one network, whose --width is the sum of theirs."""
     teacher: tuple[str, ...] = ()
-    """Weights of trained networks with the same classes and image width. Their predictions are
-    soft targets (distillation)."""
+    """Weights of trained networks whose predictions are soft targets (distillation)."""
     teacher_weight: Fraction = 0.7
     """Weight of the soft targets in the expression loss; the labels have the rest."""
     gpu_ids: str = ""
@@ -54,8 +52,8 @@ class Options:
     width: Annotated[float, Field(gt=0, le=8)] = 1.0
     """A factor on the backbone's channels; 0.5 is about three times as fast."""
     image_width: tuple[Width, ...] = (48,)
-    """The image width in pixels; images are resized to it. Several values are progressive
-    resizing: each is used for an equal share of the epochs, and the last one for evaluation."""
+    """Images are resized to this width in pixels. Several values are progressive resizing: each
+    is used for an equal share of the epochs, and the last one for evaluation."""
     channels: Literal[1, 3] = 1
     """1 reads images as grayscale, 3 as RGB."""
     class_names: tuple[str, ...] = ()
@@ -78,8 +76,7 @@ class Options:
     margin_1: NonNegative = 0.15
     """Margin between the mean importances of the two groups."""
     relabel: bool = False
-    """SCN's relabeling of Training images. It lowers the accuracy on FER2013
-    (docs/experiments.md)."""
+    """SCN's relabeling of Training images. It lowers the accuracy (docs/experiments.md)."""
     relabel_epoch: Count = 100
     """The first epoch that relabels, counted from 1."""
     margin_2: Fraction = 0.2
@@ -110,19 +107,16 @@ class Options:
     weight_decay: NonNegative = 5e-4
     """Weight decay of convolution and linear weights; biases and batch norm have none."""
     clip: NonNegative = 1.0
-    """Maximum gradient norm; 0 turns clipping off. A full-width ResNet-18 may lose its importances
-    without it."""
+    """Maximum gradient norm; 0 for none. A full-width ResNet-18's importances may collapse then."""
     label_smoothing: BelowOne = 0.1
     """Label smoothing."""
     ema: BelowOne = 0.999
-    """Decay of the exponential moving average of the weights, which is evaluated and saved; 0
-    turns it off."""
+    """Decay of the exponential moving average of the weights, which is evaluated; 0 for none."""
     amp: Literal["auto", "bf16", "fp32"] = "auto"
     """Number format of the convolutions; auto is bf16 where the hardware supports it."""
 
     affine: tuple[NonNegative, NonNegative, BelowOne] = (15.0, 0.1, 0.2)
-    """Random affine transform: degrees, translation as a share of the width, and scale s for a
-    factor from 1 - s to 1 + s."""
+    """Random rotation in degrees, translation as a share of the width, and scale 1 - s to 1 + s."""
     color_jitter: NonNegative = 0.3
     """Random contrast from 1 - c to 1 + c, and brightness by up to c / 2 of the gray levels."""
     erasing: Fraction = 0.5
@@ -154,35 +148,20 @@ class Options:
 # Short trainings gain from Adam, small batches and weak augmentation: after one epoch at width 0.25
 # the accuracy on Training is 45 %, with the full recipe's SGD 27 %.
 _SHORT: dict[str, Any] = {
-    "clip": 0.0,
-    "optimizer": "adam",
-    "start_lr": 0.001,
-    "batch_size": 32,
-    "warmup_epoch": 1.0,
-    "affine": (10.0, 0.05, 0.1),
+    **{"batch_size": 32, "affine": (10.0, 0.05, 0.1)},
+    **{"optimizer": "adam", "start_lr": 0.001, "warmup_epoch": 1.0, "clip": 0.0},
 }
 RECIPES: dict[str, dict[str, Any]] = {
     "full": {},
     "release": {
-        "width": 0.5,
-        "landmark_pool": True,
-        "total_epoch": 51,
-        "image_width": (32, 40, 48),
-        "warmup_epoch": 3.0,
-        "clip": 0.0,
-        "erasing": 0.25,
-        "degraded": 0.1,
+        **{"width": 0.5, "landmark_pool": True, "erasing": 0.25, "degraded": 0.1},
+        **{"total_epoch": 51, "image_width": (32, 40, 48), "warmup_epoch": 3.0, "clip": 0.0},
     },
     "cpu": _SHORT | {"width": 0.5, "total_epoch": 20, "relabel_epoch": 15, "erasing": 0.25},
-    "sample": _SHORT
-    | {
-        "width": 0.25,
-        "start_lr": 0.002,
-        "total_epoch": 16,
-        "relabel": True,
-        "relabel_epoch": 13,
-        "erasing": 0.0,
-        "ema": 0.99,
+    "sample": {
+        **_SHORT,
+        **{"width": 0.25, "start_lr": 0.002, "total_epoch": 16, "erasing": 0.0, "ema": 0.99},
+        **{"relabel": True, "relabel_epoch": 13},
     },
 }
 
@@ -193,9 +172,5 @@ def with_recipe(recipe: str) -> Options:
 
 
 def min_image_width(backbone: str) -> int:
-    """Return the smallest image width in pixels that a backbone accepts.
-
-    A VGG halves the image five times. A ResNet with images below half of FER2013's 48 pixels would
-    sample them too coarsely.
-    """
-    return 24 if backbone.startswith("resnet") else 32
+    """Return the smallest image width in pixels that a backbone accepts."""
+    return 24 if backbone.startswith("resnet") else 32  # a VGG halves the image five times

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from utils.figures import BLUE, GRAY, GREEN, RED, escape_math, figure_style, new_figure
 
@@ -14,13 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CLASS_COLORS = {
-    "angry": "#c0392b",
-    "disgust": "#6b8e23",
-    "fear": "#7d5ba6",
-    "happy": "#f2c14e",
-    "sad": "#3b75af",
-    "surprise": "#ef8a62",
-    "neutral": "#b8b8b8",
+    **{"angry": "#c0392b", "disgust": "#6b8e23", "fear": "#7d5ba6", "happy": "#f2c14e"},
+    **{"sad": "#3b75af", "surprise": "#ef8a62", "neutral": "#b8b8b8"},
 }
 MIN_LOSS = 1e-4  # lower end of the logarithmic axis
 
@@ -30,31 +26,25 @@ def plot_learning_curves(history: Sequence[Mapping[str, float]], title: str) -> 
     """Plot losses and accuracies over the epochs.
 
     A loss below MIN_LOSS has no place on the logarithmic axis. Epochs with such a value are left
-    out, and so are points that would be isolated between them.
-
-    Args:
-        history: Rows of metrics.csv. A loss may be missing in some.
-        title: Title of the figure.
+    out, and so are points that would be isolated between them. `history` has the rows of
+    metrics.csv; a loss may be missing in some.
     """
-    epochs = np.array([row["epoch"] for row in history])
+    table = pd.DataFrame(history).set_index("epoch").astype(float)
     figure = new_figure(9, 3.6)
     left, right = figure.subplots(1, 2)
-    names = dict.fromkeys(name for row in history for name in row)
-    losses = [name.removeprefix("loss_") for name in names if name.startswith("loss_")]
+    losses = [name for name in table if name.startswith("loss_")]
     for name, color in zip(losses, cycle((BLUE, GREEN, RED, GRAY))):
-        values = _without_isolated_points(_column(history, f"loss_{name}"))
+        values = _without_isolated_points(table[name].to_numpy())
         if np.isfinite(values).any():
-            left.plot(epochs, values, color=color, label=name, marker=".")
+            label = name.removeprefix("loss_")
+            left.plot(table.index, values, color=color, label=label, marker=".")
     left.set(xlabel="Epoch", ylabel="Loss (unweighted)", yscale="log")
-    for name, color, label in (
-        ("train_accuracy", GRAY, "Training (augmented)"),
-        ("public_accuracy", BLUE, "PublicTest"),
-    ):
-        right.plot(epochs, 100 * _column(history, name), color=color, label=label, marker=".")
-    public = 100 * _column(history, "public_accuracy")
-    best = int(public.argmax())
-    label = f"Best: {public[best]:.2f} % (epoch {epochs[best]:.0f})"
-    right.scatter(epochs[best], public[best], color=RED, zorder=3, label=label)
+    training, public = 100 * table["train_accuracy"], 100 * table["public_accuracy"]
+    right.plot(training, color=GRAY, label="Training (augmented)", marker=".")
+    right.plot(public, color=BLUE, label="PublicTest", marker=".")
+    best = public.idxmax()
+    label = f"Best: {public[best]:.2f} % (epoch {best:.0f})"
+    right.scatter(best, public[best], color=RED, zorder=3, label=label)
     right.set(xlabel="Epoch", ylabel="Accuracy (%)")
     for axes in (left, right):
         axes.grid(alpha=0.3)
@@ -66,13 +56,9 @@ def plot_learning_curves(history: Sequence[Mapping[str, float]], title: str) -> 
 
 @figure_style()
 def plot_confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str) -> Figure:
-    """Plot a confusion matrix.
+    """Plot a confusion matrix [C, C] of counts; rows are true classes.
 
-    Args:
-        counts: int [C, C]: rows are true classes, columns are predicted classes. Cells are colored
-            by their share of the row; "-" marks a class without images.
-        class_names: C names.
-        title: Title of the figure.
+    Cells are colored by their share of the row; "-" marks a class without images.
     """
     totals = counts.sum(1, keepdims=True)
     shares = counts / np.maximum(totals, 1)
@@ -81,15 +67,9 @@ def plot_confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title:
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (row, column), share in np.ndenumerate(shares):
-        axes.text(
-            column,
-            row,
-            f"{100 * share:.0f} %\n{counts[row, column]}" if totals[row] else "-",
-            ha="center",
-            va="center",
-            fontsize=8,
-            color="white" if share > 0.5 else "black",
-        )
+        text = f"{100 * share:.0f} %\n{counts[row, column]}" if totals[row] else "-"
+        color = "white" if share > 0.5 else "black"
+        axes.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
     names = [escape_math(name) for name in class_names]
     axes.set_xticks(range(len(names)), names, rotation=35, ha="right")
     axes.set_yticks(range(len(names)), names)
@@ -101,10 +81,8 @@ def plot_confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title:
 def plot_reliability(bins: Sequence[tuple[float, float, int]], error: float, title: str) -> Figure:
     """Plot a reliability diagram: accuracy over confidence, and a histogram of the confidence.
 
-    Args:
-        bins: Mean confidence, accuracy and number of images of each bin.
-        error: Expected calibration error, 0 to 1.
-        title: Title of the figure.
+    `bins` has the mean confidence, accuracy and number of images of each bin, `error` is the
+    expected calibration error.
     """
     confidence, accuracy, count = (np.array(column) for column in zip(*bins))
     figure = new_figure(5, 5.6)
@@ -123,28 +101,18 @@ def plot_reliability(bins: Sequence[tuple[float, float, int]], error: float, tit
 
 @figure_style()
 def plot_importance_by_class(importance: Mapping[str, np.ndarray], title: str) -> Figure:
-    """Plot a histogram of the importance for each class, on a common axis.
-
-    Args:
-        importance: By class name: importance of its images, 0 to 1.
-        title: Title of the figure.
-    """
+    """Plot a histogram of the images' importance for each class, on a common axis."""
     figure = new_figure(7, 1.2 + 0.8 * len(importance))
     panels = figure.subplots(len(importance), 1, squeeze=False, sharex=True)[:, 0]
-    values = np.concatenate([np.ravel(column) for column in importance.values()])
+    values = np.concatenate(list(importance.values()))
     edges = np.linspace(values.min(), max(values.max(), values.min() + 1e-3), 31)
     for axes, (name, column) in zip(panels, importance.items()):
         axes.hist(column, edges, color=CLASS_COLORS.get(name, BLUE))
         line = axes.axvline(np.mean(column), color="black", lw=1, label="Mean of the class")
         axes.set_ylabel(escape_math(name), rotation=0, ha="right", va="center")
         axes.set_yticks([])
-        axes.annotate(
-            f"mean {np.mean(column):.2f}\nn = {len(column):,}",
-            (1.01, 0.5),
-            xycoords="axes fraction",
-            va="center",
-            fontsize=8,
-        )
+        text = f"mean {np.mean(column):.2f}\nn = {len(column):,}"
+        axes.text(1.01, 0.5, text, transform=axes.transAxes, va="center", fontsize=8)
     panels[-1].set(xlabel="Importance")
     figure.legend(handles=[line], loc="outside lower right", frameon=False)
     figure.supylabel("Images per class", fontsize="medium")
@@ -158,11 +126,8 @@ def plot_expressions_over_time(
 ) -> Figure:
     """Plot the class probabilities of the faces of a video over time, a panel for each face.
 
-    Args:
-        tracks: By name of the face: edges of T time steps in seconds [T + 1], and probabilities
-            [T, C], NaN where the face was not detected.
-        class_names: C names.
-        title: Title of the figure.
+    `tracks` has by name of the face: edges of T time steps in seconds [T + 1], and probabilities
+    [T, C], NaN where the face was not detected.
     """
     from matplotlib import colormaps  # noqa: PLC0415
     from matplotlib.patches import Patch  # noqa: PLC0415
@@ -172,8 +137,7 @@ def plot_expressions_over_time(
     colors = [CLASS_COLORS.get(name) or next(others) for name in class_names]
     panels = figure.subplots(len(tracks), 1, squeeze=False, sharex=True)[:, 0]
     for axes, (name, (edges, probabilities)) in zip(panels, tracks.items()):
-        tops = 100 * np.cumsum(probabilities, axis=1)
-        tops = np.concatenate((np.zeros((len(tops), 1)), tops), 1)
+        tops = np.pad(100 * np.cumsum(probabilities, axis=1), ((0, 0), (1, 0)))
         # Both ends of each step, so that a step next to a gap is drawn, too.
         ends, tops = np.repeat(edges, 2)[1:-1], np.repeat(tops, 2, axis=0)
         for i, color in enumerate(colors):
@@ -181,24 +145,17 @@ def plot_expressions_over_time(
         axes.set(title=escape_math(name), ylabel="Probability (%)", ylim=(0, 100))
         axes.margins(x=0)
     panels[-1].set(xlabel="Time (s)")
-    handles: list[Any] = [
-        Patch(color=color, label=escape_math(name)) for name, color in zip(class_names, colors)
-    ]
+    handles = [Patch(color=c, label=escape_math(name)) for name, c in zip(class_names, colors)]
     columns = min(len(handles), 8)
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
     figure.suptitle(escape_math(title))
     return figure
 
 
-def _column(history: Sequence[Mapping[str, float]], name: str) -> np.ndarray:
-    values = [row.get(name) for row in history]
-    return np.array([np.nan if value is None else value for value in values], dtype=float)
-
-
 def _without_isolated_points(values: np.ndarray) -> np.ndarray:
     """Return losses [N] with NaN below MIN_LOSS, and for points without a neighbor, if N > 1."""
     is_drawn = values >= MIN_LOSS  # False for NaN
     if len(values) > 1:
-        padded = np.concatenate(([False], is_drawn, [False]))
+        padded = np.pad(is_drawn, 1)
         is_drawn = is_drawn & (padded[:-2] | padded[2:])
     return np.where(is_drawn, values, np.nan)

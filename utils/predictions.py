@@ -9,17 +9,11 @@ import numpy as np
 
 
 class Predictions(NamedTuple):
-    """Predictions of N images.
+    """Predictions of N images."""
 
-    Attributes:
-        probabilities: float32 [N, C].
-        importance: float32 [N], SCN's importance; the mean over several views or networks.
-        landmarks: float32 [N, 68, 2], pixels of the image; or None.
-    """
-
-    probabilities: np.ndarray
-    importance: np.ndarray
-    landmarks: np.ndarray | None
+    probabilities: np.ndarray  # float32 [N, C]
+    importance: np.ndarray  # float32 [N], SCN's; the mean over several views or networks
+    landmarks: np.ndarray | None  # float32 [N, 68, 2], pixels of the image
 
     @classmethod
     def concatenate(cls, parts: Sequence[Predictions]) -> Predictions:
@@ -28,9 +22,6 @@ class Predictions(NamedTuple):
 
     @classmethod
     def average(cls, parts: Sequence[Predictions]) -> Predictions:
-        """Return the mean predictions of several networks for the same images.
-
-        Landmarks are averaged over the networks that predict them.
-        """
+        """Return the mean predictions of several networks, landmarks of those that have them."""
         present = ([value for value in values if value is not None] for values in zip(*parts))
         return cls(*(np.mean(values, axis=0) if values else None for values in present))

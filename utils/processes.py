@@ -7,7 +7,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import joblib
@@ -23,10 +23,8 @@ def map_unordered(
 ) -> Iterator[tuple[int, Any]]:
     """Yield (index, function(item)) for each item, in the order in which they are finished.
 
-    Args:
-        function: A function of a module, which a worker process can import.
-        items: Its arguments.
-        jobs: Processes; 0 for one per core that this process may use.
+    The function is one of a module, which a worker process can import. There are `jobs` processes,
+    by default one per core that this process may use.
 
     Raises:
         RunError: The system ended a process. Errors of `function` are passed on.
@@ -61,7 +59,7 @@ def _call(function: Callable[[Any], Any], i: int, item: Any, parent: int) -> tup
     return i, function(item)
 
 
-@lru_cache(maxsize=1)
+@cache
 def _exit_with_parent(parent: int) -> None:
     """End this worker process when its parent is killed; loky's workers would wait forever."""
 

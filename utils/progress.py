@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import Any
 
 from tqdm import tqdm
 
@@ -26,29 +25,17 @@ def progress_bar(
     *,
     total: int | None = None,
     initial: int = 0,
-    unit: str = "it",
+    unit: str = "batch",
     disable: bool = False,
 ) -> tqdm:
     """Return a progress bar on a terminal, and a line every 30 seconds in a log.
 
-    Args:
-        iterable: Items to iterate over; None for manual updates.
-        description: In front of the bar.
-        total: Number of items, if the iterable has no length.
-        initial: Items that are finished already.
-        unit: Name of an item.
-        disable: Show nothing.
+    The arguments are those of tqdm: None as iterable is for manual updates, and `initial` is the
+    number of items that are finished already.
     """
-    shared: dict[str, Any] = {
-        "desc": description,
-        "total": total,
-        "initial": initial,
-        "unit": unit,
-        "leave": False,
-        "disable": disable,
-    }
+    shared = {"desc": description, "total": total, "initial": initial, "unit": unit, "leave": False}
     if disable or sys.stderr.isatty():
-        return tqdm(iterable, **shared)
+        return tqdm(iterable, disable=disable, **shared)
     every = {"mininterval": LOG_SECONDS, "maxinterval": LOG_SECONDS, "delay": LOG_SECONDS}
     return _LogLines(iterable, **shared, **every, ascii=True, ncols=80)
 

@@ -31,24 +31,15 @@ class RunFolder:
     """The folder of one run.
 
     In a `with` block it is locked against other processes. If the block raises and nothing has
-    been written, a folder that this object created is removed.
-
-    Args:
-        path: An existing folder.
-        is_new: Whether the folder was created for this object.
+    been written, the folder is removed if it `is_new`, that is, was created for this object.
     """
 
     def __init__(self, path: Path, is_new: bool = False) -> None:
-        self.path = path
-        self._is_new = is_new
+        self.path, self._is_new = path, is_new
         self._lock = FileLock(path / LOCK)
 
     def __enter__(self) -> RunFolder:
-        """Lock the folder, and remove temporary files of a killed process.
-
-        Raises:
-            RunError: Another process has locked the folder, or it is not writable.
-        """
+        """Lock the folder, and remove temporary files of a killed process."""
         try:
             self._lock.acquire(blocking=False)
             for file in partial_files(self.path):
@@ -59,64 +50,54 @@ class RunFolder:
                 f"--out (if no process is left, remove {self.path / LOCK})"
             ) from error
         except (NotImplementedError, OSError) as error:
-            if isinstance(error, NotImplementedError) or error.errno in WITHOUT_LOCKS:
-                print(f"warning: {self.path} is on a file system without locks", file=sys.stderr)
-                return self
-            raise RunError(
-                f"{self.path} cannot be written ({error.strerror}); choose another folder"
-            ) from error
+            if isinstance(error, OSError) and error.errno not in WITHOUT_LOCKS:
+                raise RunError(
+                    f"{self.path} cannot be written ({error.strerror}); choose another folder"
+                ) from error
+            print(f"warning: {self.path} is on a file system without locks", file=sys.stderr)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._lock.release()
-        if kind is None or not self._is_new:
-            return
         with suppress(OSError):
-            if {file.name for file in self.path.iterdir()} <= {LOCK}:
+            if kind and self._is_new and {file.name for file in self.path.iterdir()} <= {LOCK}:
                 (self.path / LOCK).unlink(missing_ok=True)
                 self.path.rmdir()
 
     @classmethod
     def create(cls, out: str, name: str, parent: Path | None = None) -> RunFolder:
-        """Create a run folder.
+        """Create a run folder; raise a RunError if it holds files, or cannot be created.
 
-        Args:
-            out: Path of the folder, which must be new or empty. "" is a new folder in `parent`,
-                named by the time and `name`.
-            name: End of the name of that folder.
-            parent: Default: model_save/.
-
-        Raises:
-            RunError: The folder holds files, or cannot be created.
+        It is `out`, which must be new or empty, or by default a new folder in `parent` (model_save/
+        by default), named by the time and `name`.
         """
-        new = (parent or RUNS) / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{name}"
-        path = Path(out) if out else new
+        new = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{name}"
+        path = Path(out) if out else (parent or RUNS) / new
         try:
             is_new = _make(path)
             while not (is_new or out):  # another run of the same second
                 path = path.with_name(path.name + "_")
                 is_new = _make(path)
-            allowed = {LOCK, *SYSTEM_FILES, *(file.name for file in partial_files(path))}
-            if any(file.name not in allowed for file in path.iterdir()):
-                has_run = (path / "config.json").exists()
-                hint = f", or resume the run: train.py --resume {path}" if has_run else ""
-                raise RunError(
-                    f"{path} holds files already, and they are not overwritten; choose another "
-                    f"--out{hint}"
-                )
+            cls.check_out(path)
         except OSError as error:
             raise RunError(
                 f"the run folder {path} cannot be made ({error.strerror}); choose another --out"
             ) from error
         return cls(path, is_new)
 
+    @staticmethod
+    def check_out(path: str | Path) -> None:
+        """Raise a RunError if a folder holds files; it may be missing or "", for a new one."""
+        folder = Path(path)
+        allowed = {LOCK, *SYSTEM_FILES, *(file.name for file in partial_files(folder))}
+        if path and folder.is_dir() and any(f.name not in allowed for f in folder.iterdir()):
+            has_run = (folder / "config.json").exists()
+            hint = f", or resume the run: train.py --resume {folder}" if has_run else ""
+            raise RunError(f"{folder} holds files already; choose another --out{hint}")
+
     @classmethod
     def reopen(cls, path: str) -> RunFolder:
-        """Return the folder of an earlier run.
-
-        Raises:
-            RunError: There is no such run.
-        """
+        """Return the folder of an earlier run; raise a RunError if there is none."""
         folder = cls(Path(path))
         if not (folder / "config.json").is_file():
             raise RunError(f"{path} holds no run (config.json is missing); give the run's folder")
@@ -124,16 +105,7 @@ class RunFolder:
 
     @classmethod
     def to_resume(cls, resume: str, out: str) -> RunFolder | None:
-        """Return the folder of the run to resume, or None for a new run.
-
-        Args:
-            resume: The option --resume.
-            out: The option --out, which cannot move a run.
-
-        Raises:
-            RunError: There is no such run.
-            OptionError: The options contradict each other.
-        """
+        """Return the folder of the run that --resume names, or None for a new run."""
         if not resume:
             return None
         run = cls.reopen(resume)
@@ -150,18 +122,14 @@ class RunFolder:
     def write_config(self, options: Mapping[str, Any], torch_version: str, is_new: bool) -> None:
         """Write config.json: the options, and the versions of PyTorch and of this repository.
 
-        The config of a resumed run keeps the versions of its start. The current ones are added if
-        they differ.
+        A resumed run keeps the versions of its start. The current ones are added if they differ.
         """
         versions = {"torch": torch_version, "commit": git_commit()}
-        if is_new:
-            self.write_json("config.json", {"options": options, **versions})
-            return
-        config = self.read_json("config.json")
-        for name in (name for name, value in versions.items() if config.get(name) != value):
-            start = config.get(name)
-            print(f"note     Resumed with {name} {versions[name]} (the run began with {start})")
-            config["resumed_with"] = versions
+        config = {"options": {}} | versions if is_new else self.read_json("config.json")
+        for name, version in versions.items():
+            if (start := config.get(name)) != version:
+                print(f"note     Resumed with {name} {version} (the run began with {start})")
+                config["resumed_with"] = versions
         self.write_json("config.json", config | {"options": options})
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
@@ -170,11 +138,7 @@ class RunFolder:
             partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """Read a JSON file.
-
-        Raises:
-            RunError: It is missing or damaged.
-        """
+        """Read a JSON file; raise a RunError if it is missing or damaged."""
         path = self.path / name
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -208,11 +172,7 @@ def git_commit() -> str:
 
 
 def _make(path: Path) -> bool:
-    """Create a folder; return False if it exists.
-
-    Raises:
-        OSError: It cannot be created, or is a file.
-    """
+    """Create a folder; return False if it exists."""
     try:
         path.mkdir(parents=True)
     except FileExistsError:

@@ -5,31 +5,24 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked the process to end.
-
-    Args:
-        number: Of the signal.
-        text: Message for the user.
-    """
+    """A signal asked the process to end; `text` is the message for the user."""
 
     def __init__(self, number: int, text: str) -> None:
         super().__init__(text)
         self.number = number
 
 
-@contextmanager
-def raise_on_termination() -> Iterator[None]:
+def raise_on_termination() -> AbstractContextManager[None]:
     """Let SIGTERM and SIGHUP raise Interrupted in the block, as Ctrl-C raises KeyboardInterrupt."""
 
     def interrupt(number: int, frame: object) -> None:
         raise Interrupted(number, "terminated")
 
-    with _handlers(_termination_signals(), interrupt):
-        yield
+    return _handlers(_termination_signals(), interrupt)
 
 
 @contextmanager
@@ -50,18 +43,14 @@ def record_signals(wait: bool = False) -> Iterator[list[int]]:
         yield signals
 
 
-@contextmanager
-def ignore_signals() -> Iterator[None]:
+def ignore_signals() -> AbstractContextManager[None]:
     """Ignore signals in the block; processes that are started there inherit this."""
-    with _handlers((signal.SIGINT, *_termination_signals()), signal.SIG_IGN):
-        yield
+    return _handlers((signal.SIGINT, *_termination_signals()), signal.SIG_IGN)
 
 
-@contextmanager
-def default_signal_handlers() -> Iterator[None]:
+def default_signal_handlers() -> AbstractContextManager[None]:
     """Let SIGTERM and SIGHUP end the process at once in the block."""
-    with _handlers(_termination_signals(), signal.SIG_DFL):
-        yield
+    return _handlers(_termination_signals(), signal.SIG_DFL)
 
 
 def _termination_signals() -> tuple[int, ...]:

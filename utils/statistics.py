@@ -28,9 +28,9 @@ def compare(correct: Mapping[str, Mapping[int, np.ndarray]], baseline: str) -> p
     """
     rows = []
     for name, runs in correct.items():
-        accuracies = np.array([100 * hits.mean() for hits in runs.values()])
-        row = {"variant": name, "seeds": len(runs), "mean": accuracies.mean()}
-        row["std"] = accuracies.std(ddof=1) if len(runs) > 1 else np.nan
+        accuracies = pd.Series([100 * hits.mean() for hits in runs.values()])
+        row = {"variant": name, "seeds": len(runs)}
+        row |= {"mean": accuracies.mean(), "std": accuracies.std()}
         common = sorted(runs.keys() & correct[baseline].keys())
         if name != baseline and common:
             variant = np.stack([runs[seed] for seed in common])
@@ -38,9 +38,8 @@ def compare(correct: Mapping[str, Mapping[int, np.ndarray]], baseline: str) -> p
             row["pairs"] = len(common)
             row["difference"] = 100 * (variant.mean() - reference.mean())
             row["low"], row["high"] = bootstrap(variant, reference)
-            tests = [mcnemar(a, b) for a, b in zip(variant, reference)]
-            better, worse, p = (np.array(column) for column in zip(*tests))
-            row |= {"better": better.sum(), "worse": worse.sum()}
+            better, worse, p = zip(*(mcnemar(a, b) for a, b in zip(variant, reference)))
+            row |= {"better": sum(better), "worse": sum(worse)}
             row["mcnemar"] = " ".join(f"{value:.3g}" for value in p)
         rows.append(row)
     return pd.DataFrame(rows)
@@ -57,10 +56,7 @@ def bootstrap(variant: np.ndarray, reference: np.ndarray) -> tuple[float, float]
 
     Seeds and images are resampled with replacement, and pairs stay together. The interval covers
     the variation over seeds and over images; with few seeds it is too narrow rather than too wide.
-
-    Args:
-        variant: bool [S, N], whether each of S runs predicts each image correctly.
-        reference: bool [S, N], of the runs that they are paired with.
+    The arguments are bool [S, N]: whether each of S runs predicts each image correctly.
     """
     rng = np.random.default_rng(0)
     gain = variant.astype(np.float32) - reference
@@ -76,13 +72,8 @@ def bootstrap(variant: np.ndarray, reference: np.ndarray) -> tuple[float, float]
 def mcnemar(variant: np.ndarray, reference: np.ndarray) -> tuple[int, int, float]:
     """Compute McNemar's exact test (McNemar, 1947) of two paired classifiers.
 
-    Args:
-        variant: bool [N], whether the first classifier predicts each image correctly.
-        reference: bool [N], of the second one.
-
-    Returns:
-        The number of images that only the first predicts correctly, the number that only the
-        second does, and the two-sided p-value.
+    Returns the number of images that only the first predicts correctly, the number that only the
+    second does, and the two-sided p-value. The arguments are bool [N]: correct predictions.
     """
     better = int((variant & ~reference).sum())
     worse = int((reference & ~variant).sum())

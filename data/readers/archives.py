@@ -1,16 +1,14 @@
 """Safe unpacking of a .zip or .tar archive of a data set into a temporary folder."""
 
-from __future__ import annotations
-
 import stat
 import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePath, PureWindowsPath
-from typing import IO
+from typing import IO, NamedTuple
 
 from utils.errors import DataError
 
@@ -22,8 +20,7 @@ _TAR_MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0")  # compressed; plain .tar has 
 _OTHER_MAGIC = {b"Rar!": "RAR", b"7z\xbc\xaf": "7-Zip"}
 
 
-@dataclass(frozen=True)
-class _Member:
+class _Member(NamedTuple):
     name: str
     is_folder: bool
     is_file: bool
@@ -32,11 +29,7 @@ class _Member:
 
 
 def is_archive(path: Path) -> bool:
-    """Return whether a file starts as a .zip or a .tar does, compressed or not.
-
-    Raises:
-        DataError: It is a RAR or 7-Zip archive.
-    """
+    """Return whether a file starts as a .zip or a .tar does; RAR and 7-Zip are a DataError."""
     with open(path, "rb") as file:
         head = file.read(512)
     for magic, name in _OTHER_MAGIC.items():
@@ -49,9 +42,8 @@ def is_archive(path: Path) -> bool:
 def unpacked(path: Path) -> Iterator[Path]:
     """Yield a temporary folder with the files of an archive, and remove it afterwards.
 
-    Raises:
-        DataError: The archive is damaged, truncated, encrypted or too large; a member would lie
-            outside the folder, or is neither a file nor a folder; or the disk is full.
+    A DataError if it is damaged, encrypted or too large, if a member would lie outside the folder
+    or is neither a file nor a folder, or if the disk is full.
     """
     with tempfile.TemporaryDirectory(prefix="dataset-") as name:
         folder = Path(name)
@@ -59,36 +51,27 @@ def unpacked(path: Path) -> Iterator[Path]:
             _unpack(path, folder)
         except DataError:
             raise
-        except OSError as error:
-            if error.errno is None:  # raised by gzip and tarfile for damaged bytes
-                raise _damaged(path, error) from error
-            raise DataError(
-                f"{path} could not be unpacked into {folder.parent} ({error.strerror}); "
-                "free disk space there, or set TMPDIR to another folder"
-            ) from error
         except Exception as error:  # a damaged archive raises many types
-            raise _damaged(path, error) from error
+            if isinstance(error, OSError) and error.errno is not None:  # not of gzip or tarfile
+                raise DataError(
+                    f"{path} could not be unpacked into {folder.parent} ({error.strerror}); "
+                    "free disk space there, or set TMPDIR to another folder"
+                ) from error
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            message = f"{path} is a damaged or truncated archive ({reason}); download it again"
+            if isinstance(error, tarfile.ReadError) and path.suffix in (".gz", ".bz2", ".xz"):
+                message += ". If it is a single compressed file, unpack it"
+            raise DataError(message) from error
         yield folder
 
 
-def _damaged(path: Path, error: Exception) -> DataError:
-    reason = (str(error) or type(error).__name__).splitlines()[0]
-    message = f"{path} is a damaged or truncated archive ({reason}); download it again"
-    if isinstance(error, tarfile.ReadError) and path.suffix in (".gz", ".bz2", ".xz"):
-        message += ". If it is a single compressed file, unpack it, and give the unpacked file"
-    return DataError(message)
-
-
 def _unpack(path: Path, folder: Path) -> None:
-    total = 0
+    total, remedy = 0, "the limit; unpack it, and give its folder"
     with open(path, "rb") as file:
         members = _zip_members if file.read(4) in _ZIP_MAGIC else _tar_members
     for count, member in enumerate(members(path), start=1):
         if count > MAX_MEMBERS:
-            raise DataError(
-                f"{path} has more than {MAX_MEMBERS:,} members, the limit; unpack it, and give "
-                "its folder"
-            )
+            raise DataError(f"{path} has more than {MAX_MEMBERS:,} members, {remedy}")
         target = folder / _safe_name(path, member)
         if member.is_folder:
             target.mkdir(parents=True, exist_ok=True)
@@ -99,10 +82,7 @@ def _unpack(path: Path, folder: Path) -> None:
             # The declared size may be wrong, so the bytes are counted, too.
             size = _copy(source, file, limit) if member.size <= limit else member.size
         if size > limit:
-            raise DataError(
-                f"{path} has more than {MAX_BYTES / 2**30:g} GiB, the limit; unpack it, and give "
-                "its folder"
-            )
+            raise DataError(f"{path} has more than {MAX_BYTES / 2**30:g} GiB, {remedy}")
         if size != member.size:
             raise EOFError(f"{member.name} has {size} of its {member.size} bytes")
         total += size
@@ -133,25 +113,15 @@ def _zip_members(path: Path) -> Iterator[_Member]:
             if info.flag_bits & 1:
                 raise DataError(f"{path} is encrypted; unpack it, and give its folder")
             kind = stat.S_IFMT(info.external_attr >> 16)  # 0 if not created on Unix
-            yield _Member(
-                info.filename,
-                info.is_dir(),
-                kind in (0, stat.S_IFREG),
-                info.file_size,
-                lambda info=info: archive.open(info),
-            )
+            is_file, read = kind in (0, stat.S_IFREG), partial(archive.open, info)
+            yield _Member(info.filename, info.is_dir(), is_file, info.file_size, read)
 
 
 def _tar_members(path: Path) -> Iterator[_Member]:
     with tarfile.open(path) as archive:
         for info in archive:
-            yield _Member(
-                info.name,
-                info.isdir(),
-                info.isfile(),
-                info.size,
-                lambda info=info: archive.extractfile(info),
-            )
+            read = partial(archive.extractfile, info)
+            yield _Member(info.name, info.isdir(), info.isfile(), info.size, read)
         # tarfile takes a damaged header for the end, which must be a block of zeros.
         archive.fileobj.seek(archive.offset)
         if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):

@@ -5,15 +5,12 @@ delimiter or a line end, so lines are split as bytes, and NumPy parses the pixel
 fast as a general CSV reader, in little memory, with exact row numbers for errors.
 """
 
-from __future__ import annotations
-
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from math import isqrt
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -27,15 +24,14 @@ MAX_ROW_BYTES = 16 << 20  # 2048 x 2048 pixels; without a limit one row may fill
 _SPLIT_OF_FIELD = {split.lower().encode(): split for split in SPLITS}
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """The first line of a CSV: its delimiter, and the names of its columns in lower case."""
 
     delimiter: bytes
     names: tuple[str, ...]
 
 
-def parse_header(line: bytes) -> Header | None:
+def _parse_header(line: bytes) -> Header | None:
     """Return the header in a line, or None if it has no column `pixels` or a column twice."""
     text = line.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace")
     for delimiter in ",;\t":
@@ -48,35 +44,27 @@ def parse_header(line: bytes) -> Header | None:
 def read_header(path: Path) -> Header | None:
     """Return the header of a file, or None if it is not a CSV of images."""
     with open(path, "rb") as file:
-        return parse_header(file.readline(HEADER_BYTES))
+        return _parse_header(file.readline(HEADER_BYTES))
 
 
 def read_csv(
-    path: Path, class_names: tuple[str, ...] = (), default_split: str = "Training"
+    path: Path, class_names: Sequence[str] = (), default_split: str = "Training"
 ) -> FaceDataset:
-    """Read one CSV of images, with its columns in any order.
+    """Read one CSV of images, with its columns in any order; blank lines are skipped.
 
-    Blank lines are skipped. Truncation between two rows cannot be detected. Truncation within the
-    last number of a row is detected by the missing line end, which is a warning.
+    Truncation is detected within a row, and from a missing line end (a warning), but not between
+    two rows. A DataError names the first invalid row.
 
     Args:
         path: The file.
         class_names: Classes of the labels 0, 1, ...; those of FER2013 if empty.
         default_split: Split of the images if there is no column `Usage`. Without a column `emotion`
             it is PrivateTest, and all images are UNLABELED.
-
-    Returns:
-        Images uint8 [N, H, H] of the size in the file.
-
-    Raises:
-        DataError: The file is not a CSV of images, or a row is invalid; the first one is named.
     """
-    class_names = tuple(class_names) or EMOTIONS
-    chunks = []
+    class_names, chunks = tuple(class_names) or EMOTIONS, []
     with open(path, "rb") as file:
         header = _checked_header(path, file.readline(HEADER_BYTES))
-        parser = _RowParser(path, header, len(class_names), default_split)
-        rows = (row for row in _lines(path, file) if row[1].strip())
+        parser, rows = _RowParser(path, header, len(class_names), default_split), _rows(path, file)
         while chunk := list(islice(rows, CHUNK_ROWS)):
             chunks.append(parser.parse(chunk))
             number, last_line = chunk[-1]
@@ -91,15 +79,9 @@ def read_csv(
 
 
 def parse_pixels(texts: list[bytes]) -> np.ndarray:
-    """Parse texts of equally many numbers, 0 to 255, separated by single spaces.
+    """Parse n texts of P numbers, 0 to 255, separated by single spaces: uint8 [n, P].
 
     At the space after each number, the bytes before it are its units, tens and hundreds.
-
-    Returns:
-        uint8 [n, P].
-
-    Raises:
-        ValueError: The texts have another form.
     """
     joined = np.frombuffer(b" %b " % b" ".join(texts), np.uint8)
     digits = joined - ord("0")  # a byte below "0" wraps around to a large number
@@ -122,22 +104,21 @@ def parse_pixels(texts: list[bytes]) -> np.ndarray:
     return values.astype(np.uint8).reshape(len(texts), -1)
 
 
-def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Yield number and bytes of each line after the header."""
+def _rows(path: Path, file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Yield number and bytes of each line after the header that is not blank."""
     number = 1
     while line := file.readline(MAX_ROW_BYTES):
         number += 1
         if len(line) == MAX_ROW_BYTES:
-            raise DataError(
-                f"{path}, row {number}: longer than {MAX_ROW_BYTES >> 20} MiB, the limit; "
-                "download the file again"
-            )
-        yield number, line
+            limit = f"{MAX_ROW_BYTES >> 20} MiB, the limit"
+            raise DataError(f"{path}, row {number}: longer than {limit}; download the file again")
+        if line.strip():
+            yield number, line
 
 
 def _checked_header(path: Path, line: bytes) -> Header:
     has_cr = b"\r" in line.rstrip(b"\r\n")  # then the whole file is one line
-    if (header := parse_header(line)) and not has_cr:
+    if (header := _parse_header(line)) and not has_cr:
         return header
     remedy = "the first row must name the columns, as in 'emotion,pixels,Usage'"
     if not line.strip():
@@ -157,22 +138,23 @@ class _RowParser:
     """Parses rows in chunks, and one by one to locate an error."""
 
     def __init__(self, path: Path, header: Header, num_classes: int, default_split: str) -> None:
-        self.path, self.header, self.num_classes = path, header, num_classes
+        self.path, self.header = path, header
         self.label_of_field = {str(label).encode(): label for label in range(num_classes)}
         self.default_split = default_split if "emotion" in header.names else "PrivateTest"
         self.num_pixels: int | None = None  # of the first row
 
     def parse(self, rows: list[tuple[int, bytes]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return pixels uint8 [n, P], labels int64 [n] and split str [n] of numbered lines."""
+        labels, split = [UNLABELED] * len(rows), [self.default_split] * len(rows)
         try:
             fields = [self._fields(line) for _, line in rows]
             pixels = self._pixels([row["pixels"] for row in fields])
-            labels = [self._label(row) for row in fields]
-            split = [self._split(row) for row in fields]
-        except (KeyError, ValueError):
-            for number, line in rows:
-                self._check(number, line)
-            raise
+            if "emotion" in self.header.names:
+                labels = [self.label_of_field[row["emotion"]] for row in fields]
+            if "usage" in self.header.names:
+                split = [_SPLIT_OF_FIELD[row["usage"].lower()] for row in fields]
+        except (KeyError, ValueError) as error:
+            raise self._error(rows) from error
         return pixels, np.array(labels, np.int64), np.array(split, "U12")
 
     def _fields(self, line: bytes) -> dict[str, bytes]:
@@ -192,24 +174,16 @@ class _RowParser:
         self.num_pixels = num_pixels
         return pixels
 
-    def _label(self, fields: dict[str, bytes]) -> int:
-        return self.label_of_field[fields["emotion"]] if "emotion" in fields else UNLABELED
-
-    def _split(self, fields: dict[str, bytes]) -> str:
-        has_usage = "usage" in fields
-        return _SPLIT_OF_FIELD[fields["usage"].lower()] if has_usage else self.default_split
-
-    def _check(self, number: int, line: bytes) -> None:
-        """Raise a DataError if a row is invalid."""
-        if not (problem := next(self._problems(line), None)):
-            return
+    def _error(self, rows: list[tuple[int, bytes]]) -> DataError:
+        """Return an error that names the first invalid row."""
+        number, line, problem = next(
+            (*row, text) for row in rows for text in self._problems(row[1])
+        )
         remedy = "correct or remove the row, or download the file again"
         if not line.endswith(b"\n"):  # only possible in the last row
-            remedy += (
-                ". The file ends in this row without a line end, so it is probably truncated: a "
-                "complete fer2013.csv has 35,887 rows after its header"
-            )
-        raise DataError(f"{self.path}, row {number}: {problem}; {remedy}")
+            remedy += ". There is no line end, so the file is probably truncated: a complete "
+            remedy += "fer2013.csv has 35,887 rows after its header"
+        return DataError(f"{self.path}, row {number}: {problem}; {remedy}")
 
     def _problems(self, line: bytes) -> Iterator[str]:
         if b"\0" in line:
@@ -228,20 +202,15 @@ class _RowParser:
         if not values or isqrt(num_pixels) ** 2 != num_pixels:
             yield f"{num_pixels} pixels, which is not a square (48 x 48 is 2304)"
         self.num_pixels = num_pixels
-        try:
-            self._label(fields)
-        except KeyError:
-            hint = "for other classes, train with --class_names"
-            if not fields["emotion"].strip().isdigit():
-                hint = "the number of the class, counted from 0"
-            yield (
-                f"emotion is {_quote(fields['emotion'])}, expected a whole number from 0 to "
-                f"{self.num_classes - 1} ({hint})"
+        if (emotion := fields.get("emotion", b"0")) not in self.label_of_field:
+            expected = f"expected a whole number from 0 to {len(self.label_of_field) - 1}"
+            is_number = emotion.isdigit()
+            hint = (
+                "for other classes, use --class_names" if is_number else "the number of the class"
             )
-        try:
-            self._split(fields)
-        except KeyError:
-            yield f"Usage is {_quote(fields['usage'])}, expected one of {', '.join(SPLITS)}"
+            yield f"emotion is {_quote(emotion)}, {expected} ({hint})"
+        if (usage := fields.get("usage", b"training")).lower() not in _SPLIT_OF_FIELD:
+            yield f"Usage is {_quote(usage)}, expected one of {', '.join(SPLITS)}"
 
 
 def _quote(text: bytes) -> str:

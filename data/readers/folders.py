@@ -1,7 +1,5 @@
 """A data set of image files: one folder per class, in train/, validation/ and test/."""
 
-from __future__ import annotations
-
 import re
 import sys
 import unicodedata
@@ -19,15 +17,15 @@ from utils.errors import DataError
 SYSTEM_FOLDERS = ("lost+found", "System Volume Information", "$RECYCLE.BIN")
 
 _NAMES_OF_SPLIT = {
-    "Training": re.compile(r"train(ing)?"),
-    "PublicTest": re.compile(r"val(id(ation)?)?|dev|public.*"),
-    "PrivateTest": re.compile(r"test(ing)?|private.*"),
+    "Training": "train(ing)?",
+    "PublicTest": "val(id(ation)?)?|dev|public.*",
+    "PrivateTest": "test(ing)?|private.*",
 }
 
 
 def split_of_name(name: str) -> str | None:
     """Return the split that the name of a folder or file means (`train`, `Valid`), or None."""
-    matches = (s for s, pattern in _NAMES_OF_SPLIT.items() if pattern.fullmatch(name.lower()))
+    matches = (s for s, names in _NAMES_OF_SPLIT.items() if re.fullmatch(names, name.lower()))
     return next(matches, None)
 
 
@@ -48,10 +46,8 @@ def list_visible(folder: Path) -> list[Path]:
 class FolderLayout:
     """Image files in a folder per class, with or without folders per split around them.
 
-    Attributes:
-        root: The folder that contains the split folders, or without splits the class folders.
-        images: The image files in natural order, by split folder (`root` if there are none) and
-            name of the class folder. No list is empty.
+    `images` contains the files in natural order, by split folder (`root` if there are none) and
+    name of the class folder. No list is empty.
     """
 
     root: Path
@@ -62,33 +58,25 @@ class FolderLayout:
         return [p for folders in self.images.values() for paths in folders.values() for p in paths]
 
     def read(self, width: int, channels: int, class_names: Sequence[str] = ()) -> FaceDataset:
-        """Read the images as width x width pixels, grayscale or RGB.
-
-        Raises:
-            DataError: A class is missing or unknown, or an image cannot be read.
-        """
-        classes, class_of_folder = self._classes(class_names)
+        """Read the images as width x width pixels, grayscale or RGB."""
+        classes, class_of = self._classes(tuple(class_names))
+        self._check_classes(classes, class_of, bool(class_names))
         if ignored := self._ignored_files():
-            print(
-                f"warning: {len(ignored)} files are ignored, such as "
-                f"{ignored[0].relative_to(self.root)}; images belong directly into the folder of "
-                "their class, in train/, validation/ or test/",
-                file=sys.stderr,
-            )
+            fault = f"{len(ignored)} files are ignored, such as {ignored[0].relative_to(self.root)}"
+            remedy = "put images directly into the folder of their class, in train/ or test/"
+            print(f"warning: {fault}; {remedy}", file=sys.stderr)
         labels, split = [], []
         for split_folder, folders in self.images.items():
             for name, paths in folders.items():
-                labels += [classes.index(class_of_folder[name])] * len(paths)
-                split += [_split_of_file(path) or _split_of_folder(split_folder) for path in paths]
+                labels += [classes.index(class_of[name])] * len(paths)
+                prefixes = [path.name.partition("_")[0] for path in paths]  # as PublicTest_17.png
+                split += [p if p in SPLITS else _split_of_folder(split_folder) for p in prefixes]
         images, _ = read_images(self.files(), width, channels)
         labels, split = np.array(labels, np.int64), np.array(split, "U12")
         return FaceDataset(images, labels, split, classes, source=str(self.root))
 
     def _ignored_files(self) -> list[Path]:
-        """Return the files that are not read although they may be meant as images.
-
-        They have no image suffix, lie below a class folder, or in a split of an unknown name.
-        """
+        """Return the files of class folders, and the images of splits, that are not read."""
         read = set(self.files())
         class_folders = {split / name for split, names in self.images.items() for name in names}
         names = {folder.name for folder in class_folders}
@@ -97,55 +85,47 @@ class FolderLayout:
         files = (file for split in splits for file in _walk(split) if file not in read)
         return [file for file in files if file.parent in class_folders or is_image(file)]
 
-    def _classes(self, class_names: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
+    def _classes(self, class_names: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, str]]:
         """Return the classes in the order of their labels, and the class of each folder name."""
         names = {name for folders in self.images.values() for name in folders}
-        if invalid := sorted(name for name in names if not _is_utf8(name)):
-            raise DataError(
-                f"{self.root}: the name of the folder {invalid[0]!r} is not UTF-8; rename it"
-            )
+        for name in sorted(names):
+            if name.encode(errors="ignore").decode() != name:
+                raise DataError(f"{self.root}: the folder {name!r} is not UTF-8; rename it")
         numbers = {str(label): name for label, name in enumerate(class_names or EMOTIONS)}
         if names <= numbers.keys() and not names & set(class_names):
             class_of = {name: numbers[name] for name in names}
         else:
             # A class keeps the spelling of --class_names.
             spellings = {_class_of_name(name): name for name in class_names}
-            class_of = {name: _class_of_name(name) for name in names}
-            class_of = {
-                n: n if n in class_names else spellings.get(c, c) for n, c in class_of.items()
-            }
+            class_of = {name: _class_of_name(name) for name in names - set(class_names)}
+            class_of = {name: spellings.get(c, c) for name, c in class_of.items()}
+            class_of |= {name: name for name in names & set(class_names)}
         present = set(class_of.values())
-        classes = tuple(class_names)
-        if not classes and present & set(EMOTIONS):
-            classes = EMOTIONS + tuple(sorted(present - set(EMOTIONS)))
-        classes = classes or tuple(sorted(present))
-        self._check_classes(classes, class_of, bool(class_names))
-        return classes, class_of
+        if class_names:
+            return class_names, class_of
+        first = EMOTIONS if present & set(EMOTIONS) else ()
+        return (*first, *sorted(present - set(first))), class_of
 
     def _check_classes(
         self, classes: tuple[str, ...], class_of: dict[str, str], are_given: bool
     ) -> None:
-        """Check that each folder has a class, and in a training set each class a folder.
-
-        Raises:
-            DataError: A folder has no class, or a class has no folder.
-        """
+        """Raise a DataError if a folder has no class, or in a training set a class no folder."""
         origin = " of the weights or --class_names" if are_given else ""
         if unknown := sorted(name for name, c in class_of.items() if c not in classes):
-            raise DataError(
-                f"{self.root}: the folders {quoted(unknown)} are none of the classes "
-                f"{quoted(classes)}{origin}; remove them, or train with a --class_names that "
-                "includes them"
+            fault = (
+                f"the folders {quoted(unknown)} are none of the classes {quoted(classes)}{origin}"
             )
+            raise DataError(f"{self.root}: {fault}; remove them, or correct --class_names")
         if all(_split_of_folder(split) != "Training" for split in self.images):
             return  # a test set may lack a class
         for split, folders in self.images.items():
             if missing := set(classes) - {class_of[name] for name in folders}:
-                present = ", ".join(_meaning(name, class_of[name]) for name in folders)
+                meanings = {n: "" if n == class_of[n] else f" for {class_of[n]}" for n in folders}
+                present = ", ".join(f"'{n}'{meaning}" for n, meaning in meanings.items())
                 raise DataError(
                     f"{split} has no folder with images of the class {quoted(sorted(missing))}"
-                    f"{origin} (it has {present}); add the missing images to each of train/, "
-                    "validation/ and test/, or train with --class_names and the present classes"
+                    f"{origin} (it has {present}); add them to each split, or train with "
+                    "--class_names"
                 )
 
 
@@ -153,13 +133,11 @@ def find_folders(folder: Path) -> FolderLayout | None:
     """Return the layout whose split or class folders lie directly in a folder, or None."""
     splits = [path for path in list_visible(folder) if split_of_name(path.name) and path.is_dir()]
     splits.sort(key=lambda path: SPLITS.index(split_of_name(path.name)))
-    images = {split: folders for split in splits if (folders := _class_folders(split))}
-    if images:
+    if images := {split: folders for split in splits if (folders := _class_folders(split))}:
         return FolderLayout(folder, images)
     folders = _class_folders(folder)
-    if len(folders) > 1 or any(map(canonical_class, folders)):
-        return FolderLayout(folder, {folder: folders})
-    return None
+    is_layout = len(folders) > 1 or any(map(canonical_class, folders))
+    return FolderLayout(folder, {folder: folders}) if is_layout else None
 
 
 def _class_folders(split: Path) -> dict[str, list[Path]]:
@@ -173,27 +151,9 @@ def _split_of_folder(folder: Path) -> str:
     return split_of_name(folder.name) or "Training"
 
 
-def _split_of_file(path: Path) -> str | None:
-    """Return the split of a file name such as PublicTest_17.png, or None."""
-    prefix, underscore, _ = path.name.partition("_")
-    return prefix if underscore and prefix in SPLITS else None
-
-
 def _class_of_name(name: str) -> str:
     """Return the class of a folder name. macOS decomposes umlauts, so they are normalized."""
     return canonical_class(name) or unicodedata.normalize("NFC", name)
-
-
-def _meaning(name: str, class_name: str) -> str:
-    return f"'{name}'" if name == class_name else f"'{name}' for {class_name}"
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _walk(folder: Path) -> Iterator[Path]:

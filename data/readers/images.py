@@ -1,7 +1,5 @@
 """Image files of any format and mode, read upright as grayscale or RGB arrays."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from functools import cache
@@ -39,14 +37,9 @@ def is_image(path: Path) -> bool:
 
 
 def read_images(paths: Sequence[Path], width: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Read N image files as width x width pixels.
+    """Read N image files as uint8 [N, width, width], or [N, width, width, 3] for 3 channels.
 
-    Returns:
-        images: uint8 [N, width, width], or [N, width, width, 3] in RGB for 3 channels.
-        sizes: int64 [N, 2], width and height of each original image in pixels.
-
-    Raises:
-        DataError: A file is not an image, or too large.
+    Also return width and height of each original image in pixels, int64 [N, 2].
     """
     shape = (len(paths), width, width) if channels == 1 else (len(paths), width, width, 3)
     images, sizes = np.empty(shape, np.uint8), np.empty((len(paths), 2), np.int64)
@@ -59,10 +52,8 @@ def read_images(paths: Sequence[Path], width: int, channels: int) -> tuple[np.nd
 def read_image(path: Path, channels: int) -> np.ndarray:
     """Read one image file upright: uint8 [H, W], or [H, W, 3] in RGB for 3 channels.
 
-    Images with 16 bits are reduced to 8, and transparent pixels become gray.
-
-    Raises:
-        DataError: The file is not an image, truncated, or too large.
+    Images with 16 bits are reduced to 8, and transparent pixels become gray. A file that is no
+    image, damaged or too large is a DataError.
     """
     _ignore_pillow_warnings()
     size = ""
@@ -82,16 +73,13 @@ def read_image(path: Path, channels: int) -> np.ndarray:
         elif upright.has_transparency_data:
             background = Image.new("RGBA", upright.size, (128, 128, 128, 255))
             upright = Image.alpha_composite(background, upright.convert("RGBA"))
-        mode = "L" if channels == 1 else "RGB"
-        return np.array(upright if upright.mode == mode else upright.convert(mode))
+        return np.array(upright.convert("L" if channels == 1 else "RGB"))
     except Image.DecompressionBombError as error:
-        raise DataError(
-            f"{path} is too large ({size}the limit is {MAX_PIXELS:,}); make it smaller"
-        ) from error
+        limit = f"{size}the limit is {MAX_PIXELS:,}"
+        raise DataError(f"{path} is too large ({limit}); make it smaller") from error
     except Exception as error:  # Pillow raises many types for a damaged file
-        raise DataError(
-            f"{path} cannot be read as an image ({error}); replace, convert or remove it"
-        ) from error
+        fault = f"cannot be read as an image ({error})"
+        raise DataError(f"{path} {fault}; replace, convert or remove it") from error
 
 
 def _open(path: Path) -> Image.Image:
@@ -110,8 +98,5 @@ def _open(path: Path) -> Image.Image:
 
 @cache
 def _ignore_pillow_warnings() -> None:
-    """Ignore warnings about invalid metadata, which does not affect the pixels.
-
-    The filter is set once for all threads: `warnings.catch_warnings` is not thread-safe.
-    """
+    """Ignore warnings about metadata, once for all threads: catch_warnings is not thread-safe."""
     warnings.filterwarnings("ignore", module="PIL")

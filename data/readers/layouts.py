@@ -1,7 +1,5 @@
 """The layouts of data sets, and the search for one in a folder; layouts are detected by content."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -32,27 +30,15 @@ CSV_NAMES = ("fer2013.csv", "icml_face_data.csv", "train.csv", "test.csv")
 
 
 class Layout(Protocol):
-    """A data set that was located, with its reader.
-
-    Attributes:
-        root: Its file or folder.
-    """
+    """A data set that was located, with its reader; `root` is its file or folder."""
 
     root: Path
 
     def files(self) -> list[Path]:
         """Return all files that the data set depends on; the cache key is their content."""
-        ...
 
     def read(self, width: int, channels: int, class_names: Sequence[str]) -> FaceDataset:
-        """Return the data set.
-
-        Args:
-            width: Of the images in pixels.
-            channels: 1 for grayscale, 3 for RGB.
-            class_names: The classes in the order of the labels; the data set's own if empty.
-        """
-        ...
+        """Return width x width images, in RGB for 3 channels; `class_names` may be empty."""
 
 
 @dataclass(frozen=True)
@@ -63,22 +49,17 @@ class CsvLayout:
     paths: tuple[Path, ...]
 
     def files(self) -> list[Path]:
+        """Return the CSVs."""
         return list(self.paths)
 
     def read(self, width: int, channels: int, class_names: Sequence[str]) -> FaceDataset:
         """Read the images as width x width pixels, grayscale whatever the channels."""
-        parts = [
-            read_csv(path, tuple(class_names), _split_of_csv(path)).resized(width)
-            for path in self.paths
-        ]
+        parts = [read_csv(p, class_names, _split_of_csv(p)).resized(width) for p in self.paths]
         if len(parts) == 1:  # concatenation would copy the images
             return parts[0]
-        return replace(
-            parts[0],
-            images=np.concatenate([part.images for part in parts]),
-            labels=np.concatenate([part.labels for part in parts]),
-            split=np.concatenate([part.split for part in parts]),
-        )
+        names = ("images", "labels", "split")
+        arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+        return replace(parts[0], **arrays)
 
 
 @dataclass(frozen=True)
@@ -89,6 +70,7 @@ class ArchiveLayout:
     may_nest: bool = True
 
     def files(self) -> list[Path]:
+        """Return the archive."""
         return [self.root]
 
     def read(self, width: int, channels: int, class_names: Sequence[str]) -> FaceDataset:
@@ -108,12 +90,8 @@ class ArchiveLayout:
 def locate(path: Path) -> Layout | None:
     """Return the layout of a file or folder, or None; only the first bytes of files are read.
 
-    A folder is searched breadth-first to SEARCH_DEPTH. Unpacked data sets have priority over
-    archives.
-
-    Raises:
-        DataError: The folder has several CSVs of one kind, or the file is an archive of an
-            unsupported kind.
+    A folder is searched breadth-first. Unpacked data sets have priority over archives. Several CSVs
+    of one kind, and archives of an unsupported kind, are a DataError.
     """
     if path.is_file():
         return _locate_file(path)
@@ -125,10 +103,9 @@ def locate(path: Path) -> Layout | None:
     for file in files:
         if file.name.lower().endswith(ARCHIVE_SUFFIXES) and is_archive(file):
             return ArchiveLayout(file)
-    for file in files:
-        if file.name.lower() in CSV_NAMES:  # reading it gives an error that explains what is wrong
-            return CsvLayout(file, (file,))
-    return None
+    # Reading a file of this name gives an error that explains what is wrong.
+    named = (file for file in files if file.name.lower() in CSV_NAMES)
+    return next((CsvLayout(file, (file,)) for file in named), None)
 
 
 def _locate_file(path: Path) -> Layout | None:
@@ -144,42 +121,33 @@ def unknown_layout_error(path: Path) -> DataError:
     """Return an error that lists the content of a path without a known layout."""
     entries = list_visible(path) if path.is_dir() else []
     names = [f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries]
-    found = ", ".join(names[:10]) or "nothing"
-    if len(names) > 10:
-        found += f" and {len(names) - 10} more"
-    return DataError(
-        f"{path} contains no data set in a supported layout (found: {found}); supported are: "
-        f"{LAYOUTS}"
-    )
+    more = [f"and {len(names) - 10} more"] if len(names) > 10 else []
+    found = ", ".join(names[:10] + more) or "nothing"
+    fault = f"{path} contains no data set in a supported layout (found: {found})"
+    return DataError(f"{fault}; supported are: {LAYOUTS}")
 
 
 def find_csv(folder: Path) -> CsvLayout | None:
-    """Return the CSVs of images that lie directly in a folder, or None.
-
-    Raises:
-        DataError: There are several of one kind.
-    """
+    """Return the CSVs of images that lie directly in a folder, or None."""
     headers = {
-        path: header
+        path: header.names
         for path in list_visible(folder)
         if path.suffix.lower() in CSV_SUFFIXES and path.is_file() and (header := read_header(path))
     }
-    complete = [path for path, header in headers.items() if "usage" in header.names]
+    complete = [path for path, names in headers.items() if "usage" in names]
     # Kaggle's fer2013.csv and icml_face_data.csv contain the same images.
     if len(complete) > 1 and any(path.name.lower() not in CSV_NAMES for path in complete):
-        raise DataError(
-            f"{folder} contains several CSVs of images "
-            f"({', '.join(path.name for path in complete)}); give one with --data"
-        )
+        found = ", ".join(path.name for path in complete)
+        raise DataError(f"{folder} contains several CSVs of images ({found}); give one with --data")
     if complete:
         return CsvLayout(complete[0], (complete[0],))
     parts: dict[str, Path] = {}
-    for path, header in headers.items():
-        split = _split_of_csv(path) if "emotion" in header.names else "PrivateTest"
+    for path, names in headers.items():
+        split = _split_of_csv(path) if "emotion" in names else "PrivateTest"
         if split in parts:
+            found = f"{parts[split].name}, {path.name}"
             raise DataError(
-                f"{folder} contains several CSVs of {split} images ({parts[split].name}, "
-                f"{path.name}); remove one, or give the file with --data"
+                f"{folder} contains several CSVs of {split} images ({found}); give one with --data"
             )
         parts[split] = path
     return CsvLayout(folder, tuple(parts.values())) if parts else None

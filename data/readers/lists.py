@@ -1,7 +1,5 @@
 """A data set as lists: one image path per line, one integer label per line, landmark files."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,34 +19,21 @@ MAX_DISTANCE = 10  # of landmarks from the origin, in image sizes; larger ones a
 
 @dataclass(frozen=True)
 class ListLayout:
-    """Lists of images and labels: `train_images.txt` with `train_labels.txt`, and so on.
+    """Lists of images and labels: `train_images.txt` with `train_labels.txt`, and so on."""
 
-    Attributes:
-        root: The folder of the lists.
-        splits: The keys of SPLIT_OF_LIST whose lists exist.
-    """
-
-    root: Path
-    splits: tuple[str, ...]
+    root: Path  # the folder of the lists
+    splits: tuple[str, ...]  # the keys of SPLIT_OF_LIST whose lists exist
 
     def files(self) -> list[Path]:
-        """Return all files that the data set depends on.
-
-        Raises:
-            DataError: A line of a list is not the path of an image.
-        """
-        lists = [self._list(split, kind) for split in self.splits for kind in ("images", "labels")]
+        """Return all files that the data set depends on; a missing image is a DataError."""
+        names = [f"{split}_{kind}.txt" for split in self.splits for kind in ("images", "labels")]
         images = [path for split in self.splits for path in self._images(split)]
-        optional = [*lists, *map(_landmark_file, images)]  # `read` reports missing labels
+        optional = [self.root / name for name in names]  # `read` reports missing labels
+        optional += [path.with_suffix(".txt") for path in images]
         return images + [path for path in optional if path.is_file()]
 
     def read(self, width: int, channels: int, class_names: Sequence[str] = ()) -> FaceDataset:
-        """Read the images as width x width pixels, grayscale or RGB, and the landmarks if any.
-
-        Raises:
-            DataError: The lists do not match, a label is invalid, or an image or a landmark file
-                cannot be used; file and line are named.
-        """
+        """Read the images as width x width pixels, grayscale or RGB, and the landmarks if any."""
         class_names = tuple(class_names) or EMOTIONS
         paths, labels, split = [], [], []
         for name in self.splits:
@@ -58,34 +43,24 @@ class ListLayout:
             split += [SPLIT_OF_LIST[name]] * len(images)
         images, sizes = read_images(paths, width, channels)
         landmarks = np.full((len(paths), LANDMARK_NUM, 2), np.nan, np.float32)
-        for i, path in enumerate(map(_landmark_file, paths)):
-            if path.is_file():
-                landmarks[i] = resize_landmarks(_read_landmarks(path, sizes[i]), sizes[i], width)
-        return FaceDataset(
-            images,
-            np.array(labels, np.int64),
-            np.array(split, "U12"),
-            class_names,
-            landmarks=None if np.isnan(landmarks).all() else landmarks,
-            source=str(self.root),
-        )
-
-    def _list(self, split: str, kind: str) -> Path:
-        return self.root / f"{split}_{kind}.txt"
+        for i, (path, size) in enumerate(zip(paths, sizes)):
+            if (file := path.with_suffix(".txt")).is_file():
+                landmarks[i] = resize_landmarks(_read_landmarks(file, size), size, width)
+        landmarks = None if np.isnan(landmarks).all() else landmarks
+        labels, split = np.array(labels, np.int64), np.array(split, "U12")
+        return FaceDataset(images, labels, split, class_names, landmarks, source=str(self.root))
 
     def _images(self, split: str) -> list[Path]:
-        file = self._list(split, "images")
+        file = self.root / f"{split}_images.txt"
         paths = [self.root / line for line in read_lines(file)]
         for number, path in enumerate(paths, start=1):
             if not path.is_file():
-                raise DataError(
-                    f"{file}, line {number}: there is no image {path}; "
-                    "give each path relative to the folder of the list, or absolute"
-                )
+                remedy = "give a path relative to the folder of the list, or an absolute one"
+                raise DataError(f"{file}, line {number}: there is no image {path}; {remedy}")
         return paths
 
     def _labels(self, split: str, count: int, num_classes: int) -> list[int]:
-        file = self._list(split, "labels")
+        file = self.root / f"{split}_labels.txt"
         if not file.is_file():
             raise DataError(f"{file} is missing; write the labels there, one integer per line")
         lines = read_lines(file)
@@ -97,9 +72,8 @@ class ListLayout:
                 )
         if len(lines) != count:
             raise DataError(
-                f"{file} has {len(lines)} lines, but {self._list(split, 'images').name} has "
-                f"{count}; the lists differ from line {min(len(lines), count) + 1} on, so give "
-                "each image one label"
+                f"{file} has {len(lines)} lines, but {split}_images.txt has {count}; they differ "
+                f"from line {min(len(lines), count) + 1} on, so give each image one label"
             )
         return [int(line) for line in lines]
 
@@ -111,15 +85,9 @@ def find_lists(folder: Path) -> ListLayout | None:
 
 
 def read_lines(file: Path, max_bytes: int = MAX_LIST_BYTES) -> list[str]:
-    """Return the lines of a text file, stripped, without empty lines at the end.
-
-    Raises:
-        DataError: The file is larger than `max_bytes`, not UTF-8, or empty.
-    """
+    """Return the lines of a text file, stripped; an empty, binary or large file is a DataError."""
     if (size := file.stat().st_size) > max_bytes:
-        raise DataError(
-            f"{file} has {size:,} bytes, the limit is {max_bytes:,}; correct or remove it"
-        )
+        raise DataError(f"{file} has {size:,} bytes, the limit is {max_bytes:,}; correct it")
     try:
         lines = file.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except UnicodeDecodeError as error:
@@ -129,20 +97,13 @@ def read_lines(file: Path, max_bytes: int = MAX_LIST_BYTES) -> list[str]:
     return [line.strip() for line in lines]
 
 
-def _landmark_file(image: Path) -> Path:
-    return image.with_suffix(".txt")
-
-
 def _read_landmarks(file: Path, size: np.ndarray) -> np.ndarray:
     """Return the landmarks float64 [68, 2] of a file, in pixels of an image of size [2]."""
-    remedy = (
-        f"expected {2 * LANDMARK_NUM} numbers, alternating x and y, in pixels of the image; "
-        "correct or remove the file"
-    )
+    remedy = "expected 136 numbers, x and y in pixels of the image; correct or remove the file"
     numbers = []
     for number, line in enumerate(read_lines(file, MAX_LANDMARK_BYTES), start=1):
         try:
-            numbers += map(float, re.split(r"[\s,]+", line.strip(" ,\t"))) if line else []
+            numbers += map(float, line.replace(",", " ").split())
         except ValueError as error:
             raise DataError(f"{file}, line {number}: {error}; {remedy}") from error
     if len(numbers) != 2 * LANDMARK_NUM:

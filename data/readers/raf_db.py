@@ -4,8 +4,6 @@ S. Li, W. Deng and J. Du, Reliable Crowdsourcing and Deep Locality-Preserving Le
 Expression Recognition in the Wild, CVPR 2017.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,39 +13,26 @@ import numpy as np
 
 from data.dataset import EMOTIONS, FaceDataset, canonical_class, quoted
 from data.readers.images import read_images
-from data.readers.lists import read_lines
+from data.readers.lists import SPLIT_OF_LIST, read_lines
 from utils.errors import DataError
 
 LABEL_FILE = Path("EmoLabel", "list_patition_label.txt")  # sic
 CLASSES = ("surprise", "fear", "disgust", "happy", "sad", "angry", "neutral")  # labels 1 to 7
-SPLIT_OF_PREFIX = {"train": "Training", "test": "PrivateTest"}
 LINE = re.compile(r"((train|test)_[0-9]+)\.jpg\s+([1-7])")
 
 
 @dataclass(frozen=True)
 class RafDbLayout:
-    """The basic emotions of RAF-DB.
-
-    Attributes:
-        root: Its folder `basic/`, which contains EmoLabel/ and Image/.
-    """
+    """The basic emotions of RAF-DB; `root` is its folder `basic/` with EmoLabel/ and Image/."""
 
     root: Path
 
     def files(self) -> list[Path]:
-        """Return the label file and all images.
-
-        Raises:
-            DataError: A line of the label file is invalid, or its image is missing.
-        """
+        """Return the label file and all images; an invalid line of the file is a DataError."""
         return [self.root / LABEL_FILE, *(path for path, _, _ in self._samples())]
 
     def read(self, width: int, channels: int, class_names: Sequence[str] = ()) -> FaceDataset:
-        """Read the aligned images as width x width pixels, grayscale or RGB.
-
-        Raises:
-            DataError: As for `files`; or an image cannot be read, or `class_names` lacks a class.
-        """
+        """Read the aligned images as width x width pixels, grayscale or RGB."""
         classes = tuple(class_names) or EMOTIONS
         index = {canonical_class(name) or name: label for label, name in enumerate(classes)}
         if missing := [name for name in CLASSES if name not in index]:
@@ -64,19 +49,16 @@ class RafDbLayout:
         """Return image, label from 1 to 7, and split of each sample."""
         file, samples = self.root / LABEL_FILE, []
         for number, line in enumerate(read_lines(file), start=1):
+            where = f"{file}, line {number}"
             if not (match := LINE.fullmatch(line)):
                 raise DataError(
-                    f"{file}, line {number}: '{line[:60]}' is not a name and a label from 1 to 7, "
-                    "as in 'train_00001.jpg 5'; use RAF-DB's original basic/"
+                    f"{where}: '{line[:60]}' is not as in 'train_00001.jpg 5'; correct it"
                 )
             name, prefix, label = match.groups()
             path = self.root / "Image" / "aligned" / f"{name}_aligned.jpg"
             if not path.is_file():
-                raise DataError(
-                    f"{file}, line {number}: there is no image {path}; unpack RAF-DB's aligned.zip "
-                    "there"
-                )
-            samples.append((path, int(label), SPLIT_OF_PREFIX[prefix]))
+                raise DataError(f"{where}: there is no image {path}; unpack aligned.zip there")
+            samples.append((path, int(label), SPLIT_OF_LIST[prefix]))
         return samples
 
 

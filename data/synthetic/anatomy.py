@@ -5,8 +5,6 @@ right, y down, z towards the camera. Tables contain the image-left half; the oth
 image. Points 0 to 67 are the iBUG landmarks, 68 to 74 the outline of the head above the ears.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -142,18 +140,11 @@ def _mirrored(half: Mapping[int, Sequence[float]]) -> np.ndarray:
     return whole
 
 
-def _displacements(table: Mapping[str, Mapping[int, Sequence[float]]]) -> np.ndarray:
-    """Return a table in hundredths as an array [len(table), 75, 2] in face units."""
-    return np.stack([_mirrored(half) for half in table.values()]) / 100
-
-
 MEAN_FACE = _mirrored(HALF_FACE)  # [75, 3]
-ACTION_UNIT_SHIFTS = _displacements(ACTION_UNITS)  # [action units, 75, 2]
+ACTION_UNIT_SHIFTS = np.stack([*map(_mirrored, ACTION_UNITS.values())]) / 100  # [K, 75, 2]
 ACTION_UNIT_NUMBERS = [int(name.split()[0].removeprefix("AU")) for name in ACTION_UNITS]
-IDENTITY_SHIFTS = _displacements(IDENTITY)  # [features, 75, 2]
+IDENTITY_SHIFTS = np.stack([*map(_mirrored, IDENTITY.values())]) / 100  # [features, 75, 2]
 
 RELIEF_WEIGHTS = np.stack([np.isin(np.arange(75), at) / len(at) for _, at, *_ in RELIEF])
-RELIEF_OFFSETS, RELIEF_HEIGHTS, RELIEF_RADII = (
-    np.array([row[i] for row in RELIEF]) for i in (2, 3, 4)
-)
+RELIEF_OFFSETS, RELIEF_HEIGHTS, RELIEF_RADII = map(np.array, list(zip(*RELIEF))[2:])
 IS_CHEEK = np.array([name == "cheek" for name, *_ in RELIEF])

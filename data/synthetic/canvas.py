@@ -1,7 +1,5 @@
 """The canvas of a synthetic face, and a simulated low-quality camera. Independent of faces."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import cv2
@@ -19,22 +17,17 @@ class Canvas:
 
     Shapes are paths [n, 2] of points (x, y), or several of them [k, n, 2]. Points and line widths
     are in units of `unit` pixels of the final image; blurs are standard deviations in its pixels.
-
-    Attributes:
-        pixels: float32 [SIDE, SIDE], 0 for black to 1 for white.
+    The attribute `pixels` is float32 [SIDE, SIDE], 0 for black to 1 for white.
     """
 
     def __init__(self, unit: float, rng: np.random.Generator) -> None:
         self.unit, self.rng = unit, rng
-        self.pixels = self._background()
-
-    def _background(self) -> np.ndarray:
-        """Return a random tone with a gradient and smooth noise."""
-        rng, x = self.rng, np.linspace(-0.5, 0.5, SIDE, dtype=np.float32)
+        # The background is a random tone with a gradient and smooth noise.
+        x = np.linspace(-0.5, 0.5, SIDE, dtype=np.float32)
         slope = rng.normal(0, 0.2, 2).astype(np.float32)
         noise = np.float32(rng.choice([0.03, 0.12, 0.25])) * self.texture(*rng.integers(3, 9, 2))
         tone = np.float32(rng.uniform(0.02, 0.98))
-        return np.clip(tone + slope[0] * x + slope[1] * x[:, None] + noise, 0, 1)
+        self.pixels = np.clip(tone + slope[0] * x + slope[1] * x[:, None] + noise, 0, 1)
 
     def texture(self, columns: int, rows: int) -> np.ndarray:
         """Return smooth noise on a grid, about -1 to 1, in the shape of `pixels`."""
@@ -50,15 +43,9 @@ class Canvas:
         blur: float = 0.0,
         mask: np.ndarray | None = None,
     ) -> None:
-        """Paint filled polygons, or lines.
+        """Paint polygons, or lines of a width, in one tone or in tones of the shape of `pixels`.
 
-        Args:
-            shape: [n, 2] or [k, n, 2].
-            tone: 0 for black to 1 for white, or tones in the shape of `pixels`.
-            opacity: 0 for invisible to 1 (or more) for opaque.
-            width: Line width; 0 fills polygons.
-            blur: Of the edge.
-            mask: Factor on the opacity, in the shape of `pixels`.
+        The opacity is 0 to 1; `mask` is a factor on it, in the shape of `pixels`.
         """
         if opacity < 0.04:  # invisible
             return

@@ -5,78 +5,52 @@ shape, a person's features, the action units of an expression, and a pose
 (`data.synthetic.anatomy`); `data.synthetic.portrait` renders it.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from data.dataset import EMOTIONS, LANDMARK_NUM, SPLITS, FaceDataset
 from data.synthetic import anatomy
 from data.synthetic.anatomy import ACTION_UNIT_NUMBERS, EYES, JAW, LOWER, UPPER, Appearance
-from data.synthetic.canvas import WIDTH
-from data.synthetic.portrait import render_portrait
+from data.synthetic.portrait import Portrait
 
 
 def synthetic_dataset(
     training: int = 200, public: int = 40, private: int = 40, seed: int = 0
 ) -> FaceDataset:
-    """Render images of the seven classes.
+    """Render numbers of images per class and split, uint8 [N, 48, 48], with their landmarks.
 
     Each image depends on the seed, its split, its class and its number in them, but not on the
-    number of images. The same seed gives the same bytes (with the same OpenCV). Classes alternate.
-
-    Args:
-        training: Training images per class.
-        public: PublicTest images per class.
-        private: PrivateTest images per class.
-        seed: Random seed.
-
-    Returns:
-        Images uint8 [N, 48, 48] and landmarks float32 [N, 68, 2] in pixels, with
-        N = 7 (training + public + private).
+    number of images. The same seed gives the same bytes (with the same OpenCV).
     """
-    keys = [
-        (split, index, label)
-        for split, count in enumerate((training, public, private))
-        for index in range(count)
-        for label in range(len(EMOTIONS))
-    ]
-    images = np.empty((len(keys), WIDTH, WIDTH), dtype=np.uint8)
-    landmarks = np.empty((len(keys), LANDMARK_NUM, 2), dtype=np.float32)
-    for i, key in enumerate(keys):
-        rng = np.random.default_rng([seed, *key])
-        images[i], landmarks[i] = render_sample(EMOTIONS[key[2]], rng)
-    return FaceDataset(
-        images=images,
-        labels=np.array([label for _, _, label in keys], dtype=np.int64),
-        split=np.array([SPLITS[split] for split, _, _ in keys], dtype="U12"),
-        landmarks=landmarks,
-        source="the synthetic data set",
-    )
+    counts = enumerate((training, public, private))
+    keys = [(s, i, label) for s, n in counts for i in range(n) for label in range(len(EMOTIONS))]
+    rngs = (np.random.default_rng([seed, *key]) for key in keys)
+    samples = [render_sample(EMOTIONS[key[2]], rng) for key, rng in zip(keys, rngs)]
+    images, landmarks = (np.stack(arrays) for arrays in zip(*samples))
+    labels = np.array([label for _, _, label in keys], np.int64)
+    split = np.array([SPLITS[split] for split, _, _ in keys], "U12")
+    source = "the synthetic data set"
+    return FaceDataset(images, labels, split, landmarks=landmarks, source=source)
 
 
 def render_sample(emotion: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Render one random face: uint8 [48, 48], and its landmarks [68, 2] in pixels."""
+    """Render one random face: uint8 [48, 48], and its landmarks float32 [68, 2] in pixels."""
     shape, appearance = _person(rng)
     strengths = _expression(emotion, rng)
     shape = _shift(shape, anatomy.ACTION_UNIT_SHIFTS, strengths)
-    points, unit = _project(_without_crossings(shape), rng)
+    # Lids and lips that cross are closed at their common middle.
+    upper, lower = shape[UPPER, 1], shape[LOWER, 1]
+    middle = (upper + lower) / 2
+    shape[UPPER, 1], shape[LOWER, 1] = np.minimum(upper, middle), np.maximum(lower, middle)
+    points, unit = _project(shape, rng)
     action_units = dict(zip(ACTION_UNIT_NUMBERS, strengths))
-    image = render_portrait(appearance, action_units, points, unit, rng)
-    return image, points[:LANDMARK_NUM]
+    image = Portrait(appearance, action_units, points, unit, rng).render()
+    return image, points[:LANDMARK_NUM].astype(np.float32)
 
 
 def _shift(shape: np.ndarray, shifts: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Add weighted displacements [K, 75, 2] to x and y of a shape [75, 3]."""
     shape = shape.copy()
     shape[:, :2] += np.tensordot(weights, shifts, axes=1)
-    return shape
-
-
-def _without_crossings(shape: np.ndarray) -> np.ndarray:
-    """Close lids and lips that cross at their common middle."""
-    upper, lower = shape[UPPER, 1], shape[LOWER, 1]
-    middle = (upper + lower) / 2
-    shape[UPPER, 1], shape[LOWER, 1] = np.minimum(upper, middle), np.maximum(lower, middle)
     return shape
 
 

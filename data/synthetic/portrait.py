@@ -3,8 +3,6 @@
 `data.synthetic.generate` provides shape and appearance; `data.synthetic.canvas` paints.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import cv2
@@ -17,31 +15,23 @@ from data.synthetic.canvas import ROUNDED_SQUARE, WIDTH, Canvas, ellipse, enlarg
 OUTWARD = np.array([[-1, 1], [1, 1]])  # signs of x and y on the image-left and image-right side
 
 
-def render_portrait(
-    appearance: Appearance,
-    action_units: Mapping[int, float],
-    points: np.ndarray,
-    unit: float,
-    rng: np.random.Generator,
-) -> np.ndarray:
-    """Render a face: uint8 [48, 48].
+class Portrait(Canvas):
+    """A canvas with one face.
 
-    Args:
-        appearance: Of the person.
-        action_units: Strength of each action unit by its number, about 0 to 1.
-        points: [75, 2] in pixels, landmarks and outline of the skull.
-        unit: Pixels per face unit.
-        rng: For everything else: background, light, hand, camera.
+    `action_units` has the strength of each action unit by its number, about 0 to 1. Points [75, 2]
+    are in pixels, in the attribute `points` in face units of `unit` pixels, as all other lengths.
     """
-    return _Portrait(appearance, action_units, points / unit, unit, rng).render()
 
-
-class _Portrait(Canvas):
-    """A canvas with one face; `points` [75, 2] and all lengths are in face units."""
-
-    def __init__(self, appearance, action_units, points, unit, rng):
+    def __init__(
+        self,
+        appearance: Appearance,
+        action_units: Mapping[int, float],
+        points: np.ndarray,
+        unit: float,
+        rng: np.random.Generator,
+    ) -> None:
         super().__init__(unit, rng)
-        self.appearance, self.au, self.points = appearance, action_units, points
+        self.appearance, self.au, self.points = appearance, action_units, points / unit
         self.skin = appearance.skin
         self.hair = appearance.hair + min(0.5 * appearance.hair, 0.12) * self.texture(30, 5)
 

@@ -33,7 +33,7 @@ from data.loader import BatchLoader
 from engine.build import wrap_model
 from engine.distill import Teachers
 from engine.distributed import DistributedContext
-from engine.optim import build_ema, build_optimizer
+from engine.optim import EMA, build_optimizer
 from engine.state import TrainingState
 from engine.trainer import train_one_epoch
 from models.fernet import Architecture, FERNet, describe
@@ -149,7 +149,7 @@ def trainer(
     training, dataset = training_options(options, widths), random_dataset(options)
     network = build_network(options).to(device, memory_format=torch.channels_last)
     images = InMemoryDataset(dataset, np.arange(len(dataset)), device)
-    ema, optimizer = build_ema(network, training.ema), build_optimizer(network, training)
+    ema, optimizer = EMA(network, training.ema), build_optimizer(network, training)
     state = TrainingState(network=network, ema=ema, optimizer=optimizer, labels=images.labels)
     context, teachers = DistributedContext(), Teachers()
     model = wrap_model(network, training, context)
