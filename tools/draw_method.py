@@ -151,9 +151,9 @@ def draw_features(axes: Axes) -> None:
 def draw_importances(axes: Axes) -> None:
     """Draw the sorted importances of a batch, and the margin between the means of two groups."""
     axes.add_patch(Rectangle((59.5, 16), 17, 10.2, fc="white", ec=GRAY, lw=1))
-    for i, importance in enumerate(IMPORTANCES):
-        color = ORANGE if i < HIGH else "#f3c09a"
-        axes.add_patch(Rectangle((60.6 + 1.5 * i, 16.3), 1.1, 7 * importance, fc=color, ec="none"))
+    colors = [ORANGE] * HIGH + ["#f3c09a"] * (len(IMPORTANCES) - HIGH)
+    left = 60.6 + 1.5 * np.arange(len(IMPORTANCES))
+    axes.bar(left, 7 * IMPORTANCES, width=1.1, bottom=16.3, align="edge", color=colors)
     high, low = (16.3 + 7 * group.mean() for group in np.split(IMPORTANCES, [HIGH]))
     draw_line(axes, GRAY, SOLID, (60.4, high), (75.9, high))
     draw_line(axes, GRAY, SOLID, (71, low), (75.9, low))

@@ -8,14 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    StrictInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, StrictInt, ValidationError, model_validator
 
 from utils.errors import DataError
 
@@ -57,25 +50,17 @@ def _check_options(text: str) -> str:
 OptionText = Annotated[str, AfterValidator(_check_options)]
 
 
-class Plan(BaseModel):
-    """The content of a plan file.
+class Plan(BaseModel, extra="forbid"):
+    """The content of a plan file."""
 
-    Attributes:
-        baseline: The variant that the others are compared with.
-        seeds: Seeds of each variant.
-        common: Options of train.py for all runs.
-        variants: By name: options of train.py for its runs.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-    baseline: str
-    seeds: tuple[StrictInt, ...]
-    common: OptionText = ""
-    variants: dict[str, OptionText]
+    baseline: str  # the variant that the others are compared with
+    seeds: tuple[StrictInt, ...]  # of each variant
+    common: OptionText = ""  # options of train.py for all runs
+    variants: dict[str, OptionText]  # by name: more options of train.py
 
     @model_validator(mode="after")
     def check(self) -> Plan:
-        """Check what the types do not say; pydantic adds the ValueError to its own."""
+        """Check what the types do not say."""
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds must be different whole numbers, such as [0, 1, 2]")
         if self.baseline not in self.variants:

@@ -29,11 +29,9 @@ from utils.cli import format_command, options_from_json, parse
 from utils.devices import pick_device
 from utils.errors import DataError, OptionError, RunError, WeightsError, run_main
 from utils.files import atomic_write
-from utils.options import Options
 from utils.run_folder import RELEASED_WEIGHTS, RunFolder
 from utils.statistics import wilson
 
-TEMPLATE = Path(__file__).resolve().parent / "templates" / "card.md"
 SPLITS = ("PublicTest", "PrivateTest")
 # Options that name paths of the machine. The released weights do not have them.
 PATH_OPTIONS: dict[str, Any] = dict.fromkeys(("data", "out", "resume", "ferplus", "gpu_ids"), "")
@@ -70,11 +68,15 @@ def main() -> None:
     run = RunFolder.reopen(options.run)
     checkpoint, last = (load_checkpoint(run / name) for name in ("best.pth", "last.pth"))
     trained_with = options_from_json(run.read_json("config.json").get("options"))
-    check_run(run, checkpoint, last, trained_with)
+    if last.epoch < trained_with.total_epoch:
+        raise RunError(
+            f"{run.path} is at epoch {last.epoch} of {trained_with.total_epoch}; finish it with: "
+            f"bash train.sh --resume {run.path}"
+        )
     net = to_half(checkpoint.net)
     network = replace(checkpoint, net=net).network().to(pick_device(options.gpu_ids))
     print(f"weights  {run / 'best.pth'} (epoch {checkpoint.epoch})\nnetwork  {describe(network)}")
-    dataset = load_evaluation_data(options.data, checkpoint)
+    dataset = load_fer2013(options.data, checkpoint)
     labeled = dataset.with_label_noise(trained_with.label_noise, trained_with.seed)
     if labeled.digest != last.training.get("data_digest"):
         raise DataError(
@@ -100,29 +102,13 @@ def main() -> None:
     print(f"\n{out}: {out.stat().st_size / 1e6:.1f} MB; model card: {out.with_suffix('.md')}")
 
 
-def check_run(
-    run: RunFolder, checkpoint: Checkpoint, last: Checkpoint, trained_with: Options
-) -> None:
-    """Check that the run is finished, and has FER2013's classes."""
-    if last.epoch < trained_with.total_epoch:
-        raise RunError(
-            f"{run.path} is at epoch {last.epoch} of {trained_with.total_epoch}; finish it with: "
-            f"bash train.sh --resume {run.path}"
-        )
+def load_fer2013(data: str, checkpoint: Checkpoint) -> FaceDataset:
+    """Load the data set, and check that it has FER2013's splits and classes."""
     if checkpoint.class_names != EMOTIONS:
         raise WeightsError(
-            f"{run.path} has the classes {', '.join(checkpoint.class_names)}, and the model card "
+            f"the weights have the classes {', '.join(checkpoint.class_names)}, and the model card "
             f"is for FER2013's {', '.join(EMOTIONS)}; publish best.pth with a card of your own"
         )
-
-
-def load_evaluation_data(data: str, checkpoint: Checkpoint) -> FaceDataset:
-    """Load the data set, and check that it can be FER2013: all splits with all classes.
-
-    Raises:
-        OptionError: It is the synthetic data set.
-        DataError: It lacks a split or a class.
-    """
     source = find_source(data)
     print(f"data     {source.description}")
     if source.is_synthetic:
@@ -176,13 +162,11 @@ def evaluate_release(network: FERNet, dataset: FaceDataset, batch_size: int) -> 
 
 def write_card(results: Mapping[str, Any], **more: Any) -> str:
     """Return the model card in Markdown, of `evaluate_release` and other template variables."""
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    style = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("tools"), **style)
     environment.filters["percent"] = percent
     environment.globals["interval"] = interval
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(**results, **more)
+    return environment.get_template("card.md").render(**results, **more)
 
 
 def percent(share: float | None) -> str:

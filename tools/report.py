@@ -33,7 +33,6 @@ from utils.metrics import relabel_scores
 from utils.run_folder import RunFolder
 from utils.statistics import wilson
 
-TEMPLATE = Path(__file__).resolve().parent / "templates" / "report.html"
 FIGURES = {
     "learning_curves.png": "Learning curves",
     "confusion_matrix.png": "Confusion matrix",
@@ -45,6 +44,7 @@ FIGURES = {
 }
 REQUIRED = {"accuracy", "accuracy_without_duplicates", "balanced_accuracy", "macro_f1", "ece"}
 REQUIRED |= {"landmark_error", "recall"}
+Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,13 @@ def main() -> None:
     pairs = [pair for one, other in combinations(runs, 2) for pair in compare_runs(one, other)]
     if options.data:
         add_images(options, runs, pairs)
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, loader=jinja2.PackageLoader("tools")
+    )
     environment.filters["base64"] = encode
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    page = environment.get_template("report.html").render(runs=runs, pairs=pairs)
     with atomic_write(options.out) as partial:
-        partial.write_text(template.render(runs=runs, pairs=pairs), encoding="utf-8")
+        partial.write_text(page, encoding="utf-8")
     print(f"{options.out}: runs: {len(runs)}, comparisons: {len(pairs)}")
     if options.figure:
         figures = [pair["figure"] for pair in pairs if pair["figure"]]
@@ -103,7 +105,7 @@ def check_options(options: ReportOptions, paths: Sequence[Path]) -> None:
         raise OptionError("--figure shows images on which runs differ; give two runs and --data")
 
 
-def describe_run(run: RunFolder, name: str) -> dict[str, Any]:
+def describe_run(run: RunFolder, name: str) -> Result:
     """Return the content of the page for a run.
 
     Raises:
@@ -149,7 +151,7 @@ def read_table(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, keep_default_na=False, dtype=types)
 
 
-def describe_split(name: str, score: dict[str, Any], rows: pd.DataFrame) -> dict[str, Any]:
+def describe_split(name: str, score: Result, rows: pd.DataFrame) -> Result:
     """Return the metrics of a split, with the Wilson interval of its accuracy.
 
     Raises:
@@ -164,9 +166,7 @@ def describe_split(name: str, score: dict[str, Any], rows: pd.DataFrame) -> dict
     return {"name": name, "low": low, "high": high, **score}
 
 
-def add_images(
-    options: ReportOptions, runs: list[dict[str, Any]], pairs: list[dict[str, Any]]
-) -> None:
+def add_images(options: ReportOptions, runs: list[Result], pairs: list[Result]) -> None:
     """Add to pairs the figures of images, and to runs the agreement of relabels with FER+."""
     scores = runs[0]["splits"][0]
     has_votes = scores.get("labels") == "FER+"
@@ -181,16 +181,13 @@ def add_images(
             run["ferplus"] = relabel_agreement(run, dataset, ferplus_dataset)
 
 
-def relabel_agreement(
-    run: dict[str, Any], dataset: FaceDataset, ferplus_dataset: FaceDataset
-) -> dict[str, Any]:
+def relabel_agreement(run: Result, dataset: FaceDataset, ferplus_dataset: FaceDataset) -> Result:
     """Compare the relabels of a run with FER+'s majority labels.
 
     Args:
-        run: The result of `describe_run`.
+        run: From `describe_run`.
         dataset: The data set with the labels that the run was trained on.
-        ferplus_dataset: The same images with FER+ labels. Images whose FER+ label is not one of
-            FER2013's classes are left out.
+        ferplus_dataset: The same with FER+ labels. Images with a class of FER+ only are left out.
 
     Returns:
         `metrics.relabel_scores` of the Training images, with FER+ labels as the clean ones; empty

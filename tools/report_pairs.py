@@ -27,8 +27,7 @@ def compare_runs(one: dict[str, Any], other: dict[str, Any]) -> list[dict[str, A
     remedy = "evaluate both on the same data set with test.py"
     if (both["label_a"] != both["label_b"]).any():
         raise DataError(
-            f"{one['path']} and {other['path']} were evaluated on different images or labels; "
-            f"{remedy}"
+            f"{one['path']} and {other['path']} have different images or labels; {remedy}"
         )
     both = both[both["label_a"] != ""].rename(columns={"label_a": "label"})
     if both.empty:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import queue
 import shlex
 import subprocess
 import sys
@@ -37,23 +36,21 @@ class Scheduler:
 
     def train_all(self, runs: list[Run]) -> list[str]:
         """Train the runs, and return the names of those that failed."""
-        devices: queue.SimpleQueue[str] = queue.SimpleQueue()
-        for device in self._devices:
-            devices.put(device)
+        idle = list(self._devices)  # as many as threads, so one is idle when a thread starts a run
 
-        def train_on_next_device(run: Run) -> bool:
-            device = devices.get()
+        def train_on_idle_device(run: Run) -> bool:
+            device = idle.pop()
             try:
                 return not self._is_stopped.is_set() and self.train(run, device)
             except BaseException:
                 self._is_stopped.set()
                 raise
             finally:
-                devices.put(device)
+                idle.append(device)
 
         with ThreadPoolExecutor(len(self._devices)) as pool:
             try:
-                is_finished = list(pool.map(train_on_next_device, runs))
+                is_finished = list(pool.map(train_on_idle_device, runs))
             finally:
                 self.stop()
         return [run.name for run, finished in zip(runs, is_finished) if not finished]
@@ -65,12 +62,7 @@ class Scheduler:
             process.terminate()
 
     def train(self, run: Run, device: str) -> bool:
-        """Start or resume a run; return whether it finished.
-
-        Args:
-            run: The run.
-            device: Number of the GPU, "-1" for the CPU, or "" for train.py's default.
-        """
+        """Start or resume a run on a GPU, "-1" (the CPU) or "" (the default); return success."""
         argv = self._arguments(run, device)
         print(f"{run.name}: train.py {shlex.join(argv)}", flush=True)
         run.folder.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ and synchronizes with the device after each batch to read the loss.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -24,12 +25,14 @@ class JpegDataset(Dataset):
     """Images in JPEG files, each read and randomly warped when it is accessed.
 
     Args:
-        folder: Has 0.jpg, 1.jpg, ...
-        dataset: Labels and landmarks of these images.
+        folder: Where to write the files.
+        dataset: The images, with landmarks.
     """
 
     def __init__(self, folder: Path, dataset: FaceDataset) -> None:
         self._folder, self._labels, self._landmarks = folder, dataset.labels, dataset.landmarks
+        for i, image in enumerate(dataset.images):
+            cv2.imwrite(str(folder / f"{i}.jpg"), image)
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -47,54 +50,29 @@ class JpegDataset(Dataset):
         return pixels, int(self._labels[i]), landmarks
 
 
-class Baseline:
-    """The training of the baseline.
+def build_baseline(
+    network: FERNet, dataset: JpegDataset, batch_size: int, workers: int
+) -> Callable[[], None]:
+    """Return a function that trains on every image once."""
+    device = next(network.parameters()).device
+    options = {"num_workers": workers, "persistent_workers": workers > 0}
+    options |= {"shuffle": True, "pin_memory": device.type == "cuda"}
+    loader = DataLoader(dataset, batch_size, **options)
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4
+    )
 
-    Args:
-        network: The network to train.
-        dataset: Training images with landmarks.
-        batch_size: Images per step.
-        workers: Processes of the DataLoader.
-        device: The device to train on.
-        folder: Where to write the images as JPEG files.
-    """
-
-    def __init__(
-        self,
-        network: FERNet,
-        dataset: FaceDataset,
-        batch_size: int,
-        workers: int,
-        device: torch.device,
-        folder: Path,
-    ) -> None:
-        for i, image in enumerate(dataset.images):
-            cv2.imwrite(str(folder / f"{i}.jpg"), image)
-        self._device = device
-        self._network = network.to(device).train()
-        self._loader = DataLoader(
-            JpegDataset(folder, dataset),
-            batch_size,
-            shuffle=True,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=device.type == "cuda",
-        )
-        self._optimizer = torch.optim.SGD(
-            network.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4
-        )
-
-    def train_one_epoch(self) -> float:
-        """Train on every image once, and return the sum of the losses of the batches."""
+    def train_one_epoch() -> None:
         total = 0.0
-        for images, labels, landmarks in self._loader:
-            output = self._network(images.to(self._device))
-            labels = labels.to(self._device)  # noqa: PLW2901
+        for batch in loader:
+            images, labels, landmarks = (tensor.to(device) for tensor in batch)
+            output = network(images)
             loss = weighted_cross_entropy(output.logits, output.importance, labels, 0.1)
             loss = loss + rank_regularization(output.importance, 0.7, 0.15)
-            loss = loss + 2 * landmark_loss(output.landmarks, landmarks.to(self._device))
-            self._optimizer.zero_grad()
+            loss = loss + 2 * landmark_loss(output.landmarks, landmarks)
+            optimizer.zero_grad()
             loss.backward()
-            self._optimizer.step()
+            optimizer.step()
             total += loss.item()
-        return total
+
+    return train_one_epoch

@@ -5,57 +5,38 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None
+import torch
 
 
 def peak_memory() -> float:
     """Return the peak memory of this process in GB; NaN on Windows."""
-    if resource is None:
+    try:
+        import resource  # noqa: PLC0415
+    except ImportError:
         return float("nan")
     unit = 1e9 if sys.platform == "darwin" else 1e6  # bytes on macOS, else kB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
-def measure(
-    functions: Mapping[str, Callable[[], object]],
-    rounds: int,
-    synchronize: Callable[[], None] = lambda: None,
-) -> dict[str, list[float]]:
-    """Time functions in alternation, after one round to warm up.
-
-    Args:
-        functions: By name.
-        rounds: Measurements of each function.
-        synchronize: Waits for the device.
-
-    Returns:
-        By name: seconds per call in each round.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for i in range(rounds + 1):
-        for name, function in functions.items():
-            synchronize()
-            start = time.perf_counter()
-            function()
-            synchronize()
-            if i:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
+def seconds_per_call(function: Callable[[], object], device: torch.device) -> float:
+    """Time one call of a function, including its work on the device."""
+    torch.get_device_module(device).synchronize(device)
+    start = time.perf_counter()
+    function()
+    torch.get_device_module(device).synchronize(device)
+    return time.perf_counter() - start
 
 
 def calls_per_second(function: Callable[[], object], seconds: float) -> float:
     """Return how often a function can be called per second, after one call to warm up."""
     function()
     start, count = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
+    while (elapsed := time.perf_counter() - start) < seconds:
         function()
         count += 1
-    return count / (time.perf_counter() - start)
+    return count / elapsed
 
 
 def median_and_range(values: Sequence[float], digits: int = 0) -> str:

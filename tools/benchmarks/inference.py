@@ -16,9 +16,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import cv2
@@ -31,7 +33,7 @@ from data.dataset import EMOTIONS
 from data.synthetic.generate import synthetic_dataset
 from inference.detector import detect_faces
 from inference.runtime import load_runtime
-from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from models.checkpoint import Checkpoint, save_checkpoint
 from models.fernet import Architecture, FERNet
 from tools.benchmarks.common import calls_per_second, median_and_range
 from utils.errors import RunError, run_main
@@ -39,7 +41,6 @@ from utils.run_folder import PHOTO_WEIGHTS, ROOT
 
 FPS = 25
 VIDEOS = ((2, 2, (640, 360)), (3, 4, (960, 540)))  # rows and columns of faces; width and height
-PYTORCH = "PyTorch"
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,10 @@ def main() -> None:
         if options.width:
             weights = write_untrained(options.width, folder / "untrained.pth")
         onnx = folder / "model.onnx"
-        run_script(
-            "export.py", "--model_path", weights, "--out", onnx, "--int8", "--data", "sample"
-        )
+        argv = ("--model_path", weights, "--out", onnx, "--int8", "--data", "sample")
+        run_script("export.py", *argv)
         exported = {"ONNX, float32": onnx, "ONNX, int8": onnx.with_suffix(".int8.onnx")}
-        print_rates({PYTORCH: weights, **exported}, options)
+        print_rates({"PyTorch": weights, **exported}, options)
         print_videos(exported, options, folder)
     frames = np.random.default_rng(0).integers(0, 256, (16, 360, 640, 3), np.uint8)
     with ThreadPoolExecutor(cores := joblib.cpu_count()) as pool:
@@ -92,11 +92,7 @@ def write_untrained(width: float, path: Path) -> Path:
 
 
 def run_script(name: str, *argv: object) -> None:
-    """Run a script of the repository.
-
-    Raises:
-        RunError: It failed.
-    """
+    """Run a script of the repository."""
     command = [sys.executable, str(ROOT / name), *map(str, argv)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
@@ -105,45 +101,42 @@ def run_script(name: str, *argv: object) -> None:
 
 def print_rates(paths: Mapping[str, Path], options: InferenceOptions) -> None:
     """Print images per second by runtime and batch size, and the ratio to PyTorch."""
-    checkpoint = load_checkpoint(paths[PYTORCH])
-    width, rng = checkpoint.image_width, np.random.default_rng(0)
-    runtimes = {name: load_runtime(p, "-1", options.threads) for name, p in paths.items()}
+    runtimes = {name: load_runtime(path, "-1", options.threads) for name, path in paths.items()}
+    rng, width = np.random.default_rng(0), runtimes["PyTorch"].image_width
     rates: dict[tuple[str, int], list[float]] = {}
-    for _ in range(options.rounds):
-        for size in options.batch_sizes:
-            shape = (size, checkpoint.channels, width, width)
-            pixels = rng.integers(0, 256, shape, np.uint8)
-            for name, runtime in runtimes.items():
-                rate = size * calls_per_second(lambda: runtime(pixels), options.seconds)  # noqa: B023
-                rates.setdefault((name, size), []).append(rate)
+    for _, size in product(range(options.rounds), options.batch_sizes):
+        shape = (size, runtimes["PyTorch"].channels, width, width)
+        pixels = rng.integers(0, 256, shape, np.uint8)
+        for name, runtime in runtimes.items():
+            rate = size * calls_per_second(partial(runtime, pixels), options.seconds)
+            rates.setdefault((name, size), []).append(rate)
     print(f"images/s, median of {options.rounds} (range), and ratio to PyTorch")
-    print(f"{'':16}" + "".join(f"{f'batch size {size}':>32}" for size in options.batch_sizes))
+    print_row("", [f"batch size {size}" for size in options.batch_sizes])
+    medians = {key: statistics.median(values) for key, values in rates.items()}
     for name in runtimes:
-        print(f"{name:16}", end="")
-        for size in options.batch_sizes:
-            values, baseline = rates[name, size], statistics.median(rates[PYTORCH, size])
-            ratio = statistics.median(values) / baseline
-            print(f"{f'{median_and_range(values)} x {ratio:.1f}':>32}", end="")
-        print(flush=True)
+        ratios = [medians[name, size] / medians["PyTorch", size] for size in options.batch_sizes]
+        texts = [median_and_range(rates[name, size]) for size in options.batch_sizes]
+        print_row(name, [f"{text} x {ratio:.1f}" for text, ratio in zip(texts, ratios)])
 
 
 def print_videos(paths: Mapping[str, Path], options: InferenceOptions, folder: Path) -> None:
     """Print frames per second of predict.py, by runtime and number of faces."""
-    headers = [f"{rows * columns} faces, {w} x {h}" for rows, columns, (w, h) in VIDEOS]
-    print(f"{'videos, frames/s':16}" + "".join(f"{header:>32}" for header in headers))
+    print_row("videos, frames/s", [f"{r * c} faces, {w} x {h}" for r, c, (w, h) in VIDEOS])
     num_frames = max(2, round(FPS * options.video_seconds))
-    start_up = folder / "start_up.mp4"
-    write_video(start_up, *VIDEOS[0], 1)
+    videos = [folder / f"{i}.mp4" for i in range(len(VIDEOS))]
+    for video, layout in zip(videos, VIDEOS):
+        write_video(video, *layout, num_frames)
+    write_video(folder / "start_up.mp4", *VIDEOS[0], 1)
     for name, path in paths.items():
-        print(f"{name:16}", end="")
-        offset, _ = predict_video(start_up, path, options.threads)
-        for rows, columns, size in VIDEOS:
-            video = folder / f"{rows}x{columns}.mp4"
-            write_video(video, rows, columns, size, num_frames)
-            seconds, num_faces = predict_video(video, path, options.threads)
-            rate = (num_frames - 1) / max(seconds - offset, 1e-3)
-            print(f"{f'{rate:.1f} ({num_faces} faces found)':>32}", end="")
-        print(flush=True)
+        start_up, _ = predict_video(folder / "start_up.mp4", path, options.threads)
+        results = [predict_video(video, path, options.threads) for video in videos]
+        rates = [(num_frames - 1) / max(seconds - start_up, 1e-3) for seconds, _ in results]
+        counts = [num_faces for _, num_faces in results]
+        print_row(name, [f"{rate:.1f} ({n} faces found)" for rate, n in zip(rates, counts)])
+
+
+def print_row(name: str, cells: Sequence[str]) -> None:
+    print(f"{name:16}" + "".join(f"{cell:>32}" for cell in cells), flush=True)
 
 
 def predict_video(video: Path, model_path: Path, threads: int) -> tuple[float, int]:
@@ -157,26 +150,18 @@ def predict_video(video: Path, model_path: Path, threads: int) -> tuple[float, i
 
 
 def write_video(file: Path, rows: int, columns: int, size: tuple[int, int], frames: int) -> None:
-    """Write a video of a grid of synthetic faces that move sideways.
-
-    Args:
-        file: The MP4 file.
-        rows: Rows of faces.
-        columns: Columns of faces.
-        size: Width and height in pixels.
-        frames: Number of frames.
-    """
+    """Write a video of a grid of synthetic faces that move sideways; `size` is width and height."""
     side, step = size[1] // rows, size[0] // columns
     images = synthetic_dataset(training=2, public=0, private=0, seed=2).images[: rows * columns]
-    faces = [cv2.resize(face, (side, side), interpolation=cv2.INTER_CUBIC) for face in images]
     writer = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"mp4v"), FPS, size)
     if not writer.isOpened():
         raise RunError(f"OpenCV cannot write {file}; install opencv-python-headless from a wheel")
     for i in range(frames):
         frame = np.full((size[1], size[0], 3), 90, np.uint8)
-        for k, face in enumerate(faces):
+        for k, image in enumerate(images):
             top = k // columns * side
             left = k % columns * step + round((step - side) / 2 * (1 + math.sin(i / 8 + k)))
+            face = cv2.resize(image, (side, side), interpolation=cv2.INTER_CUBIC)
             frame[top : top + side, left : left + side] = face[..., None]
         writer.write(frame)
     writer.release()

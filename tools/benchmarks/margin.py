@@ -23,9 +23,6 @@ from inference.runtime import Runtime, load_runtime
 from utils.errors import DataError, run_main
 from utils.run_folder import PHOTO_WEIGHTS
 
-SPLIT = "PublicTest"
-BATCH_SIZE = 64
-
 
 @dataclass(frozen=True)
 class MarginOptions:
@@ -45,42 +42,42 @@ def main() -> None:
     options = tyro.cli(MarginOptions, description=__doc__, use_underscores=True)
     runtime = load_runtime(options.model_path, "-1")
     source = find_source(options.data)
-    dataset = load_dataset(source, runtime.image_width, 1, ()).subset(SPLIT)
+    dataset = load_dataset(source, runtime.image_width, 1, ()).subset("PublicTest")
     dataset = dataset.select(dataset.labels != UNLABELED)
     if not len(dataset) or dataset.class_names != runtime.class_names:
         raise DataError(
-            f"{dataset.source} has no {SPLIT} images with the classes of {options.model_path}; "
+            f"{dataset.source} has no PublicTest images with the classes of {options.model_path}; "
             "give another --data"
         )
     photographs = [resize_image(image, options.side) for image in dataset.images]
     with ThreadPoolExecutor(joblib.cpu_count()) as pool:
-        detected = list(pool.map(lambda image: detect_faces(image).boxes[:1], photographs))
+        detected = [detections.boxes[:1] for detections in pool.map(detect_faces, photographs)]
     rows = np.flatnonzero([len(boxes) for boxes in detected])
     if not len(rows):
-        raise DataError(f"dlib detects no face in the {SPLIT} images of {dataset.source}")
+        raise DataError(f"dlib detects no face in the PublicTest images of {dataset.source}")
     print(f"data     {source.description}")
-    print(f"dlib detects {len(rows):,} of {len(dataset):,} {SPLIT} faces")
-    boxes, labels = np.concatenate(detected), dataset.labels[rows]
-    accuracies = {"FER2013's crop": accuracy(runtime, dataset.images[rows], labels)}
+    print(f"dlib detects {len(rows):,} of {len(dataset):,} PublicTest faces")
+    labels, width = dataset.labels[rows], runtime.image_width
+    print_accuracy("FER2013's crop", runtime, dataset.images[rows], labels)
     for margin in options.margins:
-        squares = expand_boxes(boxes, margin)
-        crops = [
-            crop(photographs[i], square, runtime.image_width) for i, square in zip(rows, squares)
-        ]
+        boxes = expand_boxes(np.concatenate(detected), margin)
+        crops = [crop(photographs[i], box, width) for i, box in zip(rows, boxes)]
         mark = " *" if margin == MARGIN else ""
-        accuracies[f"{margin:g} times the box{mark}"] = accuracy(runtime, crops, labels)
-    for name, value in accuracies.items():
-        error = np.sqrt(value * (1 - value) / len(rows))
-        print(f"{name:24}{100 * value:7.2f} %  (standard error {100 * error:.2f})")
+        print_accuracy(f"{margin:g} times the box{mark}", runtime, crops, labels)
     print("* the margin of predict.py")
 
 
-def accuracy(runtime: Runtime, images: Sequence[np.ndarray], labels: np.ndarray) -> float:
-    """Return the accuracy on grayscale images [N, W, W], 0 to 1."""
+def print_accuracy(
+    name: str, runtime: Runtime, images: Sequence[np.ndarray], labels: np.ndarray
+) -> None:
+    """Print the accuracy on grayscale images [N, W, W], and its standard error."""
     pixels = np.repeat(np.stack(images)[:, None], runtime.channels, axis=1)
-    batches = np.array_split(pixels, max(1, len(pixels) // BATCH_SIZE))
+    batches = np.array_split(pixels, max(1, len(pixels) // 64))
     predicted = np.concatenate([runtime(batch).probabilities.argmax(1) for batch in batches])
-    return float((predicted == labels).mean())
+    is_correct = predicted == labels
+    error = is_correct.std() / np.sqrt(len(labels))
+    accuracy = f"{100 * is_correct.mean():7.2f} %"
+    print(f"{name:24}{accuracy}  (standard error {100 * error:.2f})", flush=True)
 
 
 if __name__ == "__main__":
