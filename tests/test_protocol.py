@@ -18,6 +18,7 @@ from kills import write_csv
 from test_faults import TINY, run
 from torch import nn
 
+from data import landmarks
 from data.dataset import FaceDataset
 from data.in_memory import InMemoryDataset
 from data.landmarks import add_landmarks
@@ -303,6 +304,9 @@ class Detector:
 @pytest.fixture
 def three_faces(monkeypatch):
     monkeypatch.setattr(dlib, "get_frontal_face_detector", Detector)
+    landmarks._load_dlib.cache_clear()
+    yield
+    landmarks._load_dlib.cache_clear()
 
 
 @pytest.mark.usefixtures("three_faces")
@@ -327,6 +331,6 @@ def test_landmarks_are_those_of_the_largest_face(monkeypatch, tmp_path):
     monkeypatch.setattr(dlib, "shape_predictor", lambda path: lambda image, box: Shape(box))
     images, labels = np.zeros((1, 200, 200), np.uint8), np.zeros(1, np.int64)
     dataset = FaceDataset(images, labels, np.array(["Training"]))
-    landmarks = add_landmarks(dataset, tmp_path, jobs=1, progress=False).landmarks
+    points = add_landmarks(dataset, tmp_path, jobs=1, progress=False).landmarks
     center = sum(LARGEST[::2]) / 2
-    np.testing.assert_allclose(landmarks, center, atol=1)
+    np.testing.assert_allclose(points, center, atol=1)
