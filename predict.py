@@ -55,7 +55,7 @@ class PredictOptions:
     min_confidence: float = 0.0
     """Leave out faces with less confidence in their image or frame."""
     every: int = 1
-    """Predict every so many frames of a video."""
+    """Process every N-th frame of a video."""
     smooth: float = 0.3
     """Time constant in seconds of the average of a face's probabilities in a video; 0 is none."""
     detection_size: int = 0
@@ -63,7 +63,7 @@ class PredictOptions:
     wide there; a larger size finds smaller faces and takes longer. By default 1000, and 640 for
     videos."""
     min_score: float = MIN_SCORE
-    """Minimum score of a detected face; 0 finds more faces, and badges and buttons too."""
+    """Minimum score of a detected face; 0 finds more faces, and more false positives."""
     batch_size: int = 64
     """Faces per step of the network."""
     threads: int = 0

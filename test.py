@@ -95,7 +95,8 @@ def main() -> None:
     RunFolder.check_out(options.out)  # before the evaluation, which may take long
     evaluation = evaluate(networks, dataset, options.splits, options.batch_size, options.tta)
     print(f"\n{', '.join([dataset.source, *notes])}:\n{summary(evaluation.scores())}", flush=True)
-    if options.landmarks and evaluation.predicted_landmarks is not None:
+    has_landmarks = dataset.landmarks is not None or evaluation.predicted_landmarks is None
+    if options.landmarks and not has_landmarks:
         evaluation = add_landmark_error(evaluation, dataset, options.threads)
     kind = " with FER+ labels" if options.ferplus else ""
     title = f"{checkpoint.architecture.name}, {source.name}{kind}"

@@ -1,8 +1,8 @@
-"""Train a facial-expression network with SCN and a parallel landmark task.
+"""Train a facial-expression network with SCN (Self-Cure Network) and a parallel landmark task.
 
-    python train.py                          on the data set under data/, else a synthetic one
-    python train.py --data fer2013.csv       on FER2013
-    python train.py --resume model_save/RUN  resume an interrupted run
+    python train.py                           on data/, else a download, else synthetic data
+    python train.py --data data/fer2013.csv   on FER2013
+    python train.py --resume model_save/RUN   resume an interrupted run
 
 Options that are not given have the value of the --recipe. Weights, metrics and figures are written
 to a new folder under model_save/.

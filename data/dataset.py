@@ -16,7 +16,7 @@ from utils.errors import DataError
 EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 SPLITS = ("Training", "PublicTest", "PrivateTest")
 UNLABELED = -1
-LANDMARK_NUM = 68
+NUM_LANDMARKS = 68
 
 _SPELLINGS = {
     "angry": ("angry", "anger", "ang", "an"),
@@ -166,12 +166,12 @@ def validation_errors(dataset: FaceDataset, width: int) -> list[str]:
     are_labels = labels.dtype == np.int64 and labels.shape == (n,)
     are_labels = are_labels and ((labels >= UNLABELED) & (labels < classes)).all()
     are_splits = dataset.split.shape == (n,) and np.isin(dataset.split, SPLITS).all()
-    are_landmarks = landmarks is None or landmarks.shape == (n, LANDMARK_NUM, 2)
+    are_landmarks = landmarks is None or landmarks.shape == (n, NUM_LANDMARKS, 2)
     properties = {
         f"images: uint8 [{n}, {width}, {width}], or [..., 3]": are_images,
         f"labels: int64 [{n}], from {UNLABELED} to {classes - 1}": are_labels,
         f"split: [{n}], from {', '.join(SPLITS)}": are_splits,
-        f"landmarks: [{n}, {LANDMARK_NUM}, 2], or None": are_landmarks,
+        f"landmarks: [{n}, {NUM_LANDMARKS}, 2], or None": are_landmarks,
     }
     return [text for text, is_valid in properties.items() if not is_valid]
 

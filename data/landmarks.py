@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data.cache import CACHE_DIR, load_arrays, store_arrays
-from data.dataset import LANDMARK_NUM, FaceDataset
+from data.dataset import NUM_LANDMARKS, FaceDataset
 from utils.errors import DataError, ProjectError
 from utils.processes import map_unordered
 from utils.progress import progress_bar
@@ -61,7 +61,7 @@ def add_landmarks(
     model, digest = _model_file()
     blocks = [dataset.images[i : i + BLOCK] for i in range(0, n, BLOCK)]
     files = [Path(cache) / "landmarks" / f"{_key(block, digest)}.npz" for block in blocks]
-    landmarks = np.full((n, LANDMARK_NUM, 2), np.nan, dtype=np.float32)
+    landmarks = np.full((n, NUM_LANDMARKS, 2), np.nan, dtype=np.float32)
     results = [landmarks[i : i + BLOCK] for i in range(0, n, BLOCK)]
     missing = [k for k, result in enumerate(results) if not _load(files[k], result)]
     if missing:
@@ -153,7 +153,7 @@ def _detect(image: np.ndarray, model: Path) -> np.ndarray:
         scale *= 2
     boxes = detect(_enlarge(gray, scale), 0)
     if not boxes:
-        return np.full((LANDMARK_NUM, 2), np.nan, dtype=np.float32)
+        return np.full((NUM_LANDMARKS, 2), np.nan, dtype=np.float32)
     box = max(boxes, key=lambda box: box.area())
     # dlib rounds landmarks to whole pixels, which is coarse at 48 px, so the predictor gets twice
     # the detector's size: an error of 0.40 px instead of 0.60 with dlib's own upsampling.

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from data.dataset import UNLABELED
 from utils import image_grids, metrics, plots
 from utils.run_folder import RunFolder
 
-UNLABELED = -1
 NUM_LANDMARK_IMAGES = 14  # in landmarks.png
 NUM_RANKED_IMAGES = 12  # in each row of importance.png
 
@@ -138,7 +138,9 @@ class Evaluation:
 
 def summary(scores: dict[str, dict[str, Any]]) -> str:
     """Return the scores as a table to print, one line per split."""
-    head = ("n", "accuracy", "no dupl.", "balanced", "macro F1", "ECE", "landmarks")
+    head = ["n", "accuracy", "no dupl.", "balanced", "macro F1", "ECE"]
+    has_landmarks = any(s.get("landmark_error") is not None for s in scores.values())
+    head += ["landmarks"] if has_landmarks else []
     lines = [" " * 12 + "".join(f"{text:>11}" for text in head)]
     for name, s in scores.items():
         if "unlabeled" in s:
@@ -148,6 +150,7 @@ def summary(scores: dict[str, dict[str, Any]]) -> str:
         columns = [str(s["n"])]
         columns += ["-" if s[key] is None else f"{100 * s[key]:.2f} %" for key in shares]
         columns += [f"{s['ece']:.3f}"]
-        columns += ["-" if s["landmark_error"] is None else f"{s['landmark_error']:.2f} px"]
+        if has_landmarks:
+            columns += ["-" if s["landmark_error"] is None else f"{s['landmark_error']:.2f} px"]
         lines.append(f"{name:12}" + "".join(f"{column:>11}" for column in columns))
     return "\n".join(lines)

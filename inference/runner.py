@@ -95,7 +95,7 @@ class InferenceRunner:
         name, rate = f"camera{source}" if is_camera else source.stem, video.rate / self.every
         tracker = Tracker(self.smooth, max(STEP, 1 / rate))
         target = self.results.new_path(f"{name}_faces.mp4") if self.draw else None
-        total = -(-video.frame_num // self.every) or None
+        total = -(-video.num_frames // self.every) or None
         max_waiting = 1 if is_camera else 16  # a camera's frames do not wait for others
         writer, expressions, num_frames, has_faces, faults = None, Counter(), 0, False, []
         try:

@@ -36,7 +36,7 @@ class VideoFile:
 
     Attributes:
         rate: Frames per second.
-        frame_num: Number of frames according to the file, which may be wrong; 0 if unknown.
+        num_frames: Number of frames according to the file, which may be wrong; 0 if unknown.
 
     Raises:
         DataError: The file cannot be opened as a video.
@@ -58,8 +58,8 @@ class VideoFile:
         rate = float(stream.guessed_rate or 0)
         self.rate = rate if 0 < rate < 1000 else DEFAULT_RATE
         seconds = (self._container.duration or 0) / 1e6
-        self.frame_num = stream.frames or round(seconds * self.rate)
-        self._read_num, self._seconds = 0, 0.0
+        self.num_frames = stream.frames or round(seconds * self.rate)
+        self._num_read, self._seconds = 0, 0.0
 
     def frames(self, every: int = 1) -> Iterator[Frame]:
         """Yield every `every`-th frame with the time that the file gives it.
@@ -67,19 +67,19 @@ class VideoFile:
         A frame without a time, or after a jump of the clock, is 1 / rate after the one before it.
         """
         reformatter = av.video.reformatter.VideoReformatter()  # keeps its tables
-        max_pause, last = max(MAX_PAUSE, self.frame_num / self.rate), 0.0
+        max_pause, last = max(MAX_PAUSE, self.num_frames / self.rate), 0.0
         try:
             for stamp, frame in self._decode():
-                if self._read_num:
+                if self._num_read:
                     is_valid = 0 < stamp - last <= max_pause
                     self._seconds += stamp - last if is_valid else 1 / self.rate
                 last = stamp
-                if self._read_num % every == 0:
+                if self._num_read % every == 0:
                     image = reformatter.reformat(frame, format="rgb24").to_ndarray()
                     if quarters := round(frame.rotation / 90) % 4:
                         image = np.ascontiguousarray(np.rot90(image, quarters))
-                    yield Frame(self._read_num, self._seconds, image)
-                self._read_num += 1
+                    yield Frame(self._num_read, self._seconds, image)
+                self._num_read += 1
         finally:
             self._container.close()
             self._file.close()
@@ -92,18 +92,18 @@ class VideoFile:
         time of the last frame counts too. Matroska has the duration of the longest stream, which
         may be the sound.
         """
-        minimum = 0.98 * self.frame_num - 1
+        minimum = 0.98 * self.num_frames - 1
         if "matroska" in self._container.format.name:
             minimum -= self.rate
-        if not self._read_num:
+        if not self._num_read:
             return (
                 f"{self._name}: no frame can be decoded; the file is damaged or its codec is not "
                 "supported. Convert it, for example with: ffmpeg -i IN -c:v libx264 OUT.mp4"
             )
-        if self._read_num >= minimum or self._seconds * self.rate >= minimum - 1:
+        if self._num_read >= minimum or self._seconds * self.rate >= minimum - 1:
             return ""
         return (
-            f"{self._name} ends after {self._read_num} of its {self.frame_num} frames; it is "
+            f"{self._name} ends after {self._num_read} of its {self.num_frames} frames; it is "
             "damaged or truncated. The predictions of these frames are kept"
         )
 
@@ -132,7 +132,7 @@ class Camera:
     VideoFile.
     """
 
-    frame_num, fault = 0, ""
+    num_frames, fault = 0, ""
 
     def __init__(self, number: int) -> None:
         getattr(cv2.utils, "logging", cv2).setLogLevel(0)  # the error below says it

@@ -115,7 +115,11 @@ def transfer(
     if theirs.landmark_pool and not wanted.landmark_pool:  # its classifier needs those features
         differ.append("landmark_pool is True in the file and False in the options")
     if differ:
-        raise WeightsError(f"{path} has another network: {'; '.join(differ)}. Change the options")
+        pool = " --landmark_pool" if theirs.landmark_pool else ""
+        raise WeightsError(
+            f"{path} has another network: {'; '.join(differ)}. Its options are --backbone "
+            f"{theirs.backbone} --width {theirs.width:g}{pool}"
+        )
     network = FERNet(replace(wanted, channels=theirs.channels, pool=theirs.pool))
     try:
         checkpoint.network()

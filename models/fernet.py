@@ -82,8 +82,10 @@ class FERNet(nn.Module):
     def forward(self, pixels: Tensor) -> Output:
         """Predict images [N, C, W, W], 0 to 255; grayscale is expanded to RGB if needed."""
         x = (pixels.float() - self.pixel_mean) / self.pixel_std
-        if x.shape[1] != self.architecture.channels:
-            x = x.expand(-1, self.architecture.channels, -1, -1)
+        channels = self.architecture.channels
+        if x.shape[1] not in (1, channels):
+            raise ValueError(f"expected 1 or {channels} channels, got {x.shape[1]}")
+        x = x.expand(-1, channels, -1, -1)
         x = x.contiguous(memory_format=torch.channels_last)
         middle = self.backbone.forward_early(x)  # [N, mid_channels, W/4, W/4]
         cells = self.backbone.forward_late(middle)  # [N, out_channels, w, w]

@@ -206,7 +206,7 @@ def test_train_has_few_options():
 @pytest.mark.parametrize("option", RENAMED)
 @pytest.mark.parametrize("form", ["{} 1", "{}=1"])
 def test_renamed_option_names_the_new_one(option, form):
-    message = f"{option} has been renamed; use {RENAMED[option]}"
+    message = f"{option} does not exist; use {RENAMED[option]}"
     with pytest.raises(OptionError, match=f"^{re.escape(message)}$"):
         parse(Options, form.format(option).split(), "")
 

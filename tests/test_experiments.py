@@ -325,7 +325,7 @@ def test_parallel_runs_share_the_cores(csv, tmp_path, monkeypatch):
 
 
 def test_the_old_name_of_an_option_is_reported(tmp_path):
-    with pytest.raises(OptionError, match="--at_once has been renamed; use --parallel"):
+    with pytest.raises(OptionError, match="--at_once does not exist; use --parallel"):
         run(tmp_path / "p.toml", "--at_once", 2)
 
 
@@ -374,7 +374,7 @@ def test_errors_of_a_plan(tmp_path, text, message):
         ("--nothing", "train.py rejects --nothing of the variant odd", "--nothing"),
         ("--beta x", "train.py rejects --beta x of the variant odd", "--beta"),
         ("--beta 7", "variant odd: --beta 7", ""),
-        ("--light 0.1", "variant odd: --light has been renamed; use --color_jitter", ""),
+        ("--light 0.1", "variant odd: --light does not exist; use --color_jitter", ""),
     ],
 )
 def test_options_are_checked_before_the_first_run(tmp_path, capsys, options, message, output):

@@ -64,7 +64,7 @@ def test_switches_and_numbers():
 
 @pytest.mark.parametrize("name", [*RENAMED, *REMOVED])
 def test_old_option_names_its_replacement(name):
-    with pytest.raises(OptionError, match=f"{name} has been (renamed; use --|removed: .)"):
+    with pytest.raises(OptionError, match=f"{name} (does not exist; use --|has been removed: .)"):
         parse_train_options([name.replace("_", "-").replace("--", "--", 1), "1"], "about")
 
 

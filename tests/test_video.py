@@ -62,7 +62,7 @@ def test_a_video_has_records_an_annotated_copy_and_a_plot(
     lefts = [float(row["left"]) for row in rows]
     assert lefts[0] - lefts[-1] == pytest.approx(76, abs=15)
     video = VideoFile(tmp_path / "o/film_faces.mp4")
-    assert (video.rate, video.frame_num) == (10, 24)
+    assert (video.rate, video.num_frames) == (10, 24)
     frames = frames_of(tmp_path / "o/film_faces.mp4")
     assert frames[10].shape == (360, 480, 3)
     left, top = (int(float(rows[8][k])) for k in ("left", "top"))
@@ -141,7 +141,7 @@ def test_times_where_the_clock_of_a_video_is_missing_or_jumps(
 
 def test_a_pause_may_be_as_long_as_the_video(tmp_path, moving):
     video = with_stamps(tmp_path / "film.mp4", moving[0], [0, 40, 80e3, 80040])
-    video.rate, video.frame_num = 0.05, 4
+    video.rate, video.num_frames = 0.05, 4
     assert [frame.time for frame in video.frames()] == pytest.approx([0, 0.04, 80, 80.04])
 
 
@@ -149,7 +149,7 @@ def test_a_video_without_a_constant_rate_is_not_reported_as_damaged(tmp_path, mo
     for last, is_damaged in ((2340, False), (1500, True)):
         stamps = np.linspace(0, last, 20)
         video = with_stamps(tmp_path / f"{last}.mp4", moving[0], stamps)
-        video.frame_num = 60  # 2.4 seconds at 25 frames per second
+        video.num_frames = 60  # 2.4 seconds at 25 frames per second
         assert len(list(video.frames())) == 20
         assert bool(video.fault) == is_damaged
 
@@ -275,7 +275,7 @@ def test_a_file_with_fewer_frames_than_its_header_says_is_reported(tmp_path, mov
     video = VideoFile(file)
     assert len(list(video.frames())) == 24
     assert not video.fault
-    video.frame_num = 100
+    video.num_frames = 100
     assert "ends after 24 of its 100 frames" in video.fault
 
 
@@ -283,7 +283,7 @@ def test_the_sound_of_a_matroska_file_may_be_longer(tmp_path, moving):
     video = VideoFile(write_video(tmp_path / "film.mkv", moving, "MJPG"))
     list(video.frames())
     for seconds, is_damaged in ((0, False), (0.9, False), (2.5, True)):
-        video.frame_num = 24 + round(seconds * video.rate)
+        video.num_frames = 24 + round(seconds * video.rate)
         assert bool(video.fault) == is_damaged
 
 

@@ -111,6 +111,8 @@ def describe_run(run: RunFolder, name: str) -> Result:
     Raises:
         RunError: The run is not finished, or a file is damaged.
     """
+    if not run.path.is_dir():
+        raise RunError(f"{run.path}: no such folder; give the folder of a run")
     if not (run / "metrics.json").is_file():
         raise RunError(f"{run.path} has no metrics.json, so the run is not finished; resume it")
     scores = run.read_json("metrics.json")

@@ -16,8 +16,10 @@ from utils.options import Options, min_image_width, with_recipe
 T = TypeVar("T")
 # Options that may differ when a run is resumed: they do not change the training.
 FREE_ON_RESUME = {"resume", "out", "data", "ferplus", "gpu_ids", "threads", "compile", "final_test"}
-# Names of earlier versions, and what replaces them.
+# Names of earlier versions and of other projects, and what replaces them.
 RENAMED = {
+    "--epochs": "--total_epoch",
+    "--lr": "--start_lr",
     "--trunk": "--backbone",
     "--sizes": "--image_width (several values are progressive resizing)",
     **dict.fromkeys(("--rotation", "--scale", "--shift"), "--affine DEGREES TRANSLATION SCALE"),
@@ -67,7 +69,7 @@ def parse(kind: type[T], argv: Sequence[str], description: str) -> T:
         if word.removeprefix("--").removeprefix("no_") in names:
             continue
         if word in RENAMED:
-            raise OptionError(f"{word} has been renamed; use {RENAMED[word]}")
+            raise OptionError(f"{word} does not exist; use {RENAMED[word]}")
         if word in REMOVED:
             raise OptionError(f"{word} has been removed: {REMOVED[word]}")
     return tyro.cli(kind, args=list(argv), description=description, use_underscores=True)
@@ -90,7 +92,11 @@ def resolve_options(command: CommandLine, is_synthetic: bool) -> Options:
     recipe = command.options.recipe
     if recipe == "auto":
         recipe = "sample" if is_synthetic else "full"
-    return validate_options(replace(command.over(with_recipe(recipe)), recipe=recipe))
+    options = validate_options(replace(command.over(with_recipe(recipe)), recipe=recipe))
+    for name in sorted(command.given - {"recipe"}):
+        if getattr(options, name) != getattr(command.options, name):
+            print(f"note     --{name} has no effect with these options")
+    return options
 
 
 def validate_options(options: Options) -> Options:

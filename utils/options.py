@@ -26,7 +26,7 @@ class Options:
     for the synthetic data set and full otherwise."""
     data: str = ""
     """A data set (CSV, folders, list files, zip, tar.gz), or "sample" for the synthetic one.
-    Default: what lies under data/, else a download, else the synthetic data set."""
+    Default: the data set in data/, else a download, else the synthetic data set."""
     resume: str = ""
     """Resume the run in this folder, with its own options."""
     out: str = ""
@@ -43,9 +43,9 @@ class Options:
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads of PyTorch, and processes for the landmarks; 0 is one per idle core."""
     compile: bool = False
-    """Use torch.compile. It takes up to a minute and pays on a GPU."""
+    """Use torch.compile. It takes up to a minute and is faster on a GPU."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Random seed. Two runs with the same seed on the same CPU are equal to the bit."""
+    """Random seed. Two runs with the same seed, CPU and threads are bit-identical."""
 
     backbone: Literal["resnet18", "vgg11", "vgg13", "vgg16", "vgg19"] = "resnet18"
     """The backbone."""

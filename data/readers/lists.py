@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.dataset import EMOTIONS, LANDMARK_NUM, FaceDataset, resize_landmarks
+from data.dataset import EMOTIONS, NUM_LANDMARKS, FaceDataset, resize_landmarks
 from data.readers.images import read_images
 from utils.errors import DataError
 
@@ -42,7 +42,7 @@ class ListLayout:
             labels += self._labels(name, len(images), len(class_names))
             split += [SPLIT_OF_LIST[name]] * len(images)
         images, sizes = read_images(paths, width, channels)
-        landmarks = np.full((len(paths), LANDMARK_NUM, 2), np.nan, np.float32)
+        landmarks = np.full((len(paths), NUM_LANDMARKS, 2), np.nan, np.float32)
         for i, (path, size) in enumerate(zip(paths, sizes)):
             if (file := path.with_suffix(".txt")).is_file():
                 landmarks[i] = resize_landmarks(_read_landmarks(file, size), size, width)
@@ -106,9 +106,9 @@ def _read_landmarks(file: Path, size: np.ndarray) -> np.ndarray:
             numbers += map(float, line.replace(",", " ").split())
         except ValueError as error:
             raise DataError(f"{file}, line {number}: {error}; {remedy}") from error
-    if len(numbers) != 2 * LANDMARK_NUM:
+    if len(numbers) != 2 * NUM_LANDMARKS:
         raise DataError(f"{file} has {len(numbers)} numbers; {remedy}")
-    landmarks = np.array(numbers).reshape(LANDMARK_NUM, 2)
+    landmarks = np.array(numbers).reshape(NUM_LANDMARKS, 2)
     if not (np.abs(landmarks) <= MAX_DISTANCE * size.max()).all():  # false for NaN, too
         raise DataError(f"{file} has numbers that are not finite or far off the image; {remedy}")
     return landmarks

@@ -7,7 +7,7 @@ shape, a person's features, the action units of an expression, and a pose
 
 import numpy as np
 
-from data.dataset import EMOTIONS, LANDMARK_NUM, SPLITS, FaceDataset
+from data.dataset import EMOTIONS, NUM_LANDMARKS, SPLITS, FaceDataset
 from data.synthetic import anatomy
 from data.synthetic.anatomy import ACTION_UNIT_NUMBERS, EYES, JAW, LOWER, UPPER, Appearance
 from data.synthetic.portrait import Portrait
@@ -44,7 +44,7 @@ def render_sample(emotion: str, rng: np.random.Generator) -> tuple[np.ndarray, n
     points, unit = _project(shape, rng)
     action_units = dict(zip(ACTION_UNIT_NUMBERS, strengths))
     image = Portrait(appearance, action_units, points, unit, rng).render()
-    return image, points[:LANDMARK_NUM].astype(np.float32)
+    return image, points[:NUM_LANDMARKS].astype(np.float32)
 
 
 def _shift(shape: np.ndarray, shifts: np.ndarray, weights: np.ndarray) -> np.ndarray:

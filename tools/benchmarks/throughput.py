@@ -27,7 +27,7 @@ import torch
 import tyro
 from torch.nn import functional as F
 
-from data.dataset import EMOTIONS, LANDMARK_NUM, FaceDataset
+from data.dataset import EMOTIONS, NUM_LANDMARKS, FaceDataset
 from data.in_memory import InMemoryDataset
 from data.loader import BatchLoader
 from engine.build import wrap_model
@@ -185,7 +185,7 @@ def random_dataset(options: ThroughputOptions) -> FaceDataset:
         labels=np.arange(n) % len(EMOTIONS),
         split=np.full(n, "Training"),
         class_names=EMOTIONS,
-        landmarks=rng.uniform(0, width, (n, LANDMARK_NUM, 2)).astype(np.float32),
+        landmarks=rng.uniform(0, width, (n, NUM_LANDMARKS, 2)).astype(np.float32),
     )
 
 
