@@ -52,6 +52,7 @@ def test_the_training_step_is_three_calls_below_main(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         run("--data", csv, "--out", tmp_path / "r", *TINY, on_loss=stop)
+    names = names[: names.index("main") + 1]  # pytest has functions of these names, too
     names = [name for name in names if name in vars(train) or name in vars(trainer)]
     assert names == ["train_one_epoch", "train", "run", "main"]
 
