@@ -45,7 +45,7 @@ class ExportOptions:
     int8: bool = False
     """Also write a model whose convolutions compute in 8 bits."""
     data: str = ""
-    """Data set to compare with PyTorch on, in any layout; by default as in train.py."""
+    """Data set for the comparison with PyTorch and for --int8; by default as in train.py."""
 
 
 def main() -> None:
@@ -90,7 +90,7 @@ def main() -> None:
 
 
 def load_any_dataset(checkpoint: Checkpoint, source: Source) -> FaceDataset:
-    """Load a data set as a checkpoint needs it, or with other classes, which can be compared on."""
+    """Load a data set as a checkpoint needs it, or with other classes, which suffice to compare."""
     try:
         return load_dataset_for(checkpoint, source)
     except DataError as error:

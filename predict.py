@@ -5,7 +5,8 @@
     python predict.py faces/ --cropped                images of one face each, tightly cropped
 
 Results go to a new folder predictions/TIME_predict in the current folder, or to --out DIR, which
-must be empty: predictions.csv, predictions.json, annotated images and videos, plots of videos.
+must be new or empty: predictions.csv, predictions.json, annotated images and videos, plots of
+videos.
 
 Exit status: 0 success; 1 an invalid option, a missing path, or a full disk (earlier results are
 kept); 2 an invalid command line; 3 some inputs could not be read or have no face, as warned.

@@ -47,11 +47,11 @@ class TestOptions:
     """The splits to evaluate."""
     class_names: tuple[str, ...] = ()
     """The classes of the data set in the order of their numbers (in a CSV, a list, or as folders),
-    if they differ from the weights' classes."""
+    if they are a subset of the weights' classes, or in another order."""
     ferplus: str = ""
     """FER+'s fer2013new.csv, for weights that were trained on its labels."""
     tta: bool = False
-    """Test-time augmentation: average ten views, five shifts, each plain and mirrored."""
+    """Test-time augmentation: average ten views: five shifts, each plain and mirrored."""
     corruptions: bool = False
     """Evaluate common corruptions, too: crop, rotation, gamma, JPEG, noise, low resolution. The
     noise depends on the order of the images: published figures have the default --splits."""

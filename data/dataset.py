@@ -34,7 +34,8 @@ _CLASS_OF_SPELLING = {word: name for name, words in _SPELLINGS.items() for word 
 class FaceDataset:
     """A data set of N images of one face each.
 
-    Landmarks are in pixels: centers are whole numbers, so the left edge of the image is at -0.5.
+    Landmarks are in pixels, whose centers have whole coordinates, so the left edge of the image is
+    at -0.5.
     """
 
     images: np.ndarray  # uint8 [N, H, W], or [N, H, W, 3] in RGB

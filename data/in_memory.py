@@ -1,7 +1,7 @@
 """The Training images in memory: on the device, in CPU memory, or memory-mapped from disk.
 
-FER2013 is 83 MB. It lies on the device as uint8, and no batch is copied there. A larger data set
-is streamed, one batch ahead.
+Those of FER2013 are 66 MB. They lie on the device as uint8, and no batch is copied there. A larger
+data set is streamed, one batch ahead.
 """
 
 from collections.abc import Iterator, Sequence

@@ -20,7 +20,7 @@ class Batch(NamedTuple):
 
     index: Tensor  # int64 [n], indices into the InMemoryDataset
     images: Tensor  # float [n, C, W, W], 0 to 255
-    landmarks: Tensor | None  # [n, 68, 2], transformed like the images, NaN where there are none
+    landmarks: Tensor | None  # [n, 68, 2], normalized, moved like the images, NaN if none
     targets: Tensor | None  # [n, classes], class probabilities instead of labels
     lam: Tensor | None  # [n], weight of each image in its mixture, see `mix`
     clean_images: Tensor | None  # the images with weak augmentation only, for teachers

@@ -30,8 +30,8 @@ def mix(
         whole: See `shard`; by default N.
 
     Returns:
-        The mixed images, and `lam` [N], the weight of each image in its mixture: uniform in
-        [0.5, 1], so that its landmarks stay valid.
+        The mixed images, and `lam` [N], the weight of each image in its mixture: 1 if it is not
+        mixed, else at least 0.5, so that its landmarks stay valid.
     """
     draws = torch.rand(4, whole or len(images), device=images.device, generator=generator)
     chosen, ratio, x, y = (draw.view(-1, 1, 1, 1) for draw in draws[:, shard])

@@ -130,7 +130,7 @@ def load_dataset(
 
 
 def hold_out(dataset: FaceDataset) -> FaceDataset:
-    """Move every tenth Training image of each class to PublicTest if no labeled one is there.
+    """Move every tenth Training image of each class to PublicTest if that has no labeled image.
 
     Of a class with two to nine images one is moved, of a class with a single image none.
     """

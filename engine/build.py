@@ -61,7 +61,7 @@ def _load_initial_weights(
     for path, checkpoint in zip(paths, checkpoints):
         print(f"weights  {path} (epoch {checkpoint.epoch}){', merged' if len(paths) > 1 else ''}")
     if new_heads:
-        print(f"         randomly initialized: {', '.join(new_heads)}")
+        print(f"         newly initialized: {', '.join(new_heads)}")
     return network
 
 

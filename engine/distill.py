@@ -60,7 +60,7 @@ def load_teachers(options: Options, dataset: FaceDataset, device: torch.device) 
     """Load the networks of `options.teacher`, if any.
 
     Raises:
-        WeightsError: Weights cannot be read, or do not fit the data set or its image widths.
+        WeightsError: Weights cannot be read, or do not fit the data set or the run's image widths.
     """
     models, digests = [], []
     for path in options.teacher:

@@ -20,8 +20,8 @@ class DivergenceGuard:
     """Finds the first batch of an epoch with a non-finite value or collapsed importances.
 
     Where all importances are 0, the expression loss has no gradient and nothing raises them again.
-    The result stays on the device, so that no batch synchronizes with the GPU. Each process checks
-    its shard of the batches of an epoch, which is counted from 1.
+    The result stays on the device: only every CHECK_EVERY-th batch synchronizes with the GPU. Each
+    process checks its shard of the batches of an epoch, which is counted from 1.
     """
 
     def __init__(self, epoch: int, num_batches: int, context: DistributedContext) -> None:
@@ -31,7 +31,7 @@ class DivergenceGuard:
         self._collapsed: Tensor | int = 0  # consecutive batches with collapsed importances
 
     def update(self, batch: int, values: dict[str, Tensor]) -> None:
-        """Check the scalars of a batch, counted from 0; raise every CHECK_EVERY batches."""
+        """Check the scalars of a batch, counted from 0; report every CHECK_EVERY batches."""
         stacked = torch.stack([value.detach().float() for value in values.values()])
         row = torch.cat((torch.full_like(stacked[:1], batch), stacked))
         if self._first is None:

@@ -43,7 +43,7 @@ class EMA(AveragedModel):
 
     The decay d starts low and rises to `decay`, so that a short run does not keep its random
     initialization. Batch-norm statistics are averaged, too. `update_parameters` is overridden
-    because AveragedModel's copies its counter to the GPU, which synchronizes at every step.
+    because that of AveragedModel copies its counter to the GPU, which synchronizes at every step.
 
     Args:
         network: On its final device, in its final memory format.

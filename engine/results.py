@@ -27,7 +27,7 @@ class Evaluation:
     images: np.ndarray  # uint8 [N, W, W] or [N, W, W, 3]
     labels: np.ndarray  # int [N], UNLABELED where there is none
     landmarks: np.ndarray | None  # float [N, 68, 2] in pixels, NaN where there are none
-    duplicates: np.ndarray | None  # bool [N]: its pixels are also in Training; None without it
+    duplicates: np.ndarray | None  # bool [N]: pixels are also in Training; None without Training
     probabilities: np.ndarray  # float [N, C]
     importance: np.ndarray  # float [N]
     predicted_landmarks: np.ndarray | None  # float [N, 68, 2] in pixels
@@ -71,7 +71,7 @@ class Evaluation:
     def write(
         self, run: RunFolder, title: str, more: Mapping[str, Mapping[str, Any]] | None = None
     ) -> dict[str, dict[str, Any]]:
-        """Write metrics.json, with `more`, predictions.csv and figures of the last split."""
+        """Write metrics.json (scores, `more`), predictions.csv, and figures of the last split."""
         scores = self.scores()
         names = np.array([*self.class_names, ""])  # UNLABELED is -1: the last
         table = pd.DataFrame({"index": self.rows, "split": self.split})

@@ -36,7 +36,7 @@ class Face(NamedTuple):
 
     @property
     def confidence(self) -> float:
-        """The probability of the expression, a better measure than the importance."""
+        """The probability of the expression, a better confidence measure than the importance."""
         return float(self.probabilities.max())
 
     @property

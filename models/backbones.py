@@ -2,8 +2,8 @@
 
 A backbone is a module that maps [N, channels, W, W] to [N, out_channels, w, w] in two steps:
 `forward_late(forward_early(x))`. `forward_early(x)` is [N, mid_channels, W / 4, W / 4], a map that
-is still fine enough to pool features at landmarks. To add a backbone, write such a module with
-these two attributes and name it in BACKBONES.
+is still fine enough to pool features at landmarks. To add a backbone, follow the checklist in
+CONTRIBUTING.md.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torchvision.models.vgg import cfgs, make_layers
 class ResNet18(nn.Module):
     """ResNet-18 (He et al., 2016) for small images: a 3 x 3 stem of stride 1, and no max-pool.
 
-    A 48 x 48 image keeps its resolution up to layer2: [N, C, 48, 48] -> [N, 512, 6, 6]. `width` is
-    a factor on all channel counts; 0.5 has a quarter of the arithmetic.
+    A 48 x 48 image keeps its resolution through layer1: [N, C, 48, 48] -> [N, 512, 6, 6]. `width`
+    is a factor on all channel counts; 0.5 has a quarter of the arithmetic.
     """
 
     def __init__(self, channels: int = 1, width: float = 1.0) -> None:

@@ -100,11 +100,12 @@ def transfer(
 ) -> tuple[FERNet, list[str]]:
     """Build the wanted network with the weights of a checkpoint.
 
-    The input channels and the pooling are the checkpoint's. A head that only the wanted network
-    has is randomly initialized and its name returned; one that only the checkpoint has is left out.
+    `channels` and `pool` are the checkpoint's. A layer that only the wanted network has is newly
+    initialized and its name returned; one that only the checkpoint has is left out.
 
     Raises:
-        WeightsError: Backbone, width or classes differ, or weights are missing or do not fit.
+        WeightsError: Backbone, width, classes or pooling at landmarks differ, or weights do not
+        fit.
     """
     theirs = checkpoint.architecture
     differ = [

@@ -48,7 +48,7 @@ class Output(NamedTuple):
 
     @property
     def weighted_logits(self) -> Tensor:
-        """[N, C]: importance * logits (SCN, equation 3). Their softmax is the prediction."""
+        """[N, C]: importance * logits (SCN). Their softmax is the prediction."""
         return self.importance * self.logits
 
 
@@ -65,7 +65,7 @@ class FERNet(nn.Module):
         self.backbone = BACKBONES[a.backbone](channels=a.channels, width=a.width)
         features, num_landmarks = self.backbone.out_channels, NUM_LANDMARKS * a.landmarks
         self.classifier = nn.Linear(features, a.classes)
-        self.attention = nn.Linear(features, 1) if a.importance else None
+        self.attention = nn.Linear(features, 1) if a.importance else None  # importance head
         self.landmark_head = nn.Linear(features, 2 * num_landmarks) if a.landmarks else None
         if self.landmark_head is not None:  # the first prediction is the mean face
             nn.init.zeros_(self.landmark_head.weight)

@@ -1,4 +1,4 @@
-"""SCN's three modules, the landmark loss, and their sum, as pure functions.
+"""SCN's three modules, the landmark loss, and the sum of the losses, as pure functions.
 
 Self-Cure Network: Wang et al., "Suppressing Uncertainties for Large-Scale Facial
 Expression Recognition", CVPR 2020, arXiv:2002.10392.
@@ -21,11 +21,12 @@ def weighted_cross_entropy(
     label_smoothing: float = 0.0,
     importance_smoothing: bool = True,
 ) -> Tensor:
-    """Compute SCN's logit-weighted cross-entropy: -mean log softmax(a * W x)[y] (equation 3).
+    """Compute SCN's logit-weighted cross-entropy: -mean log softmax(a * W x)[y].
 
     A small importance flattens the softmax and shrinks the image's gradient. The gradient on the
-    importance raises it while the label is less probable than its target. With smoothed labels it
-    lowers the importance of confident, correct images, unless `importance_smoothing` is False.
+    importance raises it where the label's logit exceeds the mean logit under the prediction, and
+    lowers it otherwise. With smoothed labels it also lowers that of confident, correct images,
+    unless `importance_smoothing` is False.
 
     Args:
         logits: [N, C], unweighted.
@@ -43,7 +44,7 @@ def weighted_cross_entropy(
 
 
 def rank_regularization(importance: Tensor, beta: float, margin_1: float) -> Tensor:
-    """Compute SCN's rank regularization: max(0, margin_1 - (mean high - mean low)) (equation 2).
+    """Compute SCN's rank regularization: max(0, margin_1 - (mean high - mean low)).
 
     The high group is the share `beta` of the batch with the largest importances, [N, 1] or [N].
     The loss keeps the importances from all becoming 1. It is 0 for fewer than 2 images.
@@ -63,7 +64,7 @@ def relabel(
     importance: Tensor | None = None,
     beta: float = 0.0,
 ) -> Tensor:
-    """Relabel (SCN, equation 4): take the prediction where it exceeds the label by `margin_2`.
+    """Relabel (SCN): take the prediction where it exceeds the label by `margin_2`.
 
     With `importance` and `beta` only the low-importance group is relabeled, as in the paper. Its
     authors' code relabels every image.

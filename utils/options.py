@@ -66,7 +66,7 @@ class Options:
     """Dropout probability of the features before the classifier."""
 
     importance: bool = True
-    """SCN's self-attention importance weighting."""
+    """SCN's importance weighting of the logits."""
     importance_smoothing: bool = True
     """Let label smoothing and soft targets have a gradient on the importance, too."""
     rank_weight: NonNegative = 1.0
@@ -124,7 +124,7 @@ class Options:
     degraded: Fraction = 0.0
     """Probability of low resolution, of noise, and of a gamma curve, for use on photographs."""
     jpeg: Fraction = 0.0
-    """Probability of JPEG compression at low quality, for use on photographs."""
+    """Probability of JPEG compression of quality 20 to 100, for use on photographs."""
     mix: Literal["none", "mixup", "cutmix"] = "none"
     """Mix half of the images of a batch with others; not in the last tenth of the epochs."""
 

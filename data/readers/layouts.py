@@ -1,4 +1,4 @@
-"""The layouts of data sets, and the search for one in a folder; layouts are detected by content."""
+"""The layouts of data sets, and the search for one in a folder, by names and first bytes."""
 
 import os
 from collections.abc import Iterator, Sequence
