@@ -1,6 +1,8 @@
 """Common corruptions of images, to measure robustness.
 
 After Hendrycks and Dietterich (2019, arXiv:1903.12261), with other corruptions and one severity.
+They are computed with OpenCV: torchvision's transforms round differently, so that the published
+figures would change.
 """
 
 from collections.abc import Callable
