@@ -50,7 +50,7 @@ def main() -> None:
         sys.exit(launch(__file__, sys.argv[1:], len(devices.usable_gpus(options.gpu_ids))))
     options = replace(options, threads=devices.set_threads(options.threads))
     device = devices.pick_device(options.gpu_ids, context.local_rank)
-    # A resumed run is locked before it is read: the process that it had may still be saving.
+    # A resumed run is locked before last.pth is read: its earlier process may still be saving.
     lock = resumed if resumed and context.is_main else nullcontext()
     with context.initialize(device), devices.report_compile_errors(), lock:
         print(f"device   {devices.describe_device(device, context.world_size)}")

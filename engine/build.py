@@ -100,7 +100,7 @@ def wrap_model(
 
 
 def load_compatible_weights(path: str, dataset: FaceDataset) -> Checkpoint:
-    """Load weights; raise a WeightsError if they have other classes or channels than the data."""
+    """Load weights; raise a WeightsError for other classes, or fewer channels than the data has."""
     checkpoint = load_checkpoint(path)
     if checkpoint.class_names != dataset.class_names:
         raise WeightsError(

@@ -27,8 +27,8 @@ class DistributedContext:
     """The `world_size` processes of a run, of which this is number `rank`.
 
     `python` starts one process, `torchrun` several, and sets RANK, WORLD_SIZE and LOCAL_RANK. All
-    draw the same random numbers, and each works on its shard of every batch. Only the main process
-    writes and prints.
+    draw the same random numbers, except for dropout, and each works on its shard of every batch.
+    Only the main process writes and prints.
     """
 
     def __init__(self) -> None:

@@ -106,8 +106,8 @@ def train_one_epoch(
     """Train on every Training image once; return the mean metrics, or None after a signal.
 
     An interrupted epoch continues after its last finished batch. `model` is `state.network` as it
-    is called: compiled, or distributed. Metrics are summed on the GPU, and in one process only
-    every 50th step waits for it, to check divergence.
+    is called: compiled, or distributed. Metrics are summed on the GPU. With one process, only every
+    50th step waits for it, to check divergence.
     """
     epoch = state.begin_epoch(loader.equal_lengths)
     relabels = options.relabel and epoch >= options.relabel_epoch

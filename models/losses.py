@@ -89,7 +89,7 @@ def relabel(
 
 
 def high_group_size(n: int, beta: float) -> int:
-    """Return the size of the high-importance group of n images; both groups are non-empty."""
+    """Return the size of the high-importance group of n images; both are non-empty if n > 1."""
     # int(0.7 * 90) is 62, because 0.7 * 90 is slightly less than 63.
     return min(max(int(n * beta + 1e-9), 1), max(n - 1, 0))
 
@@ -99,7 +99,7 @@ def landmark_loss(
 ) -> Tensor:
     """Compute the mean absolute error of the landmarks, over the images that have any.
 
-    In normalized coordinates it has the magnitude of the cross-entropy for every image size. It is
+    In normalized coordinates it has the same magnitude for every image size. It is
     divided by the number of images with landmarks, so it does not depend on the detection rate.
 
     Args:

@@ -14,7 +14,7 @@ from utils.errors import OptionError
 from utils.options import Options, min_image_width, with_recipe
 
 T = TypeVar("T")
-# Options that may differ when a run is resumed: they do not change the training.
+# Options that may differ when a run is resumed: they change where it runs, not what it trains.
 FREE_ON_RESUME = {"resume", "out", "data", "ferplus", "gpu_ids", "threads", "compile", "final_test"}
 # Names of earlier versions and of other projects, and what replaces them.
 RENAMED = {
@@ -103,7 +103,7 @@ def validate_options(options: Options) -> Options:
     """Return the options as they are used.
 
     Rank regularization and the low-importance group need importances, pooling at landmarks needs
-    landmarks, and relabeling needs labels: they are off where these are.
+    landmarks, and relabeling needs labels: each is off without what it needs.
 
     Raises:
         OptionError: A value is out of range, or options contradict each other.

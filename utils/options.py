@@ -57,7 +57,8 @@ class Options:
     channels: Literal[1, 3] = 1
     """1 reads images as grayscale, 3 as RGB."""
     class_names: tuple[str, ...] = ()
-    """The classes of your own data set, in the order of the labels. Default: FER2013's seven."""
+    """The classes of your own data set, in the order of the labels. Default: the folders' names, or
+    FER2013's seven."""
     ferplus: str = ""
     """FER+'s fer2013new.csv: train and test on its labels (eight classes) instead of FER2013's."""
     ferplus_target: Literal["majority", "distribution"] = "majority"
