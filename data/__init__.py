@@ -1,1 +1,1 @@
-"""Readers of FER2013 in every layout, landmarks, augmentation, and the synthetic sample."""
+"""Data sets: readers, landmarks, augmentation, loading. Nothing here depends on the models."""

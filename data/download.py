@@ -1,12 +1,11 @@
-"""FER2013 from Kaggle, where the network allows it; never an error, and never a long wait."""
-
-from __future__ import annotations
+"""Download of FER2013 from Kaggle, if the network permits it within seconds."""
 
 import os
 import sys
 import threading
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 KAGGLE_SET = "msambare/fer2013"
@@ -15,50 +14,40 @@ PROBE_SECONDS = 3
 
 
 def download() -> Path | None:
-    """Return the folder of the public Kaggle data set, or None where it cannot be had.
+    """Return the folder of Kaggle's public copy of FER2013, or None if it is not available.
 
-    An earlier download is taken as it is. `FER_OFFLINE=1` in the environment skips it all.
+    A complete earlier download is used as it is. `FER_OFFLINE=1` in the environment disables both.
     """
     if os.environ.get("FER_OFFLINE", "0") not in ("", "0"):
         return None
-    if earlier := _earlier_download():
-        return earlier
-    if not _reachable():  # kagglehub itself would try for long
+    cache = os.environ.get("KAGGLEHUB_CACHE") or os.path.expanduser("~/.cache/kagglehub")
+    folder = Path(cache, "datasets", KAGGLE_SET)
+    complete = [int(mark.stem) for mark in folder.glob("*.complete") if mark.stem.isdigit()]
+    newest = folder / "versions" / str(max(complete, default=0))
+    if newest.is_dir():
+        return newest
+    if not _is_reachable():  # kagglehub itself would wait long
         return None
     try:
-        import kagglehub  # noqa: PLC0415  (only a download needs it)
+        import kagglehub  # noqa: PLC0415  (only needed for a download)
 
-        print(f"downloading FER2013 ({KAGGLE_SET}, 60 MB) from Kaggle", file=sys.stderr)
+        print(f"Downloading FER2013 ({KAGGLE_SET}, 60 MB) from Kaggle", file=sys.stderr)
         return Path(kagglehub.dataset_download(KAGGLE_SET))
-    except Exception as error:  # whatever it is, the user can do without
-        print(f"warning: no download from Kaggle: {error}", file=sys.stderr)
+    except Exception as error:  # the synthetic data set is used instead
+        print(f"warning: the download from Kaggle failed: {error}", file=sys.stderr)
         return None
 
 
-def _earlier_download() -> Path | None:
-    """Return the newest version that kagglehub has marked as complete."""
-    cache = os.environ.get("KAGGLEHUB_CACHE") or os.path.expanduser("~/.cache/kagglehub")
-    folder = Path(cache) / "datasets" / KAGGLE_SET
-    versions = [int(mark.stem) for mark in folder.glob("*.complete") if mark.stem.isdigit()]
-    newest = folder / "versions" / str(max(versions, default=0))
-    return newest if newest.is_dir() else None
+def _is_reachable() -> bool:
+    has_answered = threading.Event()
 
+    def request() -> None:
+        head = urllib.request.Request(KAGGLE_URL, method="HEAD")
+        with suppress(Exception):  # no network, no name server, or a proxy that refuses
+            with suppress(urllib.error.HTTPError):  # Kaggle rejects HEAD, but it has answered
+                urllib.request.urlopen(head, timeout=PROBE_SECONDS).close()
+            has_answered.set()
 
-def _reachable() -> bool:
-    answered = threading.Event()
-
-    def ask() -> None:
-        request = urllib.request.Request(KAGGLE_URL, method="HEAD")
-        try:
-            urllib.request.urlopen(request, timeout=PROBE_SECONDS).close()
-            answered.set()
-        except urllib.error.HTTPError:  # it refuses a program's HEAD, but it is there
-            answered.set()
-        except Exception:  # no network, no name server, a proxy that says no
-            return
-
-    # A name server's silence is under no timeout, so a thread that may be left behind asks.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(PROBE_SECONDS)
-    return answered.is_set()
+    # urlopen's timeout does not cover name resolution, so a thread waits for it.
+    threading.Thread(target=request, daemon=True).start()
+    return has_answered.wait(PROBE_SECONDS)

@@ -1,11 +1,9 @@
-"""FER+: FER2013's faces as ten taggers saw them, instead of its own labels.
+"""FER+: the labels of ten annotators for the images of FER2013, instead of its own labels.
 
-Barsoum et al., "Training Deep Networks for Facial Expression Recognition with
-Crowd-Sourced Label Distribution", ICMI 2016, arXiv:1608.01041. The votes are in
-fer2013new.csv (github.com/microsoft/FERPlus), a row for each row of fer2013.csv.
+Barsoum et al., "Training Deep Networks for Facial Expression Recognition with Crowd-Sourced Label
+Distribution", ICMI 2016, arXiv:1608.01041. The votes are in fer2013new.csv
+(github.com/microsoft/FERPlus), one row for each row of fer2013.csv.
 """
-
-from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,97 +11,75 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from data.faces import EMOTIONS, UNKNOWN, USAGES, Faces
+from data.dataset import EMOTIONS, UNLABELED, FaceDataset
 from utils.errors import DataError
 
-CLASSES = (*EMOTIONS, "contempt")  # FER2013's order, and FER+'s eighth
-# The file's columns in that order, then the two that are no expression.
+CLASSES = (*EMOTIONS, "contempt")
+# The columns of the file in the order of CLASSES, and the two that are not an expression.
 COLUMNS = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral", "contempt")
 OTHERS = ("unknown", "NF")
-URL = "https://github.com/microsoft/FERPlus"
-# The majority is FER2013's own label in 68 % of the faces, and in 18 % where they are in another
-# order. A few faces could differ by chance.
-LEAST_AGREEMENT, ENOUGH = 0.4, 100
+# The majority equals FER2013's label in 68 % of the images, and in 18 % if the order is wrong.
+MIN_AGREEMENT = 0.4
+MIN_COMPARED = 100  # images; fewer could differ by chance
 
 
-def to_name(class_names: tuple[str, ...], votes: bool) -> tuple[str, ...]:
-    """Return the classes to name when faces are read for what knows these: none of FER2013's own.
-
-    They come by themselves, and with the `votes`, if it learnt from those, the eighth.
-    """
-    return () if votes or class_names == EMOTIONS else class_names
+def explicit_class_names(class_names: tuple[str, ...], has_votes: bool) -> tuple[str, ...]:
+    """Return the names for `load_dataset` of a network's classes, if not FER2013's or FER+'s."""
+    return () if has_votes or class_names == EMOTIONS else class_names
 
 
-def with_votes(faces: Faces, path: str | Path) -> Faces:
-    """Return the faces with FER+'s votes, and its majority as their labels.
+def with_ferplus_labels(dataset: FaceDataset, path: str | Path) -> FaceDataset:
+    """Return the data set with FER+'s votes, and their majority as labels.
 
-    As in the paper a class that a single tagger named is taken for a slip and
-    dropped. A face has the label that more than half of the other votes name; where
-    there is none (a tie, say), or where it is "unknown" or "not a face", it has none.
+    As in the paper, a class with a single vote is dropped as an outlier, and the label is the class
+    with more than half of the other votes. An image without such a class, or whose majority is
+    "unknown" or "not a face", is UNLABELED.
 
     Args:
-        faces: of fer2013.csv, in its order.
-        path: fer2013new.csv.
-
-    Returns:
-        The faces, of eight classes, their `votes` int [N, 10] in the order of CLASSES and OTHERS.
-
-    Raises:
-        DataError: the file cannot be read, or belongs to other faces.
+        dataset: FER2013 from fer2013.csv, in its order.
+        path: fer2013new.csv. A DataError if it cannot be read, or belongs to other images.
     """
-    votes = _read(Path(path), faces)
+    votes = _read(Path(path), dataset)
     counted = np.where(votes > 1, votes, 0)
-    best = counted.argmax(1)
-    decided = (2 * counted.max(1) > counted.sum(1)) & (best < len(CLASSES))
-    both = decided & (faces.labels != UNKNOWN)
-    agreement = (best == faces.labels)[both].mean() if both.sum() >= ENOUGH else 1.0
-    if agreement < LEAST_AGREEMENT:
-        raise DataError(
-            f"{path} agrees with the labels of {faces.source} in {100 * agreement:.0f} % of the "
-            "faces, so these are in another order: FER+ belongs to fer2013.csv itself, not to its "
-            "faces in folders or lists"
-        )
-    return replace(
-        faces,
-        labels=np.where(decided, best, UNKNOWN),
-        class_names=CLASSES,
-        votes=votes,
-        source=f"{faces.source}, with FER+ labels",
-    )
+    majority = counted.argmax(1)
+    is_clear = (2 * counted.max(1) > counted.sum(1)) & (majority < len(CLASSES))
+    compared = is_clear & (dataset.labels != UNLABELED)
+    agreement = np.mean((majority == dataset.labels)[compared]) if compared.any() else 1.0
+    if agreement < MIN_AGREEMENT and compared.sum() >= MIN_COMPARED:
+        fault = f"agrees with {dataset.source} in {100 * agreement:.0f} % of the labels only"
+        remedy = "the images are in another order, so give fer2013.csv, not folders or lists"
+        raise DataError(f"{path} {fault}; {remedy}")
+    labels, source = np.where(is_clear, majority, UNLABELED), f"{dataset.source}, with FER+ labels"
+    return replace(dataset, labels=labels, class_names=CLASSES, votes=votes, source=source)
 
 
-def distributions(votes: np.ndarray) -> np.ndarray:
-    """Return the shares of the eight classes in votes [N, 10] without single ones: float32 [N, 8].
+def vote_distributions(votes: np.ndarray) -> np.ndarray:
+    """Return the class probabilities [N, 8] of votes [N, 10], without single votes.
 
-    They are 0 for a face for whom no class has two votes; it has no label either.
+    A row is 0 if no class has two votes. Such an image has no label either.
     """
-    shares = votes[:, : len(CLASSES)].astype(np.float32)
-    shares[shares < 2] = 0
-    return shares / np.maximum(shares.sum(1, keepdims=True), 1)
+    counted = votes[:, : len(CLASSES)].astype(np.float32)
+    counted[counted < 2] = 0
+    return counted / np.maximum(counted.sum(1, keepdims=True), 1)
 
 
-def _read(path: Path, faces: Faces) -> np.ndarray:
+def _read(path: Path, dataset: FaceDataset) -> np.ndarray:
     try:
         table = pd.read_csv(path)
-        if lacking := {"Usage", *COLUMNS, *OTHERS} - set(table.columns):
-            raise ValueError(f"it lacks the columns {', '.join(sorted(lacking))}")
+        if missing := {"Usage", *COLUMNS, *OTHERS} - set(table.columns):
+            raise ValueError(f"missing columns: {', '.join(sorted(missing))}")
         votes = table[[*COLUMNS, *OTHERS]].to_numpy()
-        usage = table["Usage"].to_numpy(str)
+        split = table["Usage"].to_numpy(str)
         if not np.issubdtype(votes.dtype, np.integer) or (votes < 0).any():
-            raise ValueError("a number of votes is no whole number")
+            raise ValueError("a number of votes is not a whole number")
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path} cannot be read as FER+'s votes ({error}); fetch fer2013new.csv from {URL}"
-        ) from error
-    if len(votes) != len(faces):
-        raise DataError(
-            f"{path} has votes for {len(votes):,} faces, and {faces.source} has {len(faces):,}; "
-            "FER+ belongs to the whole fer2013.csv, whose rows are in its order"
-        )
-    if (differ := np.flatnonzero(usage != faces.usage)).size:
-        i = differ[0]
-        raise DataError(
-            f"{path}: its face {i} is {usage[i]}, and that of {faces.source} is {faces.usage[i]}; "
-            f"FER+ belongs to fer2013.csv with its own order and usages ({', '.join(USAGES)})"
-        )
+        remedy = "download fer2013new.csv from https://github.com/microsoft/FERPlus"
+        raise DataError(f"{path} cannot be read as FER+ votes ({error}); {remedy}") from error
+    if len(votes) != len(dataset):
+        fault = f"has votes for {len(votes):,} images, but {dataset.source} has {len(dataset):,}"
+        raise DataError(f"{path} {fault}; FER+ needs the complete fer2013.csv")
+    if (differing := np.flatnonzero(split != dataset.split)).size:
+        row = differing[0]
+        fault = f"Usage is {split[row]}, but {dataset.source} has {dataset.split[row]}"
+        raise DataError(f"{path}, row {row + 2}: {fault}; FER+ needs fer2013.csv in its own order")
     return votes.astype(np.int64)

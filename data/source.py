@@ -1,6 +1,4 @@
-"""Where the faces come from: the user's data, the data folder, a download, or the sample."""
-
-from __future__ import annotations
+"""The data set of a run: the user's, the one under data/, a download, or the synthetic one."""
 
 import hashlib
 import os
@@ -12,156 +10,144 @@ from pathlib import Path
 import numpy as np
 
 from data.cache import CACHE_DIR, Arrays, cached
-from data.download import KAGGLE_SET, KAGGLE_URL, download
-from data.faces import EMOTIONS, UNKNOWN, Faces, as_promised, broken_promises
-from data.folders import usage_of_split
-from data.layouts import LAYOUTS, Layout, locate, nothing_found
+from data.dataset import EMOTIONS, UNLABELED, FaceDataset, validate, validation_errors
+from data.download import KAGGLE_URL, download
+from data.readers.folders import split_of_name
+from data.readers.layouts import LAYOUTS, Layout, locate, unknown_layout_error
 from utils.errors import DataError
 
 DATA_DIR = Path(__file__).resolve().parent
-FORMAT = 5  # of the cache: one more whenever the same files would give other faces
-HELD_OUT = 10  # every tenth Training face, where a set brings no PublicTest
-HELD_OUT_NOTE = "every tenth Training face held out as PublicTest, for it brings none"
+FORMAT = 6  # of the cache: increased whenever the same files would give another FaceDataset
+HELD_OUT = 10  # every tenth Training image, where a data set has no PublicTest
+HELD_OUT_NOTE = "every tenth Training image is held out as PublicTest, because there is none"
+
+
+@dataclass(frozen=True)
+class SyntheticLayout:
+    """The synthetic data set as a layout: its images depend on the code that renders them."""
+
+    root: Path = DATA_DIR / "synthetic"
+
+    def files(self) -> list[Path]:
+        """Return all files that the images depend on."""
+        return sorted(self.root.glob("*.py"))
+
+    def read(self, width: int, channels: int, class_names: Sequence[str]) -> FaceDataset:
+        """Render the images as width x width pixels, grayscale whatever the channels."""
+        from data.synthetic.generate import synthetic_dataset  # noqa: PLC0415  (rarely needed)
+
+        if class_names and class_names != EMOTIONS:
+            fault = f"the synthetic data set has the classes {' '.join(EMOTIONS)}"
+            raise DataError(f"{fault}; leave out --class_names, or give other --data")
+        return synthetic_dataset().resized(width)
 
 
 @dataclass(frozen=True)
 class Source:
-    """Which data set was taken.
+    """A data set that was located but not read."""
 
-    Attributes:
-        path: its file or folder; None for the sample.
-        line: what was taken and why, for a person to read.
-    """
-
-    path: Path | None
-    line: str
+    layout: Layout  # which reads it
+    data: str  # value of --data that selects it again: its path, or "sample"
+    description: str  # which data set was chosen, and why
 
     @property
-    def is_sample(self) -> bool:
-        return self.path is None
+    def is_synthetic(self) -> bool:
+        """Whether it is the synthetic data set."""
+        return isinstance(self.layout, SyntheticLayout)
 
     @property
     def name(self) -> str:
-        """A short name, for a figure's title."""
-        return "synthetic sample" if self.is_sample else self.path.name
+        """A short name, for the title of a figure."""
+        return "synthetic data set" if self.is_synthetic else Path(self.data).name
 
 
-@dataclass(frozen=True)
-class Sample:
-    """The built-in sample, as one more layout: its faces depend on the code that draws them."""
-
-    root: Path = Path(__file__).resolve().with_name("sample.py")
-
-    def files(self) -> list[Path]:
-        """Return every file that draws: what a face is, what is painted of it, and on what."""
-        return [self.root.with_name(name) for name in ("sample.py", "portrait.py", "canvas.py")]
-
-    def read(self, width: int, channels: int, class_names: Sequence[str]) -> Faces:
-        """Draw the faces as width x width pixels, grey whatever the channels."""
-        from data.sample import synthetic_faces  # noqa: PLC0415  (real faces do without it)
-
-        if class_names and class_names != EMOTIONS:
-            raise DataError(
-                f"the synthetic sample has the classes {' '.join(EMOTIONS)}; "
-                "leave out --class_names, or name a data set with --data"
-            )
-        return synthetic_faces().resized(width)
-
-
-def find_source(data: str | None = None) -> Source:
-    """Decide which data set to take, without reading it.
+def find_source(data: str = "") -> Source:
+    """Locate a data set without reading it, or raise a DataError.
 
     Args:
-        data: the user's file or folder, or "sample"; where there is none, what
-            stands in `data/` is taken, else a download of FER2013, else the sample.
-
-    Raises:
-        DataError: `data` does not exist, or is of no known layout.
+        data: A file or folder, or "sample". If empty: what lies under data/, else a download of
+            FER2013, else the synthetic data set.
     """
     if data == "sample":
-        return Source(None, "the synthetic sample: faces drawn in code, as asked")
+        return Source(SyntheticLayout(), "sample", "the synthetic data set, as given by --data")
     if data:
         path = Path(data).expanduser()
         with _readable(path):
             if not path.exists():
-                raise DataError(f"--data {path}: no such file or folder; it may be {LAYOUTS}")
-            if locate(path) is None:
-                raise nothing_found(path)
-        return Source(path, f"{path}, as asked")
+                raise DataError(f"--data {path}: no such file or folder; give {LAYOUTS}")
+            layout = locate(path)
+            if layout is None:
+                raise unknown_layout_error(path)
+        return Source(layout, str(path), f"{path}, as given by --data")
     with _readable(DATA_DIR):
         if layout := locate(DATA_DIR):
-            return Source(layout.root, f"{layout.root}, in the data folder")
+            return Source(layout, str(layout.root), f"{layout.root}, found under data/")
     if folder := download():
         with _readable(folder):
-            if locate(folder):
-                line = f"FER2013 from Kaggle ({KAGGLE_SET}), in {folder}"
-                return Source(folder, line)
-    return Source(
-        None,
-        "the synthetic sample: faces drawn in code, which only shows that everything runs, for "
-        f"{DATA_DIR} holds no data set and none could be downloaded. For FER2013, put "
-        f"fer2013.csv or the unpacked {KAGGLE_URL} there, or name it with --data",
+            if layout := locate(folder):
+                return Source(layout, str(folder), f"FER2013 from Kaggle, in {folder}")
+    description = (
+        "the synthetic data set, which only shows that everything runs. There is no data set in "
+        f"{DATA_DIR}, and none could be downloaded. For FER2013, put fer2013.csv or the unpacked "
+        f"{KAGGLE_URL} there, or give its path with --data"
     )
+    return Source(SyntheticLayout(), "sample", description)
 
 
-def load_faces(
+def load_dataset(
     source: Source,
     width: int = 48,
     channels: int = 1,
     class_names: Sequence[str] = (),
     cache: Path = CACHE_DIR,
-) -> Faces:
-    """Read a data set, or take it from the cache, where it goes by its content.
+) -> FaceDataset:
+    """Read a data set, or load it from the cache, whose key is the content of its files.
 
-    Args:
-        width: of the faces that are returned, in pixels.
-        channels: 1 for grey, 3 for RGB (a CSV's faces are grey in any case).
-        class_names: the classes in the order of the labels, and of the numbers in a CSV, a list or
-            the names of folders; the data set's own where empty.
-
-    Returns:
-        Faces of uint8 [N, width, width] or [N, width, width, 3], with a PublicTest
-        (see `hold_out`), and with landmarks where the layout brings them.
-
-    Raises:
-        DataError: the data set cannot be used; the file and the place are named.
+    Images are width x width, grayscale for 1 channel (always for a CSV), RGB for 3. The labels are
+    in the order of `class_names`, or if empty in the data set's own. It has a PublicTest split (see
+    `hold_out`), and landmarks if the layout has any. A DataError names the file and the row.
     """
-    class_names = tuple(class_names)
-    with _readable(source.path):
-        layout = locate(source.path) if source.path else Sample()
-        if layout is None:
-            raise nothing_found(source.path)
-        arrays = cached(
-            "faces",
-            _key(layout, (FORMAT, width, channels, class_names, *_told_by_name(layout))),
-            lambda: _arrays(as_promised(layout.read(width, channels, class_names), width)),
-            cache,
-            lambda arrays: _fits(arrays, width),
-        )
-    return hold_out(replace(_faces(arrays), source=str(source.path or "the synthetic sample")))
+    class_names, layout = tuple(class_names), source.layout
+    # The name of the root folder may mean a split, such as test/.
+    split = split_of_name(layout.root.name) if layout.root.is_dir() else None
+    options = (FORMAT, width, channels, class_names, *([split] if split else []))
+
+    def read() -> Arrays:
+        dataset = validate(layout.read(width, channels, class_names), width)
+        names = ("images", "labels", "split", "landmarks")
+        arrays = {name: getattr(dataset, name) for name in names}
+        arrays["class_names"] = np.array(dataset.class_names)
+        return {name: array for name, array in arrays.items() if array is not None}
+
+    def is_valid(arrays: Arrays) -> bool:
+        has_names = arrays.keys() - {"landmarks"} == {"images", "labels", "split", "class_names"}
+        return has_names and not validation_errors(_from_arrays(arrays), width)
+
+    with _readable(layout.root):
+        arrays = cached("dataset", _key(layout, options), read, cache, is_valid)
+    origin = "the synthetic data set" if source.is_synthetic else source.data
+    return hold_out(replace(_from_arrays(arrays), source=origin))
 
 
-def hold_out(faces: Faces) -> Faces:
-    """Make every tenth Training face of each class PublicTest where no labelled one is.
+def hold_out(dataset: FaceDataset) -> FaceDataset:
+    """Move every tenth Training image of each class to PublicTest if that has no labeled image.
 
-    The epoch can then be chosen without a look at the test faces. A class of
-    two to nine faces gives one, a single face stays.
+    Of a class with two to nine images one is moved, of a class with a single image none.
     """
-    labelled = faces.labels != UNKNOWN
-    training = labelled & (faces.usage == "Training")
-    if not training.any() or (labelled & (faces.usage == "PublicTest")).any():
-        return faces
-    usage = faces.usage.copy()
-    for label in range(len(faces.class_names)):
-        which = np.flatnonzero(training & (faces.labels == label))
-        usage[which[HELD_OUT - 1 :: HELD_OUT] if len(which) >= HELD_OUT else which[1:][-1:]] = (
-            "PublicTest"
-        )
-    return replace(faces, usage=usage, source=f"{faces.source} ({HELD_OUT_NOTE})")
+    labeled = dataset.labels != UNLABELED
+    training = labeled & (dataset.split == "Training")
+    if not training.any() or (labeled & (dataset.split == "PublicTest")).any():
+        return dataset
+    split = dataset.split.copy()
+    for label in range(len(dataset.class_names)):
+        rows = np.flatnonzero(training & (dataset.labels == label))
+        moved = rows[HELD_OUT - 1 :: HELD_OUT] if len(rows) >= HELD_OUT else rows[1:][-1:]
+        split[moved] = "PublicTest"
+    return replace(dataset, split=split, source=f"{dataset.source} ({HELD_OUT_NOTE})")
 
 
 def _key(layout: Layout, options: tuple) -> str:
-    """Return a name for the content of all files, their places within the set, and the options."""
+    """Return a digest of all files, their paths within the data set, and the options."""
     digest = hashlib.sha256(repr(options).encode())  # four times as fast as BLAKE2 on most CPUs
     root = layout.root if layout.root.is_dir() else layout.root.parent
     for path in layout.files():
@@ -172,36 +158,15 @@ def _key(layout: Layout, options: tuple) -> str:
     return digest.hexdigest()[:32]
 
 
-def _told_by_name(layout: Layout) -> tuple[str, ...]:
-    """Return the usage of faces that stand in a folder such as test/, without others beside it."""
-    usage = usage_of_split(layout.root.name) if layout.root.is_dir() else None
-    return (usage,) if usage else ()
-
-
-def _arrays(faces: Faces) -> Arrays:
-    arrays = {"images": faces.images, "labels": faces.labels, "usage": faces.usage}
-    arrays["class_names"] = np.array(faces.class_names)
-    return arrays if faces.landmarks is None else {**arrays, "landmarks": faces.landmarks}
-
-
-def _faces(arrays: Arrays) -> Faces:
-    names = tuple(map(str, arrays["class_names"]))
-    return Faces(**{**arrays, "class_names": names})
-
-
-def _fits(arrays: Arrays, width: int) -> bool:
-    """Return whether a cache holds what `_arrays` makes."""
-    named = arrays.keys() - {"landmarks"} == {"images", "labels", "usage", "class_names"}
-    return named and not broken_promises(_faces(arrays), width)
+def _from_arrays(arrays: Arrays) -> FaceDataset:
+    return FaceDataset(**{**arrays, "class_names": tuple(map(str, arrays["class_names"]))})
 
 
 @contextmanager
-def _readable(path: Path | None) -> Iterator[None]:
-    """Turn what the system refuses into a DataError that names the file."""
+def _readable(path: Path) -> Iterator[None]:
+    """Turn an OSError into a DataError that names the file."""
     try:
         yield
     except OSError as error:
-        raise DataError(
-            f"{error.filename or path} cannot be read ({error.strerror or error}); "
-            "check the path and its permissions"
-        ) from error
+        fault = f"{error.filename or path} cannot be read ({error.strerror or error})"
+        raise DataError(f"{fault}; check the path and its permissions") from error

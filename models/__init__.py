@@ -1,1 +1,1 @@
-"""Trunks, the two-headed network, the SCN losses, and checkpoints."""
+"""The network: backbones, heads, losses, checkpoints. Nothing here knows a data set."""

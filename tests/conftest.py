@@ -1,6 +1,7 @@
-"""Every test, and every script that a test starts, keeps its cache apart and stays off the network.
+"""Fixtures of all tests. Tests, and the scripts that they start, have a cache of their own and no
+network.
 
-Set before anything of the project is imported, because data.cache reads it then.
+The environment is set before the project is imported, because data.cache reads it then.
 """
 
 import atexit
@@ -22,8 +23,8 @@ atexit.register(shutil.rmtree, _cache, ignore_errors=True)
 os.environ["FER_CACHE"] = _cache
 os.environ["FER_OFFLINE"] = "1"
 
-# A shell that starts the tests in the background (`bash tests/run.sh &`) has them, and all that
-# they start, ignore Ctrl-C, which some of them send.
+# A shell that starts the tests in the background makes them, and the processes that they start,
+# ignore Ctrl-C, which some tests send.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples in every run; `pytest --hypothesis-profile=long` draws many new ones.
@@ -34,12 +35,14 @@ settings.load_profile("short")
 
 @pytest.fixture(scope="session")
 def astronaut():
+    """A photograph of one face, uint8 [512, 512, 3] in RGB."""
     return photographs.astronaut()
 
 
 @pytest.fixture(scope="session")
 def hopper():
-    from data.folders import read_image  # noqa: PLC0415  (of the project, see above)
+    """A photograph of one face in RGB."""
+    from data.readers.images import read_image  # noqa: PLC0415  (after the environment is set)
 
     path = cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
     return read_image(Path(path), 3)
@@ -47,15 +50,15 @@ def hopper():
 
 @pytest.fixture(scope="session")
 def both(astronaut, hopper):
-    """The two side by side."""
+    """Both photographs in one image, the astronaut on the left."""
     scale = 512 / hopper.shape[0]
     resized = cv2.resize(hopper, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     return np.hstack([astronaut, resized[:512]])
 
 
 @pytest.fixture
-def echo(monkeypatch):
-    """Let FacePredictor have a network that reads happy faces and echoes their corners."""
-    from photos import Echo  # noqa: PLC0415
+def constant_runtime(monkeypatch):
+    """Give FacePredictor a network that predicts happy, and landmarks at the corners of a crop."""
+    from photos import ConstantRuntime  # noqa: PLC0415
 
-    monkeypatch.setattr("predictor.load_runtime", lambda *args: Echo())
+    monkeypatch.setattr("inference.predictor.load_runtime", lambda *args: ConstantRuntime())

@@ -1,4 +1,4 @@
-"""What the tests of predict.py share: real photographs, a network that echoes, and calls of it."""
+"""Helpers of the tests of inference: a constant network, and calls of predict.py."""
 
 import csv
 import sys
@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 import predict
-from data.faces import EMOTIONS
-from models.predictions import Predictions
+from data.dataset import EMOTIONS
+from utils.predictions import Predictions
 
 
 def save(path, image, **options):
@@ -18,7 +18,7 @@ def save(path, image, **options):
 
 
 def run(*argv):
-    """Call predict.py's main in this process; return the exit status."""
+    """Call predict.py's main in this process, and return the exit status."""
     with pytest.MonkeyPatch.context() as context:
         context.setattr(sys, "argv", ["predict.py", *map(str, argv)])
         try:
@@ -33,8 +33,8 @@ def table(folder):
         return list(csv.DictReader(file))
 
 
-class Echo:
-    """A network whose landmarks are the corners and the centre of the face it is given."""
+class ConstantRuntime:
+    """Predicts happy, and three landmarks: two corners and the center of the crop."""
 
     class_names, image_width, channels = EMOTIONS, 48, 1
 

@@ -1,4 +1,4 @@
-"""The benchmarks run and name what they measure; how fast it is, is no test's business."""
+"""The benchmarks run, and print a row for everything that they measure."""
 
 import re
 import subprocess
@@ -10,62 +10,62 @@ import cv2
 import numpy as np
 from kills import write_csv
 
-from benchmarks.inference import untrained
-from benchmarks.throughput import JpegFaces
-from data.sample import synthetic_faces
-from utils.frame import to_pixels
+from data.synthetic.generate import synthetic_dataset
+from tools.benchmarks.baseline import JpegDataset
+from tools.benchmarks.inference import write_untrained
+from utils.coordinates import to_pixels
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def run(module, *argv):
-    command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, argv)]
+    command = [sys.executable, "-m", f"tools.benchmarks.{module}", *map(str, argv)]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
 
-def test_throughput_names_every_way():
+def test_throughput_prints_all_rows():
     output = run(
         *("throughput", "--width", 0.1, "--batch_size", 7, "--steps", 2, "--rounds", 1),
-        *("--workers", 0, "--gpu_ids", "-1", "--sizes", 32, 32, 48),
+        *("--workers", 0, "--gpu_ids", "-1", "--image_width", 32, 32, 48),
     )
     lines = {line[:40].strip(): line.split()[-1] for line in output.splitlines() if line}
-    for way in ("bare loop", "this trainer", "this trainer, --sizes 32 32 48"):
-        assert float(lines[way]) > 0
-    assert float(lines["plain way"]) == 1.0
+    for name in ("bare loop", "trainer", "trainer, --image_width 32 32 48"):
+        assert float(lines[name]) > 0
+    assert float(lines["DataLoader baseline"]) == 1.0
     assert "peak memory" in output
 
 
-def test_the_plain_way_s_landmarks_move_with_its_pixels(tmp_path):
-    faces = synthetic_faces(training=1, public=0, private=0)
+def test_the_baseline_transforms_pixels_and_landmarks_alike(tmp_path):
+    dataset = synthetic_dataset(training=1, public=0, private=0)
     spot = cv2.circle(np.zeros((48, 48), np.uint8), (30, 20), 3, 255, -1)
-    cv2.imwrite(str(tmp_path / "0.jpg"), spot)
-    points = np.full((len(faces), 68, 2), (30, 20), np.float32)
-    plain = JpegFaces(tmp_path, replace(faces, landmarks=points))
+    points = np.full((len(dataset), 68, 2), (30, 20), np.float32)
+    images = np.stack([spot] * len(dataset))
+    baseline = JpegDataset(tmp_path, replace(dataset, images=images, landmarks=points))
     y, x = np.indices((48, 48))
     for _ in range(20):
-        pixels, _, landmarks = plain[0]
-        light = np.maximum(pixels[0].numpy() - 30, 0)
-        middle = [(axis * light).sum() / light.sum() for axis in (x, y)]
-        np.testing.assert_allclose(to_pixels(landmarks, 48)[5], middle, atol=0.3)
+        pixels, _, landmarks = baseline[0]
+        bright = np.maximum(pixels[0].numpy() - 30, 0)
+        center = [(axis * bright).sum() / bright.sum() for axis in (x, y)]
+        np.testing.assert_allclose(to_pixels(landmarks, 48)[5], center, atol=0.3)
 
 
-def test_the_full_network_has_the_known_number_of_operations():
+def test_the_number_of_operations_of_the_full_network():
     output = run(
         *("throughput", "--batch_size", 2, "--steps", 1, "--rounds", 1, "--image_width", 32),
         *("--workers", 0, "--gpu_ids", "-1"),
     )
-    # 7.48 at 48 pixels; all but the heads and the input's gradient goes with the area.
-    assert "3.32 GFLOP a face" in output
-    assert "--sizes" not in output
+    # 7.48 at 48 pixels: proportional to the area, except for the heads and the first layer.
+    assert "3.32 GFLOP per image" in output
+    assert "--image_width" not in output
 
 
-def test_inference_names_every_runtime():
+def test_inference_prints_all_runtimes():
     argv = ("--width", 0.1, "--seconds", 0.02, "--rounds", 1, "--batch_sizes", 1, 3)
     argv += ("--video_seconds", 0.2)
     output = run("inference", *argv)
-    for name in ("PyTorch", "ONNX, 32 bits", "ONNX, 8 bits"):
+    for name in ("PyTorch", "ONNX, float32", "ONNX, int8"):
         rates, *videos = (line for line in output.splitlines() if line.startswith(name))
         assert rates.count(" x ") == 2
         if name != "PyTorch":
@@ -75,22 +75,22 @@ def test_inference_names_every_runtime():
     assert re.search(r"detection: \d+ frames/s", output)
 
 
-def test_margins_are_compared_on_the_same_faces(tmp_path):
-    write_csv(synthetic_faces(training=1, public=2, private=1), tmp_path / "faces.csv")
-    untrained(0.1, tmp_path / "w.pth")
-    argv = ("--data", tmp_path / "faces.csv", "--model_path", tmp_path / "w.pth")
+def test_margins_are_compared_on_the_same_images(tmp_path):
+    write_csv(synthetic_dataset(training=1, public=2, private=1), tmp_path / "images.csv")
+    write_untrained(0.1, tmp_path / "w.pth")
+    argv = ("--data", tmp_path / "images.csv", "--model_path", tmp_path / "w.pth")
     output = run("margin", *argv, "--margins", 1, 1.2)
-    found, faces = map(int, re.search(r"dlib finds (\d+) of (\d+) PublicTest", output).groups())
-    assert 0 < found <= faces == 14
-    for name in ("as FER2013 cuts them", "1 times the box", "1.2 times the box *"):
+    found, total = map(int, re.search(r"dlib detects (\d+) of (\d+) PublicTest", output).groups())
+    assert 0 < found <= total == 14
+    for name in ("FER2013's crop", "1 times the box", "1.2 times the box *"):
         (line,) = (line for line in output.splitlines() if line.startswith(name))
         share = float(line[len(name) :].split()[0]) / 100
-        assert abs(share * found - round(share * found)) < 0.01  # of these very faces
+        assert abs(share * found - round(share * found)) < 0.01  # of these images
 
 
-def test_data_names_every_step():
-    output = run("data", "--faces", 50, "--factors", 1, 3, "--landmark_faces", 7, "--rounds", 1)
-    rows = [line for line in output.splitlines() if line.startswith(("first", "read", "an epoch"))]
+def test_data_prints_all_steps():
+    output = run("data", "--images", 50, "--factors", 1, 3, "--landmark_images", 7, "--rounds", 1)
+    rows = [line for line in output.splitlines() if line.startswith(("CSV", "batches"))]
     assert len(rows) == 10
     assert {line.split()[-4] for line in rows} == {"50", "150"}
-    assert "x one process's rate" in output
+    assert "times the rate of one process" in output

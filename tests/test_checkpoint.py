@@ -1,19 +1,21 @@
-"""Weight files: whole or not at all, and safe to open."""
+"""Checkpoints: complete or absent, and safe to load."""
 
 import os
 import pickle
-from dataclasses import replace
+from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 import torch
 
+from data.dataset import FaceDataset
+from engine.build import build_network
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, transfer
-from models.ema import EMA
-from models.network import Architecture, FERNet
-from models.start import build_network
+from models.fernet import Architecture, FERNet
 from utils.errors import RunError, WeightsError
 from utils.files import atomic_write
 from utils.options import Options
+from utils.run_folder import PHOTO_WEIGHTS, RELEASED_WEIGHTS, RUNS
 
 SMALL = Architecture(width=0.125)
 NAMES = tuple("abcdefg")
@@ -25,7 +27,7 @@ def checkpoint(architecture=SMALL, **more):
     return Checkpoint(architecture, net, NAMES, 48, **more)
 
 
-def test_round_trip(tmp_path):
+def test_saved_checkpoint_is_loaded_unchanged(tmp_path):
     written = checkpoint(epoch=3, options={"seed": 1, "class_names": ()}, scores={"accuracy": 0.5})
     save_checkpoint(tmp_path / "w.pth", written)
     read = load_checkpoint(tmp_path / "w.pth")
@@ -36,16 +38,116 @@ def test_round_trip(tmp_path):
     assert not read.network().training
 
 
+# Format 1: the names of earlier versions
+
+
+# Outputs for the two images below: logits and importances, and x, y of landmark 30 (the tip of the
+# nose) in the first. The version that wrote the files computed them.
+RELEASED = {
+    RELEASED_WEIGHTS.name: (
+        [[-0.0039, -1.6825, 0.6210, -0.1448, 1.6515, -1.8665, 1.2671],
+         [-0.3142, -1.1859, -0.3746, 0.7056, 0.7921, -1.2411, 1.4612]],
+        [0.85007, 0.80075], [-0.13920, 0.04951],
+    ),
+    "resnet18_half.pth": (
+        [[0.7329, -1.4038, -0.3563, 1.3550, 0.1426, -0.4826, -0.1353],
+         [-0.5739, -1.9856, 0.4375, 1.0977, 0.2692, 0.6985, -0.0733]],
+        [0.62131, 0.54493], [0.00368, 0.03084],
+    ),
+    PHOTO_WEIGHTS.name: (
+        [[0.4451, -1.7844, -0.0960, 0.4201, 0.6758, -1.0423, 1.2261],
+         [0.0060, -1.8210, 0.0245, -0.7418, 1.4280, -0.8060, 1.7519]],
+        [0.78184, 0.74780], [-0.08628, 0.09995],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_released_weights_have_the_outputs_of_the_version_that_wrote_them(name):
+    generator = torch.Generator().manual_seed(5)
+    images = torch.randint(0, 256, (2, 1, 48, 48), generator=generator, dtype=torch.uint8)
+    released = load_checkpoint(RUNS / name)
+    assert released.card
+    with torch.no_grad():
+        output = released.network()(images)
+    logits, importance, nose = map(torch.tensor, RELEASED[name])
+    torch.testing.assert_close(output.logits, logits, rtol=0, atol=2e-4)
+    torch.testing.assert_close(output.importance[:, 0], importance, rtol=0, atol=2e-5)
+    torch.testing.assert_close(output.landmarks[0, 30], nose, rtol=0, atol=2e-5)
+
+
+def test_every_released_file_is_tested():
+    assert {path.name for path in RUNS.glob("*.pth")} <= RELEASED.keys()
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "vgg11"])
+@pytest.mark.parametrize(
+    "heads", [{"landmark_pool": True}, {}, {"landmarks": False, "importance": False}]
+)
+def test_format_1_is_converted(tmp_path, backbone, heads):
+    """In format 1 the backbone is called trunk, and landmark_num is 68 or 0."""
+    written = checkpoint(Architecture(backbone, width=0.125, **heads), epoch=3)
+    architecture = asdict(written.architecture)
+    architecture["trunk"] = architecture.pop("backbone")
+    architecture["landmark_num"] = 68 * architecture.pop("landmarks")
+    content = {
+        "format": 1,
+        "architecture": architecture,
+        "net": {key.replace("backbone.", "trunk."): value for key, value in written.net.items()},
+        "class_names": list(NAMES),
+        "image_width": 48,
+        "epoch": 3,
+        "options": {"trunk": backbone, "channels": 1},
+        "scores": {"accuracy": 0.5},
+        "training": {"labels": torch.zeros(3)},
+    }
+    torch.save(content, tmp_path / "w.pth")
+    read = load_checkpoint(tmp_path / "w.pth")
+    assert read.architecture == written.architecture
+    assert (read.class_names, read.epoch, read.scores) == (NAMES, 3, {"accuracy": 0.5})
+    assert not read.training  # it cannot be resumed
+    pixels = torch.randint(0, 256, (2, 1, 48, 48), dtype=torch.uint8)
+    assert torch.equal(read.network()(pixels).logits, written.network()(pixels).logits)
+    save_checkpoint(tmp_path / "converted.pth", read)
+    assert load_checkpoint(tmp_path / "converted.pth").architecture == written.architecture
+
+
+@pytest.mark.parametrize("missing", ["net", "architecture", "trunk", "landmark_num", "options"])
+def test_incomplete_format_1_is_refused(tmp_path, missing):
+    content = {
+        "format": 1,
+        "architecture": {"trunk": "resnet18", "landmark_num": 68},
+        **{"net": {}, "class_names": ["a", "b"], "image_width": 48, "epoch": 3},
+        **{"options": {}, "scores": {}},
+    }
+    place = content if missing in content else content["architecture"]
+    del place[missing]
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=rf"w\.pth is incomplete \('{missing}'\)"):
+        load_checkpoint(tmp_path / "w.pth")
+
+
+def test_format_of_a_later_version_is_refused(tmp_path):
+    save_checkpoint(tmp_path / "w.pth", checkpoint())
+    content = torch.load(tmp_path / "w.pth", weights_only=True)
+    torch.save(content | {"format": 3}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="has format 3, and this version supports"):
+        load_checkpoint(tmp_path / "w.pth")
+
+
+# Damaged files, and files of other programs
+
+
 class Bomb:
     def __reduce__(self):
         return os.mkdir, ("exploded",)
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_pickled_code_is_refused_unread(tmp_path, monkeypatch, zipped):
+def test_pickled_code_is_not_run(tmp_path, monkeypatch, zipped):
     monkeypatch.chdir(tmp_path)
     torch.save({"net": Bomb()}, "bomb.pth", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(WeightsError, match=r"bomb\.pth holds pickled code"):
+    with pytest.raises(WeightsError, match=r"bomb\.pth has pickled code"):
         load_checkpoint("bomb.pth")
     (tmp_path / "plain.pth").write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(WeightsError, match=r"plain\.pth"):
@@ -53,81 +155,98 @@ def test_pickled_code_is_refused_unread(tmp_path, monkeypatch, zipped):
     assert not (tmp_path / "exploded").exists()
 
 
-def test_missing_damaged_and_foreign_files(tmp_path):
-    with pytest.raises(WeightsError, match="no weight file"):
+def test_missing_damaged_and_foreign_files_are_refused(tmp_path):
+    with pytest.raises(WeightsError, match="no such weight file"):
         load_checkpoint(tmp_path / "none.pth")
     save_checkpoint(tmp_path / "w.pth", checkpoint())
-    whole = (tmp_path / "w.pth").read_bytes()
-    for size in (0, 1, 100, len(whole) // 2, len(whole) - 1):
-        (tmp_path / "cut.pth").write_bytes(whole[:size])
+    complete = (tmp_path / "w.pth").read_bytes()
+    for size in (0, 1, 100, len(complete) // 2, len(complete) - 1):
+        (tmp_path / "cut.pth").write_bytes(complete[:size])
         with pytest.raises(WeightsError, match=r"cut\.pth"):
             load_checkpoint(tmp_path / "cut.pth")
     (tmp_path / "text.pth").write_text("<html>404</html>")
-    with pytest.raises(WeightsError, match=r"text\.pth is damaged or no weight file"):
+    with pytest.raises(WeightsError, match=r"text\.pth is damaged or not a weight file"):
         load_checkpoint(tmp_path / "text.pth")
     torch.save({"state_dict": {}}, tmp_path / "foreign.pth")
-    with pytest.raises(WeightsError, match=r"foreign\.pth holds no weights of this project"):
+    with pytest.raises(WeightsError, match=r"foreign\.pth has no weights of this project"):
         load_checkpoint(tmp_path / "foreign.pth")
     torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(WeightsError, match="holds no weights"):
+    with pytest.raises(WeightsError, match="has no weights"):
         load_checkpoint(tmp_path / "list.pth")
 
 
-def test_weights_that_do_not_fit_their_own_architecture():
+def test_changed_byte_is_detected(tmp_path):
+    save_checkpoint(tmp_path / "w.pth", checkpoint())
+    content = bytearray((tmp_path / "w.pth").read_bytes())
+    content[len(content) // 2] ^= 1  # within a tensor
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(WeightsError, match=r"w\.pth is damaged"):
+        load_checkpoint(tmp_path / "w.pth")
+
+
+def test_weights_of_another_architecture_are_refused():
     wrong = replace(checkpoint(), architecture=replace(SMALL, classes=8))
     with pytest.raises(WeightsError, match="classifier"):
         wrong.network()
 
 
+# Transfer to another network
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"trunk": "vgg11"}, "trunk is resnet18 there and vgg11 here"),
-        ({"classes": 8}, "classes is 7 there and 8 here"),
-        ({"landmark_num": 5}, "landmark_num is 68 there and 5 here"),
-        ({"width": 0.25}, "width is 0.125 there and 0.25 here"),
+        ({"backbone": "vgg11"}, "backbone is resnet18 in the file and vgg11 in the options"),
+        ({"classes": 8}, "classes is 7 in the file and 8 in the options"),
+        ({"width": 0.25}, "width is 0.125 in the file and 0.25 in the options"),
     ],
 )
-def test_another_network_is_named(change, text):
+def test_transfer_to_another_network_names_the_difference(change, text):
     with pytest.raises(WeightsError, match=text):
         transfer(checkpoint(), replace(SMALL, **change), "w.pth")
 
 
-def test_grey_weights_do_not_begin_a_run_on_colour(tmp_path):
+def test_grayscale_weights_cannot_initialize_an_rgb_run(tmp_path):
     save_checkpoint(tmp_path / "w.pth", checkpoint())
     options = Options(width=0.125, model_path=(str(tmp_path / "w.pth"),))
-    assert build_network(options, NAMES, 1, (128, 50)).architecture.channels == 1
-    with pytest.raises(WeightsError, match=r"w.pth takes grey faces .* read them as grey"):
-        build_network(options, NAMES, 3, (128, 50))
+    images, labels = np.zeros((7, 48, 48), np.uint8), np.arange(7)
+    dataset = FaceDataset(images, labels, np.repeat("Training", 7), NAMES)
+    assert build_network(options, dataset, (128, 50)).architecture.channels == 1
+    rgb = replace(dataset, images=np.zeros((7, 48, 48, 3), np.uint8))
+    with pytest.raises(WeightsError, match=r"w.pth expects grayscale images; .*--channels 1"):
+        build_network(options, rgb, (128, 50))
 
 
-@pytest.mark.parametrize("lacking", [True, False])
-def test_a_transfer_of_broken_weights_is_told(lacking):
-    broken = checkpoint()
-    weight = broken.net.pop("trunk.layer4.1.conv2.weight")
-    if not lacking:
-        broken.net["trunk.layer4.1.conv2.weight"] = weight[:1]
-    with pytest.raises(WeightsError, match=r"^w.pth: .* do not fit their own architecture"):
-        transfer(broken, SMALL, "w.pth")
+@pytest.mark.parametrize("missing", [True, False])
+def test_transfer_of_damaged_weights_is_an_error(missing):
+    damaged = checkpoint()
+    weight = damaged.net.pop("backbone.layer4.1.conv2.weight")
+    if not missing:
+        damaged.net["backbone.layer4.1.conv2.weight"] = weight[:1]
+    with pytest.raises(WeightsError, match=r"^w.pth: .* do not fit their architecture"):
+        transfer(damaged, SMALL, "w.pth")
 
 
-def test_pooled_features_are_not_dropped_in_silence():
+def test_transfer_does_not_drop_pooled_features_silently():
     pooling = checkpoint(replace(SMALL, landmark_pool=True))
-    for wanted in (SMALL, replace(SMALL, landmark_num=0)):
-        with pytest.raises(WeightsError, match="landmark_pool is True there and False here"):
+    for wanted in (SMALL, replace(SMALL, landmarks=False)):
+        with pytest.raises(WeightsError, match="landmark_pool is True in the file and False in"):
             transfer(pooling, wanted, "w.pth")
-    _, fresh = transfer(checkpoint(), replace(SMALL, landmark_pool=True), "w.pth")
-    assert fresh == ["part_layer"]
+    _, new_heads = transfer(checkpoint(), replace(SMALL, landmark_pool=True), "w.pth")
+    assert new_heads == ["part_layer"]
 
 
-def test_heads_come_and_go_in_a_transfer():
-    without = checkpoint(replace(SMALL, landmark_num=0, importance=False))
-    network, fresh = transfer(without, SMALL, "w.pth")
-    assert fresh == ["attention", "landmark_head"]
+def test_transfer_adds_and_removes_heads():
+    without = checkpoint(replace(SMALL, landmarks=False, importance=False))
+    network, new_heads = transfer(without, SMALL, "w.pth")
+    assert new_heads == ["attention", "landmark_head"]
     assert torch.equal(network.classifier.weight, without.net["classifier.weight"])
-    network, fresh = transfer(checkpoint(), replace(SMALL, landmark_num=0), "w.pth")
-    assert fresh == []
+    network, new_heads = transfer(checkpoint(), replace(SMALL, landmarks=False), "w.pth")
+    assert new_heads == []
     assert network.landmark_head is None
+
+
+# Writing
 
 
 def write(path, text, error=None):
@@ -137,7 +256,7 @@ def write(path, text, error=None):
             raise error
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path):
+def test_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "w.pth"
     path.write_text("old")
     with pytest.raises(RunError, match=r"w\.pth could not be written \(disk full\)"):
@@ -151,21 +270,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert os.listdir(tmp_path) == ["w.pth"]
 
 
-def test_a_folder_that_cannot_be_is_named(tmp_path):
+def test_invalid_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="could not be written"):
         save_checkpoint(tmp_path / "file" / "w.pth", checkpoint())
-
-
-def test_ema_by_hand():
-    network = torch.nn.BatchNorm1d(1)
-    ema = EMA(network, decay=0.9)
-    network.weight.data.fill_(2.0)  # it was 1
-    network.running_mean.fill_(10.0)  # it was 0
-    ema.update(network, step=0)  # decay (1 + 0) / (10 + 0) = 0.1
-    assert ema.network.weight.item() == pytest.approx(0.1 * 1 + 0.9 * 2)
-    assert ema.network.running_mean.item() == pytest.approx(9)
-    ema.update(network, step=10**6)  # decay 0.9
-    assert ema.network.weight.item() == pytest.approx(0.9 * 1.9 + 0.1 * 2)
-    assert network.weight.item() == 2
-    assert not ema.network.training

@@ -1,4 +1,4 @@
-"""The three CSV layouts: read to the pixel, and refused by row where they are wrong."""
+"""The three CSV layouts: exact pixels, and errors that name the invalid row."""
 
 import contextlib
 import csv
@@ -11,31 +11,31 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.faces import EMOTIONS, UNKNOWN, USAGES
-from data.fer_csv import parse_pixels, read_csv
-from data.layouts import locate
-from data.source import find_source, load_faces
+from data.dataset import EMOTIONS, SPLITS, UNLABELED
+from data.readers.fer_csv import parse_pixels, read_csv
+from data.readers.layouts import locate
+from data.source import find_source, load_dataset
 from utils.errors import DataError
 
 FER2013 = Path(__file__).resolve().parents[2] / "shared" / "fer2013"
 FULL = "emotion,pixels,Usage"
 
 
-def some_faces(n=6, width=5, seed=0):
-    """Return random pixels [n, width, width], labels and usages."""
+def random_samples(n=6, width=5, seed=0):
+    """Return random images [n, width, width], labels and splits."""
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (n, width, width), dtype=np.uint8)
     images[0].flat[:4] = 0, 9, 99, 255
-    return images, rng.integers(0, 7, n), [USAGES[i % 3] for i in range(n)]
+    return images, rng.integers(0, 7, n), [SPLITS[i % 3] for i in range(n)]
 
 
-def text_of(image):
+def pixel_text(image):
     return " ".join(str(int(value)) for value in image.reshape(-1))
 
 
 def full_rows(n=6, width=5):
-    images, labels, usages = some_faces(n, width)
-    return [f"{label},{text_of(i)},{usage}" for i, label, usage in zip(images, labels, usages)]
+    images, labels, splits = random_samples(n, width)
+    return [f"{label},{pixel_text(i)},{split}" for i, label, split in zip(images, labels, splits)]
 
 
 def write(path, header, rows, end="\n"):
@@ -43,88 +43,88 @@ def write(path, header, rows, end="\n"):
     return path
 
 
-def refused(path, *parts, **options):
-    """Assert that the file is refused with a message that has all parts."""
+def assert_rejected(path, *parts, **options):
+    """Assert that reading the file raises a DataError with all parts in its message."""
     with pytest.raises(DataError) as error:
         read_csv(path, **options)
     for part in (str(path), *parts):
         assert part in str(error.value)
 
 
-def test_fer2013(tmp_path):
-    images, labels, usages = some_faces()
-    faces = read_csv(write(tmp_path / "any.name", FULL, full_rows()))
-    np.testing.assert_array_equal(faces.images, images)
-    np.testing.assert_array_equal(faces.labels, labels)
-    assert faces.usage.tolist() == usages
-    assert (faces.images.dtype, faces.labels.dtype) == (np.uint8, np.int64)
-    assert faces.class_names == EMOTIONS
-    assert faces.landmarks is None
+def test_fer2013_csv(tmp_path):
+    images, labels, splits = random_samples()
+    dataset = read_csv(write(tmp_path / "any.name", FULL, full_rows()))
+    np.testing.assert_array_equal(dataset.images, images)
+    np.testing.assert_array_equal(dataset.labels, labels)
+    assert dataset.split.tolist() == splits
+    assert (dataset.images.dtype, dataset.labels.dtype) == (np.uint8, np.int64)
+    assert dataset.class_names == EMOTIONS
+    assert dataset.landmarks is None
 
 
-def test_icml_face_data(tmp_path):
-    images, labels, usages = some_faces()
-    rows = [f"{label}, {usage},{text_of(i)}" for i, label, usage in zip(images, labels, usages)]
-    faces = read_csv(write(tmp_path / "icml_face_data.csv", "emotion, Usage, pixels", rows))
-    np.testing.assert_array_equal(faces.images, images)
-    np.testing.assert_array_equal(faces.labels, labels)
-    assert faces.usage.tolist() == usages
+def test_icml_face_data_csv(tmp_path):
+    images, labels, splits = random_samples()
+    rows = [f"{label}, {split},{pixel_text(i)}" for i, label, split in zip(images, labels, splits)]
+    dataset = read_csv(write(tmp_path / "icml_face_data.csv", "emotion, Usage, pixels", rows))
+    np.testing.assert_array_equal(dataset.images, images)
+    np.testing.assert_array_equal(dataset.labels, labels)
+    assert dataset.split.tolist() == splits
 
 
 @pytest.mark.parametrize("lower", [False, True])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 @pytest.mark.parametrize("quoting", [csv.QUOTE_ALL, csv.QUOTE_MINIMAL])
-def test_dialects(tmp_path, delimiter, end, quoting, lower):
-    images, labels, usages = some_faces()
+def test_delimiters_quotes_and_line_ends(tmp_path, delimiter, end, quoting, lower):
+    images, labels, splits = random_samples()
     path = tmp_path / "fer.csv"
     with open(path, "w", newline="", encoding="utf-8-sig") as file:
         writer = csv.writer(file, delimiter=delimiter, lineterminator=end, quoting=quoting)
         writer.writerow(["", "USAGE", " Emotion", "Pixels"])
-        for number, (image, label, usage) in enumerate(zip(images, labels, usages)):
-            spelling = usage.lower() if lower else f" {usage} "
-            writer.writerow([number, spelling, label, f" {text_of(image)}"])
-    faces = read_csv(path)
-    np.testing.assert_array_equal(faces.images, images)
-    np.testing.assert_array_equal(faces.labels, labels)
-    assert faces.usage.tolist() == usages
+        for number, (image, label, split) in enumerate(zip(images, labels, splits)):
+            spelling = split.lower() if lower else f" {split} "
+            writer.writerow([number, spelling, label, f" {pixel_text(image)}"])
+    dataset = read_csv(path)
+    np.testing.assert_array_equal(dataset.images, images)
+    np.testing.assert_array_equal(dataset.labels, labels)
+    assert dataset.split.tolist() == splits
 
 
-def test_many_rows_and_odd_spaces(tmp_path):
-    images, labels, usages = some_faces(300)
-    rows = [f"{label},{text_of(i)},{usage}" for i, label, usage in zip(images, labels, usages)]
+def test_many_rows_with_blank_lines_and_repeated_spaces(tmp_path):
+    images, labels, splits = random_samples(300)
+    rows = [f"{label},{pixel_text(i)},{split}" for i, label, split in zip(images, labels, splits)]
     rows[200] = rows[200].replace(" ", "  ", 3)
     rows.insert(5, "")
-    faces = read_csv(write(tmp_path / "fer.csv", FULL, [*rows, "", " "]))
-    np.testing.assert_array_equal(faces.images, images)
+    dataset = read_csv(write(tmp_path / "fer.csv", FULL, [*rows, "", " "]))
+    np.testing.assert_array_equal(dataset.images, images)
 
 
-def test_class_names_widen_the_labels(tmp_path):
+def test_class_names_allow_more_labels(tmp_path):
     path = write(tmp_path / "c.csv", "emotion,pixels", ["7,1 2 3 4", "0,1 2 3 4"])
-    refused(path, "row 2", "emotion is '7'", "0 to 6", "--class_names")
+    assert_rejected(path, "row 2", "emotion is '7'", "0 to 6", "--class_names")
     names = (*EMOTIONS, "contempt")
-    faces = read_csv(path, class_names=names)
-    assert faces.labels.tolist() == [7, 0]
-    assert faces.class_names == names
+    dataset = read_csv(path, class_names=names)
+    assert dataset.labels.tolist() == [7, 0]
+    assert dataset.class_names == names
 
 
-def test_challenge_files(tmp_path):
-    images, labels, _ = some_faces()
-    train = [f"{label},{text_of(image)}" for image, label in zip(images[:4], labels)]
+def test_train_and_test_csv_of_the_challenge(tmp_path):
+    images, labels, _ = random_samples()
+    train = [f"{label},{pixel_text(image)}" for image, label in zip(images[:4], labels)]
     write(tmp_path / "train.csv", "emotion,pixels", train)
-    write(tmp_path / "test.csv", "pixels", [text_of(image) for image in images[4:]])
-    both = locate(tmp_path).read(5, 1, ())
-    order = np.argsort(both.usage == "PrivateTest", kind="stable")
-    np.testing.assert_array_equal(both.images[order], images)
-    assert both.labels[order].tolist() == [*labels[:4], UNKNOWN, UNKNOWN]
-    assert both.counts() == {"Training": 4, "PrivateTest": 2}
+    write(tmp_path / "test.csv", "pixels", [pixel_text(image) for image in images[4:]])
+    dataset = locate(tmp_path).read(5, 1, ())
+    order = np.argsort(dataset.split == "PrivateTest", kind="stable")
+    np.testing.assert_array_equal(dataset.images[order], images)
+    assert dataset.labels[order].tolist() == [*labels[:4], UNLABELED, UNLABELED]
+    assert dataset.counts() == {"Training": 4, "PrivateTest": 2}
     assert read_csv(tmp_path / "train.csv").counts() == {"Training": 4}
     test = read_csv(tmp_path / "test.csv")
     assert test.counts() == {"PrivateTest": 2}
-    assert (test.labels == UNKNOWN).all()
+    assert (test.labels == UNLABELED).all()
 
 
-def test_a_full_csv_comes_before_the_challenge_files(tmp_path):
+def test_complete_csv_has_priority_over_challenge_files(tmp_path):
     write(tmp_path / "train.csv", "emotion,pixels", ["0,1 2 3 4"])
     write(tmp_path / "test.csv", "pixels", ["1 2 3 4"])
     write(tmp_path / "example_submission.csv", "emotion", ["0"])
@@ -132,27 +132,27 @@ def test_a_full_csv_comes_before_the_challenge_files(tmp_path):
     assert locate(tmp_path).paths == (tmp_path / "icml_face_data.csv",)
 
 
-def test_two_csvs_of_one_kind_are_refused(tmp_path):
+def test_two_csvs_of_one_kind_are_rejected(tmp_path):
     write(tmp_path / "train.csv", "emotion,pixels", ["0,1 2 3 4"])
     write(tmp_path / "train (1).csv", "emotion,pixels", ["0,1 2 3 4"])
-    with pytest.raises(DataError, match=r"several CSVs of Training faces.*--data"):
+    with pytest.raises(DataError, match=r"several CSVs of Training images.*--data"):
         locate(tmp_path)
 
 
-def test_another_width(tmp_path):
+def test_resizing_on_load(tmp_path):
     path = write(tmp_path / "fer.csv", FULL, full_rows())
-    faces = load_faces(find_source(str(path)), width=8, channels=3, cache=tmp_path / "cache")
-    assert faces.images.shape == (6, 8, 8)
+    dataset = load_dataset(find_source(str(path)), width=8, channels=3, cache=tmp_path / "cache")
+    assert dataset.images.shape == (6, 8, 8)
 
 
 ROW = "3,1 2 3 4,Training"
 
 
 @pytest.mark.parametrize(
-    ("row", "fault"),
+    ("row", "problem"),
     [
-        ("3,1 2 3,Training", "3 pixels, where the rows before have 4"),
-        ("3,1 2 3 4 5 6 7 8 9,Training", "9 pixels, where"),
+        ("3,1 2 3,Training", "3 pixels, expected 4"),
+        ("3,1 2 3 4 5 6 7 8 9,Training", "9 pixels, expected 4"),
         ("3,,Training", "0 pixels"),
         ("3,1 2 3 256,Training", "pixel 4 is '256'"),
         ("3,1 -2 3 4,Training", "pixel 2 is '-2'"),
@@ -161,63 +161,65 @@ ROW = "3,1 2 3 4,Training"
         ("3,1 2 3 4\u00e9,Training", "pixel 4 is '4\u00e9'"),
         ("3,1 2 3 0004,Training", "pixel 4 is '0004'"),
         ("3,1 2 3 " + "9" * 5000 + ",Training", "pixel 4 is '999"),
-        ("7,1 2 3 4,Training", "emotion is '7', not a whole number from 0 to 6"),
-        ("cat,1 2 3 4,Training", "'cat', not a whole number from 0 to 6 (write the number of"),
+        ("7,1 2 3 4,Training", "emotion is '7', expected a whole number from 0 to 6"),
+        ("cat,1 2 3 4,Training", "'cat', expected a whole number from 0 to 6 (the number of"),
         ("-1,1 2 3 4,Training", "emotion is '-1'"),
         ("happy,1 2 3 4,Training", "emotion is 'happy'"),
         (",1 2 3 4,Training", "emotion is ''"),
         ("3.5,1 2 3 4,Training", "emotion is '3.5'"),
-        ("3,1 2 3 4,Trainning", "Usage is 'Trainning', not one of Training, PublicTest"),
+        ("3,1 2 3 4,Trainning", "Usage is 'Trainning', expected one of Training, PublicTest"),
         ("3,1 2 3 4,", "Usage is ''"),
-        ("3,1 2 3 4", "2 fields, where the header has 3"),
-        ("3,1 2 3 4,Training,", "4 fields, where the header has 3"),
+        ("3,1 2 3 4", "2 fields, expected 3"),
+        ("3,1 2 3 4,Training,", "4 fields, expected 3"),
         ("3,1 2 \0 4,Training", "NUL"),
     ],
 )
-def test_a_wrong_row_is_named(tmp_path, row, fault):
-    path = write(tmp_path / "fer.csv", FULL, [ROW, "", ROW, row, "8,worse,too"])
-    refused(path, "row 5: ", fault, "mend or remove the row")
+def test_error_names_the_invalid_row(tmp_path, row, problem):
+    path = write(tmp_path / "fer.csv", FULL, [ROW, "", ROW, row, "8,invalid,too"])
+    assert_rejected(path, "row 5: ", problem, "correct or remove the row")
 
 
-def test_the_first_wrong_row_is_named_far_down(tmp_path):
+def test_error_names_the_first_invalid_row_of_many(tmp_path):
     rows = [ROW] * 1000
     rows[700], rows[701] = "3,1 2 3 4,Other", "3,1 2 3,Training"
-    refused(write(tmp_path / "fer.csv", FULL, rows), "row 702: ", "'Other'")
+    assert_rejected(write(tmp_path / "fer.csv", FULL, rows), "row 702: ", "'Other'")
 
 
-def test_no_square(tmp_path):
+def test_pixel_count_that_is_not_a_square(tmp_path):
     path = write(tmp_path / "fer.csv", FULL, ["3,1 2 3,Training"] * 3)
-    refused(path, "row 2: ", "3 pixels, which is not a square (48 x 48 is 2304)")
+    assert_rejected(path, "row 2: ", "3 pixels, which is not a square (48 x 48 is 2304)")
 
 
 @pytest.mark.parametrize(
-    ("content", "fault", "remedy"),
+    ("content", "problem", "remedy"),
     [
         (b"", "is empty", "name the columns"),
         (b"\n\n", "is empty", "name the columns"),
-        (b"emotion,pixels,Usage\n", "has a header but no rows", "bring the whole file"),
-        (b"emotion,pixels,Usage\n \n\n", "has a header but no rows", "bring the whole file"),
+        (b"emotion,pixels,Usage\n", "has a header but no rows", "download the file again"),
+        (b"emotion,pixels,Usage\n \n\n", "has a header but no rows", "download the file again"),
         (b"0,1 2 3 4,Training\n", "has no header: row 1 is data", "name the columns"),
         (b"label,image\n0,1 2 3 4\n", "row 1 is 'label,image'", "name the columns"),
-        (b"emotion,pixels,pixels\n", "is not a CSV of faces", "name the columns"),
+        (b"emotion,pixels,pixels\n", "is not a CSV of images", "name the columns"),
         (f"{FULL}\n{ROW}\n".encode("utf-16"), "is UTF-16", "save it as UTF-8"),
         (f"{FULL}\n{ROW}\n".encode("utf-16-le"), "is UTF-16", "save it as UTF-8"),
-        (f"{FULL}\r{ROW}\r".encode(), "old Mac", "Unix (LF)"),
-        (b"\x89PNG\r\n\x1a\n\0\0", "is not a CSV of faces", "name the columns"),
+        (f"{FULL}\r{ROW}\r".encode(), "Mac OS 9 (CR)", "Unix (LF)"),
+        (b"\x89PNG\r\n\x1a\n\0\0", "is not a CSV of images", "name the columns"),
     ],
 )
-def test_no_csv_of_faces(tmp_path, content, fault, remedy):
+def test_files_that_are_not_a_csv_of_images(tmp_path, content, problem, remedy):
     path = tmp_path / "fer.csv"
     path.write_bytes(content)
-    refused(path, fault, remedy)
+    assert_rejected(path, problem, remedy)
 
 
-def test_a_cut_off_file_says_so(tmp_path):
+def test_error_reports_a_truncated_file(tmp_path):
     path = tmp_path / "fer.csv"
     path.write_text("\n".join([FULL, ROW, ROW[:7]]))
-    refused(path, "row 3: it has 2 fields", "fetch the file anew", "seems cut off", "35,887 rows")
+    assert_rejected(
+        path, "row 3: 2 fields", "download the file", "probably truncated", "35,887 rows"
+    )
     path.write_text("\n".join([FULL, ROW, "9" + ROW, ""]))
-    with pytest.raises(DataError, match=r"row 3: its emotion is '93'[^.]*$"):
+    with pytest.raises(DataError, match=r"row 3: emotion is '93'[^.]*$"):
         read_csv(path)
 
 
@@ -225,31 +227,31 @@ SMALL = "\n".join([FULL, *full_rows(4, 3), ""]).encode()
 LAST_PIXELS = b"emotion,pixels\n0,11 22 33 44\n1,55 66 77 188\n"
 
 
-def test_every_cut_is_found_or_harmless(tmp_path):
-    """A cut between two rows cannot be seen; any other is an error, or loses the line end only."""
+def test_every_truncation_is_detected_or_harmless(tmp_path):
+    """Only truncation between two rows, or of the last line end, goes undetected."""
     path = tmp_path / "fer.csv"
     path.write_bytes(SMALL)
-    whole = read_csv(path)
+    complete = read_csv(path)
     for end in range(len(SMALL)):
         path.write_bytes(SMALL[:end])
         rows = SMALL[:end].count(b"\n") - 1
         try:
-            faces = read_csv(path)
+            dataset = read_csv(path)
         except DataError:
             continue
         rows += not SMALL[:end].endswith(b"\n")
         assert SMALL[end : end + 1] == b"\n" or SMALL[:end].endswith(b"\n")
-        assert len(faces) == rows
-        np.testing.assert_array_equal(faces.images, whole.images[:rows])
-        np.testing.assert_array_equal(faces.labels, whole.labels[:rows])
+        assert len(dataset) == rows
+        np.testing.assert_array_equal(dataset.images, complete.images[:rows])
+        np.testing.assert_array_equal(dataset.labels, complete.labels[:rows])
 
 
-def test_a_cut_within_the_last_pixel_is_a_warning(tmp_path, capsys):
-    """Where `pixels` is the last column, a shorter last number is a number still."""
+def test_truncation_within_the_last_pixel_is_a_warning(tmp_path, capsys):
+    """If `pixels` is the last column, a truncated last number is still a number."""
     path = tmp_path / "train.csv"
     path.write_bytes(LAST_PIXELS[:-2])
     assert read_csv(path).images[-1, 1, 1] == 18
-    assert "train.csv has no line end after its last row: cut off?" in capsys.readouterr().err
+    assert "train.csv may be truncated: no line end after row 3" in capsys.readouterr().err
     path.write_bytes(LAST_PIXELS)
     assert read_csv(path).images[-1, 1, 1] == 188
     assert not capsys.readouterr().err
@@ -257,39 +259,39 @@ def test_a_cut_within_the_last_pixel_is_a_warning(tmp_path, capsys):
 
 @settings(max_examples=300, deadline=None)
 @given(st.data())
-def test_damaged_bytes_give_faces_or_a_data_error(tmp_path_factory, data):
+def test_damaged_bytes_give_a_valid_dataset_or_a_data_error(tmp_path_factory, data):
     content = bytearray(data.draw(st.sampled_from([SMALL, LAST_PIXELS])))
     for _ in range(data.draw(st.integers(1, 3))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path = tmp_path_factory.getbasetemp() / "damaged.csv"
     path.write_bytes(content)
     with contextlib.suppress(DataError):
-        faces = read_csv(path)
-        assert faces.images.dtype == np.uint8
-        assert faces.images.shape[1] == faces.images.shape[2]
-        assert len(faces.images) == len(faces.labels) == len(faces.usage)
-        assert ((faces.labels >= UNKNOWN) & (faces.labels < 7)).all()
-        assert set(faces.usage) <= set(USAGES)
+        dataset = read_csv(path)
+        assert dataset.images.dtype == np.uint8
+        assert dataset.images.shape[1] == dataset.images.shape[2]
+        assert len(dataset.images) == len(dataset.labels) == len(dataset.split)
+        assert ((dataset.labels >= UNLABELED) & (dataset.labels < 7)).all()
+        assert set(dataset.split) <= set(SPLITS)
 
 
 @settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 255), min_size=3, max_size=3), min_size=1, max_size=5))
-def test_pixels_are_what_int_says(rows):
+def test_parse_pixels_agrees_with_int(rows):
     texts = [" ".join(map(str, row)).encode() for row in rows]
     assert parse_pixels(texts).tolist() == rows
 
 
 @settings(deadline=None)
 @given(st.lists(st.text("0129 -x\t", min_size=1, max_size=12), min_size=1, max_size=4))
-def test_pixels_are_what_split_says_or_refused(rows):
+def test_parse_pixels_agrees_with_split_or_raises(rows):
     with contextlib.suppress(ValueError):
         parsed = parse_pixels([row.encode() for row in rows])
         assert parsed.tolist() == [[int(v) for v in row.split(" ")] for row in rows]
 
 
-def test_the_real_fer2013(tmp_path):
+def test_real_fer2013(tmp_path):
     if not FER2013.is_dir():
-        pytest.skip(f"the real faces are not at {FER2013}")
+        pytest.skip(f"the real images are not at {FER2013}")
     path = tmp_path / "fer2013.csv"
     subprocess.run([sys.executable, FER2013 / "make_csv.py", path], check=True)
     sys.path.insert(0, str(FER2013))
@@ -300,12 +302,12 @@ def test_the_real_fer2013(tmp_path):
     with open(FER2013 / "labels.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     source, pixels = find_source(str(path)), load_pixels()
-    for _ in range(2):  # parsed, then from the cache
-        faces = load_faces(source, cache=tmp_path / "cache")
-        np.testing.assert_array_equal(faces.images, pixels)
-        assert faces.labels.tolist() == [int(row["emotion"]) for row in rows]
-        assert faces.usage.tolist() == [row["Usage"] for row in rows]
-        assert faces.class_names == EMOTIONS
-        assert faces.source == str(path)
+    for _ in range(2):  # parsed, then cached
+        dataset = load_dataset(source, cache=tmp_path / "cache")
+        np.testing.assert_array_equal(dataset.images, pixels)
+        assert dataset.labels.tolist() == [int(row["emotion"]) for row in rows]
+        assert dataset.split.tolist() == [row["Usage"] for row in rows]
+        assert dataset.class_names == EMOTIONS
+        assert dataset.source == str(path)
     (stored,) = (tmp_path / "cache").iterdir()
-    assert stored.stat().st_size > faces.images.nbytes
+    assert stored.stat().st_size > dataset.images.nbytes

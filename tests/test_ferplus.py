@@ -1,4 +1,4 @@
-"""FER+: votes, majorities and shares by hand, and a run on them."""
+"""FER+: majorities and distributions of votes, invalid files, and runs with them."""
 
 import csv
 import json
@@ -14,11 +14,12 @@ from kills import write_csv
 
 import test
 import train
-from data.faces import EMOTIONS, UNKNOWN
-from data.ferplus import CLASSES, distributions, with_votes
-from data.sample import synthetic_faces
+from data.dataset import EMOTIONS, UNLABELED
+from data.ferplus import CLASSES, vote_distributions, with_ferplus_labels
 from data.source import find_source
-from models.scn import weighted_cross_entropy
+from data.synthetic.generate import synthetic_dataset
+from engine.evaluate import load_dataset_for
+from models.losses import weighted_cross_entropy
 from utils.errors import DataError, OptionError
 
 REAL = Path(__file__).resolve().parents[2] / "shared/fer2013"
@@ -28,28 +29,25 @@ HEADER = (
 TINY = ("--gpu_ids", "-1", "--width", "0.1", "--image_width", "32", "--batch_size", "16")
 
 
-def write_votes(path, faces, votes):
-    """Write votes [N, 10], in the file's own order of columns."""
+def write_votes(path, dataset, votes):
+    """Write votes [N, 10] in the order of the columns of the file."""
     rows = [
-        f"{u},f{i}.png,{','.join(map(str, v))}" for i, (u, v) in enumerate(zip(faces.usage, votes))
+        f"{split},f{i}.png,{','.join(map(str, counts))}"
+        for i, (split, counts) in enumerate(zip(dataset.split, votes))
     ]
     path.write_text("\n".join([HEADER, *rows]) + "\n")
     return path
 
 
 @pytest.fixture(scope="module")
-def faces():
-    return synthetic_faces(training=7, public=3, private=3)
+def dataset():
+    return synthetic_dataset(training=7, public=3, private=3)
 
 
-def some(faces, n):
-    return faces.select(np.arange(n))
-
-
-def test_majorities_by_hand(faces, tmp_path):
+def test_label_is_the_majority_of_the_votes(dataset, tmp_path):
     cases = {  # neutral happy surprise sad anger disgust fear contempt unknown NF
-        (6, 1, 1, 0, 0, 0, 0, 0, 2, 0): "neutral",  # 6 of 8, the single votes dropped
-        (4, 0, 0, 1, 3, 2, 0, 0, 0, 0): None,  # 4 of 9 is no majority
+        (6, 1, 1, 0, 0, 0, 0, 0, 2, 0): "neutral",  # 6 of 8, without the single votes
+        (4, 0, 0, 1, 3, 2, 0, 0, 0, 0): None,  # 4 of 9 is not a majority
         (5, 5, 0, 0, 0, 0, 0, 0, 0, 0): None,  # a tie
         (0, 0, 0, 0, 0, 0, 0, 7, 3, 0): "contempt",
         (0, 1, 1, 1, 0, 0, 0, 0, 6, 1): None,  # unknown
@@ -62,17 +60,17 @@ def test_majorities_by_hand(faces, tmp_path):
         (0, 0, 0, 10, 0, 0, 0, 0, 0, 0): "sad",
         (0, 0, 0, 0, 10, 0, 0, 0, 0, 0): "angry",
     }
-    some_faces = some(faces, len(cases))
-    labelled = with_votes(some_faces, write_votes(tmp_path / "v.csv", some_faces, list(cases)))
-    names = [None if label == UNKNOWN else CLASSES[label] for label in labelled.labels]
+    part = dataset.select(np.arange(len(cases)))
+    labeled = with_ferplus_labels(part, write_votes(tmp_path / "v.csv", part, list(cases)))
+    names = [None if label == UNLABELED else CLASSES[label] for label in labeled.labels]
     assert names == list(cases.values())
-    assert labelled.class_names == (*EMOTIONS, "contempt")
-    assert labelled.votes.shape == (13, 10)
-    assert (labelled.votes.sum(1) == [sum(votes) for votes in cases]).all()
-    assert "FER+" in labelled.source
+    assert labeled.class_names == (*EMOTIONS, "contempt")
+    assert labeled.votes.shape == (13, 10)
+    assert (labeled.votes.sum(1) == [sum(votes) for votes in cases]).all()
+    assert "FER+" in labeled.source
 
 
-def test_shares_by_hand():
+def test_distributions_ignore_single_votes():
     votes = np.array(
         [
             # angry disgust fear happy sad surprise neutral contempt unknown NF
@@ -82,63 +80,63 @@ def test_shares_by_hand():
         ]
     )
     expected = [[0.5, 0, 0, 0, 0, 0, 0.5, 0], [0, 0, 0, 1, 0, 0, 0, 0], [0] * 8]
-    np.testing.assert_allclose(distributions(votes), expected)
+    np.testing.assert_allclose(vote_distributions(votes), expected)
 
 
-def test_the_loss_of_shares_is_the_mean_of_the_labels_losses():
-    logits, a = torch.randn(3, 8), torch.rand(3, 1)
-    shares = torch.zeros(3, 8)
-    shares[:, 2], shares[:, 5] = 0.25, 0.75
-    by_label = [weighted_cross_entropy(logits, a, torch.full((3,), k)) for k in (2, 5)]
-    by_shares = weighted_cross_entropy(logits, a, shares)
-    torch.testing.assert_close(by_shares, 0.25 * by_label[0] + 0.75 * by_label[1])
+def test_loss_of_a_distribution_is_the_mean_over_the_labels():
+    logits, importance = torch.randn(3, 8), torch.rand(3, 1)
+    targets = torch.zeros(3, 8)
+    targets[:, 2], targets[:, 5] = 0.25, 0.75
+    by_label = [weighted_cross_entropy(logits, importance, torch.full((3,), k)) for k in (2, 5)]
+    loss = weighted_cross_entropy(logits, importance, targets)
+    torch.testing.assert_close(loss, 0.25 * by_label[0] + 0.75 * by_label[1])
 
 
-def test_faces_in_another_order_are_refused(tmp_path):
-    faces = synthetic_faces(training=20, public=1, private=1)
-    column = np.array([4, 5, 6, 1, 3, 2, 0])  # of each of FER2013's classes
-    votes = 10 * np.eye(10, dtype=int)[column[faces.labels]]
-    path = write_votes(tmp_path / "v.csv", faces, votes)
-    assert (with_votes(faces, path).labels == faces.labels).all()
-    order = np.random.default_rng(0).permutation(len(faces))
-    moved = replace(faces.select(order), usage=faces.usage)
+def test_images_in_another_order_are_an_error(tmp_path):
+    dataset = synthetic_dataset(training=20, public=1, private=1)
+    column = np.array([4, 5, 6, 1, 3, 2, 0])  # of each class of FER2013
+    votes = 10 * np.eye(10, dtype=int)[column[dataset.labels]]
+    path = write_votes(tmp_path / "v.csv", dataset, votes)
+    assert (with_ferplus_labels(dataset, path).labels == dataset.labels).all()
+    order = np.random.default_rng(0).permutation(len(dataset))
+    moved = replace(dataset.select(order), split=dataset.split)
     with pytest.raises(DataError, match="in another order"):
-        with_votes(moved, path)
+        with_ferplus_labels(moved, path)
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"),
+    ("damage", "message"),
     [
+        (lambda text: text.replace("NF", "nothing"), "missing columns: NF"),
+        (lambda text: "\n".join(text.split("\n")[:-5]), "needs the complete fer2013.csv"),
         (
-            lambda text: text.replace("NF", "nothing"),
-            "it lacks the columns NF",
+            lambda text: text.replace("PublicTest", "PrivateTest", 1),
+            r"row \d+: Usage is .* own order",
         ),
-        (lambda text: "\n".join(text.split("\n")[:-5]), "belongs to the whole fer2013.csv"),
-        (lambda text: text.replace("PublicTest", "PrivateTest", 1), "its own order and usages"),
-        (lambda text: text.replace("f3.png,0", "f3.png,0.5", 1), "no whole number"),
+        (lambda text: text.replace("f3.png,0", "f3.png,0.5", 1), "not a whole number"),
         (lambda text: "", "cannot be read as FER"),
     ],
 )
-def test_another_file_is_refused(faces, tmp_path, spoil, words):
-    votes = np.zeros((len(faces), 10), int)
-    path = write_votes(tmp_path / "v.csv", faces, votes)
-    path.write_text(spoil(path.read_text()))
-    with pytest.raises(DataError, match=words):
-        with_votes(faces, path)
+def test_invalid_file_is_an_error(dataset, tmp_path, damage, message):
+    votes = np.zeros((len(dataset), 10), int)
+    path = write_votes(tmp_path / "v.csv", dataset, votes)
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(DataError, match=message):
+        with_ferplus_labels(dataset, path)
     with pytest.raises(DataError, match=r"github\.com/microsoft/FERPlus"):
-        with_votes(faces, tmp_path / "none.csv")
+        with_ferplus_labels(dataset, tmp_path / "none.csv")
 
 
-def test_weights_of_one_s_own_classes_may_have_ferplus_s_names(faces, tmp_path):
-    eight = replace(faces, labels=np.arange(len(faces)) % 8)
+def test_custom_classes_may_have_the_names_of_ferplus(dataset, tmp_path):
+    eight = replace(dataset, labels=np.arange(len(dataset)) % 8)
     source = find_source(str(write_csv(eight, tmp_path / "eight.csv")))
-    own = SimpleNamespace(class_names=CLASSES, options={}, image_width=32, channels=1)
-    read = test.faces_for(own, source)
-    assert read.class_names == CLASSES
-    assert (read.labels == eight.labels).all()
-    source = find_source(str(write_csv(faces, tmp_path / "seven.csv")))
-    own.options["ferplus"] = "votes.csv"  # the eighth comes with the votes
-    assert test.faces_for(own, source).class_names == EMOTIONS
+    checkpoint = SimpleNamespace(class_names=CLASSES, options={}, image_width=32, channels=1)
+    loaded = load_dataset_for(checkpoint, source)
+    assert loaded.class_names == CLASSES
+    assert (loaded.labels == eight.labels).all()
+    source = find_source(str(write_csv(dataset, tmp_path / "seven.csv")))
+    checkpoint.options["ferplus"] = "votes.csv"  # the eighth class comes with the votes
+    assert load_dataset_for(checkpoint, source).class_names == EMOTIONS
 
 
 def run(script, *argv):
@@ -148,81 +146,73 @@ def run(script, *argv):
 
 
 @pytest.fixture(scope="module")
-def votes_csv(faces, tmp_path_factory):
-    """Votes that mostly agree with the label; contempt too, and some faces of which nobody knew."""
+def votes_csv(dataset, tmp_path_factory):
+    """Votes that mostly agree with the labels, with contempt and unlabeled images."""
     rng = np.random.default_rng(0)
-    ferplus = [6, 3, 5, 4, 0, 1, 2, 7]  # the columns of the file by CLASSES
-    column = {name: ferplus.index(i) for i, name in enumerate(CLASSES)}
-    order = ["neutral", "happy", "surprise", "sad", "angry", "disgust", "fear", "contempt"]
-    assert all(order[column[name]] == name for name in CLASSES)
-    votes = np.zeros((len(faces), 10), int)
-    for i, label in enumerate(faces.labels):
+    columns = ["neutral", "happy", "surprise", "sad", "angry", "disgust", "fear", "contempt"]
+    votes = np.zeros((len(dataset), 10), int)
+    for i, label in enumerate(dataset.labels):
         name = "contempt" if i % 9 == 0 else EMOTIONS[label]
-        votes[i, column[name]] = 7
+        votes[i, columns.index(name)] = 7
         votes[i, rng.integers(0, 8)] += 3
     votes[5::11] = [0] * 8 + [10, 0]
-    return write_votes(tmp_path_factory.mktemp("votes") / "fer2013new.csv", faces, votes)
+    return write_votes(tmp_path_factory.mktemp("votes") / "fer2013new.csv", dataset, votes)
 
 
 @pytest.mark.parametrize("target", ["majority", "distribution"])
-def test_a_run_on_votes(faces, votes_csv, tmp_path, target, capsys):
-    csv_path = write_csv(faces, tmp_path / "faces.csv")
+def test_run_with_votes(dataset, votes_csv, tmp_path, target, capsys):
+    csv_path = write_csv(dataset, tmp_path / "dataset.csv")
     argv = ("--data", csv_path, "--ferplus", votes_csv, "--no_landmarks")
-    more = (
-        "--ferplus_target",
-        target,
-        "--total_epoch",
-        2,
-        "--relabel_epoch",
-        1,
-        "--margin_2",
-        0.01,
+    options = (
+        *("--ferplus_target", target, "--total_epoch", 2),
+        *("--relabel", "--relabel_epoch", 1, "--margin_2", 0.01),
     )
-    run(train, *argv, *TINY, *more, "--out", tmp_path / "r")
-    told = capsys.readouterr().out
-    assert "with FER+ labels" in told
-    assert ("relabel  never" in told) == (target == "distribution")
+    run(train, *argv, *TINY, *options, "--out", tmp_path / "r")
+    output = capsys.readouterr().out
+    assert "with FER+ labels" in output
+    config = json.loads((tmp_path / "r/config.json").read_text())
+    assert config["options"]["relabel"] == (target == "majority")
     scores = json.loads((tmp_path / "r/metrics.json").read_text())
-    expected = with_votes(faces, votes_csv)
-    labelled = (expected.labels != UNKNOWN) & (expected.usage == "PrivateTest")
-    assert scores["PrivateTest"]["n"] == labelled.sum() < 21
+    expected = with_ferplus_labels(dataset, votes_csv)
+    has_label = (expected.labels != UNLABELED) & (expected.split == "PrivateTest")
+    assert scores["PrivateTest"]["n"] == has_label.sum() < 21
     assert scores["PrivateTest"]["labels"] == "FER+"
     with open(tmp_path / "r/predictions.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert "contempt" in rows[0]
-    assert any(row["label"] == "" for row in rows)  # read all the same
+    assert any(row["label"] == "" for row in rows)  # predicted, too
     with open(tmp_path / "r/metrics.csv", newline="") as file:
-        moved = sum(int(row["relabeled"]) for row in csv.DictReader(file))
-    assert (moved > 0) == (target == "majority")
+        num_relabels = sum(int(row["relabeled"]) for row in csv.DictReader(file))
+    assert (num_relabels > 0) == (target == "majority")
     weights = ("--model_path", tmp_path / "r/best.pth")
     run(test, *weights, *argv, "--out", tmp_path / "t", "--gpu_ids", "-1")
     assert json.loads((tmp_path / "t/metrics.json").read_text()) == scores
-    with pytest.raises(DataError, match="Those are FER\\+ labels: give --ferplus"):
+    with pytest.raises(DataError, match="those are FER\\+ classes: give --ferplus"):
         run(test, *weights, "--data", csv_path, "--no_landmarks", "--out", tmp_path / "x")
 
 
-def test_options_that_contradict(faces, votes_csv, tmp_path):
-    csv_path = write_csv(faces, tmp_path / "faces.csv")
+def test_contradictory_options_are_an_error(dataset, votes_csv, tmp_path):
+    csv_path = write_csv(dataset, tmp_path / "dataset.csv")
     with pytest.raises(OptionError, match="needs the votes"):
         run(train, "--data", csv_path, "--ferplus_target", "distribution")
-    with pytest.raises(OptionError, match="classes of its own"):
+    with pytest.raises(OptionError, match="--ferplus defines the classes"):
         run(train, "--data", csv_path, "--ferplus", votes_csv, "--class_names", "a", "b")
 
 
-@pytest.mark.skipif(not (REAL / "fer2013new.csv").exists(), reason="the real FER+ is not here")
-def test_the_real_votes():
+@pytest.mark.skipif(not (REAL / "fer2013new.csv").exists(), reason="the real votes are missing")
+def test_real_votes():
     with open(REAL / "labels.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     n = len(rows)
-    faces = replace(
-        synthetic_faces(training=1, public=0, private=0),
+    dataset = replace(
+        synthetic_dataset(training=1, public=0, private=0),
         images=np.zeros((n, 1, 1), np.uint8),
         labels=np.array([int(row["emotion"]) for row in rows]),
-        usage=np.array([row["Usage"] for row in rows]),
+        split=np.array([row["Usage"] for row in rows]),
         landmarks=None,
     )
-    labelled = with_votes(faces, REAL / "fer2013new.csv")
-    known = labelled.labels != UNKNOWN
-    assert 0.8 < known.mean() < 0.95
-    agree = (labelled.labels == faces.labels)[known].mean()
-    assert 0.6 < agree < 0.8  # FER2013's own labels are noisy
+    labeled = with_ferplus_labels(dataset, REAL / "fer2013new.csv")
+    has_label = labeled.labels != UNLABELED
+    assert 0.8 < has_label.mean() < 0.95
+    agreement = (labeled.labels == dataset.labels)[has_label].mean()
+    assert 0.6 < agreement < 0.8  # the labels of FER2013 are noisy

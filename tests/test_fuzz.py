@@ -1,6 +1,6 @@
-"""Damaged files of every kind: a right result, or an error with its file and a remedy.
+"""Damaged files of every kind: a correct result, or an error that names the file and a remedy.
 
-A short look in every test run; a long one is `pytest tests/test_fuzz.py --hypothesis-profile=long`.
+Many more examples: `pytest tests/test_fuzz.py --hypothesis-profile=long`.
 """
 
 import contextlib
@@ -17,69 +17,68 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.faces import EMOTIONS, UNKNOWN, USAGES
-from data.layouts import locate
-from data.source import find_source, load_faces
+from data.dataset import EMOTIONS, SPLITS, UNLABELED
+from data.readers.layouts import locate
+from data.source import find_source, load_dataset
+from engine.distributed import DistributedContext
+from engine.optim import EMA
+from engine.state import TrainingState
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from models.ema import EMA
-from models.network import Architecture, FERNet
-from models.state import State
-from utils.command_line import resumed
+from models.fernet import Architecture, FERNet
+from utils.cli import parse_train_options, resume_options
 from utils.errors import ProjectError, RunError, WeightsError
-from utils.group import Group
 from utils.options import Options
-from utils.run import RunFolder
+from utils.run_folder import RunFolder
 
 WIDTH = 6
 
 
 @st.composite
 def damaged(draw, content: bytes) -> bytes:
-    """Cut off, change, remove, insert or repeat some bytes."""
+    """Truncate, change, remove, insert or repeat some bytes."""
     result = bytearray(content)
     for _ in range(draw(st.integers(1, 3))):
         start = draw(st.integers(0, len(result)))
         end = min(len(result), start + draw(st.integers(1, 40)))
-        how = draw(st.sampled_from(["cut", "flip", "remove", "insert", "repeat"]))
-        if how == "cut":
+        damage = draw(st.sampled_from(["truncate", "flip", "remove", "insert", "repeat"]))
+        if damage == "truncate":
             del result[start:]
-        elif how == "flip" and start < len(result):
+        elif damage == "flip" and start < len(result):
             result[start] ^= 1 << draw(st.integers(0, 7))
-        elif how == "remove":
+        elif damage == "remove":
             del result[start:end]
-        elif how == "insert":
+        elif damage == "insert":
             result[start:start] = draw(st.binary(min_size=1, max_size=20))
         else:
             result[end:end] = result[start:end]
     return bytes(result)
 
 
-def assert_sound(faces):
-    n = len(faces.images)
-    assert faces.images.dtype == np.uint8
-    assert faces.images.shape[1:3] == (WIDTH, WIDTH)
-    assert len(faces.labels) == len(faces.usage) == n > 0
-    assert ((faces.labels >= UNKNOWN) & (faces.labels < len(faces.class_names))).all()
-    assert set(faces.usage) <= set(USAGES)
-    if faces.landmarks is not None:
-        assert faces.landmarks.shape == (n, 68, 2)
-        known = ~np.isnan(faces.landmarks).any((1, 2))
-        assert np.isfinite(faces.landmarks[known]).all()
+def assert_valid(dataset):
+    n = len(dataset.images)
+    assert dataset.images.dtype == np.uint8
+    assert dataset.images.shape[1:3] == (WIDTH, WIDTH)
+    assert len(dataset.labels) == len(dataset.split) == n > 0
+    assert ((dataset.labels >= UNLABELED) & (dataset.labels < len(dataset.class_names))).all()
+    assert set(dataset.split) <= set(SPLITS)
+    if dataset.landmarks is not None:
+        assert dataset.landmarks.shape == (n, 68, 2)
+        assert np.isfinite(dataset.landmarks[dataset.has_landmarks]).all()
 
 
-def read_or_refuse(path):
-    """Return the faces, or None where they are refused; nothing else may happen."""
-    faces, refusal = None, None
+def read_or_none(path):
+    """Return the data set, or None after a ProjectError, which must name the file."""
+    dataset, message = None, None
     try:
         layout = locate(path)
-        faces = layout.read(WIDTH, 1, ()) if layout else None
+        dataset = layout.read(WIDTH, 1, ()) if layout else None
     except ProjectError as error:
-        refusal = str(error)
-    if refusal:
-        assert path.name in refusal
-    if faces is not None:
-        assert_sound(faces)
-    return faces
+        message = str(error)
+    if message:
+        assert path.name in message
+    if dataset is not None:
+        assert_valid(dataset)
+    return dataset
 
 
 def png(seed):
@@ -89,7 +88,7 @@ def png(seed):
     return file.getvalue()
 
 
-TREE = {f"{s}/{c}/a.png": png(i) for i, c in enumerate(EMOTIONS) for s in ("train", "test")}
+FOLDERS = {f"{s}/{c}/a.png": png(i) for i, c in enumerate(EMOTIONS) for s in ("train", "test")}
 POINTS = "\n".join(f"{i % 6} {i % 5}.25" for i in range(68)).encode()
 LISTS = {
     "train_images.txt": b"0.png\n1.png\n",
@@ -106,7 +105,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("fuzz")
 
 
-def lay(root, files):
+def write_files(root, files):
     shutil.rmtree(root, ignore_errors=True)
     for name, content in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -119,52 +118,52 @@ def lay(root, files):
 
 @st.composite
 def csvs(draw):
-    """Return the bytes of a fer2013.csv in some dialect, with its pixels, labels and usages."""
+    """Return the bytes of a random fer2013.csv, their encoding, images, labels and splits."""
     n = draw(st.integers(1, 5))
     pixel = st.integers(0, 255)
     images = [draw(st.lists(pixel, min_size=WIDTH**2, max_size=WIDTH**2)) for _ in range(n)]
     labels = draw(st.lists(st.integers(0, 6), min_size=n, max_size=n))
-    usages = draw(st.lists(st.sampled_from(USAGES), min_size=n, max_size=n))
-    columns = draw(st.permutations(["emotion", "pixels", "Usage", "more"]))
+    splits = draw(st.lists(st.sampled_from(SPLITS), min_size=n, max_size=n))
+    columns = draw(st.permutations(["emotion", "pixels", "Usage", "other"]))
     delimiter, end = draw(st.sampled_from(",;\t")), draw(st.sampled_from(["\n", "\r\n"]))
     quote, space = draw(st.sampled_from(["", '"'])), draw(st.sampled_from(["", " "]))
     lines = [(delimiter + space).join(columns)]
-    for image, label, usage in zip(images, labels, usages):
-        row = {"emotion": label, "Usage": usage, "more": "x"}
+    for image, label, split in zip(images, labels, splits):
+        row = {"emotion": label, "Usage": split, "other": "x"}
         row["pixels"] = quote + " ".join(map(str, image)) + quote
         lines.append(delimiter.join(str(row[column]) for column in columns))
         lines += [""] * draw(st.integers(0, 1))
     encoding = draw(st.sampled_from(["utf-8", "utf-8-sig", "latin-1", "utf-16"]))
     text = end.join(lines) + end
-    return text.encode(encoding), encoding, images, labels, usages
+    return text.encode(encoding), encoding, images, labels, splits
 
 
 @given(csvs())
-def test_csvs_of_every_dialect(folder, drawn):
-    content, encoding, images, labels, usages = drawn
+def test_valid_csvs(folder, csv):
+    content, encoding, images, labels, splits = csv
     path = folder / "faces.csv"
     path.write_bytes(content)
-    faces = read_or_refuse(path)
+    dataset = read_or_none(path)
     if encoding == "utf-16":
-        assert faces is None
+        assert dataset is None
         return
-    assert faces.images.reshape(len(images), -1).tolist() == images
-    assert faces.labels.tolist() == labels
-    assert faces.usage.tolist() == usages
+    assert dataset.images.reshape(len(images), -1).tolist() == images
+    assert dataset.labels.tolist() == labels
+    assert dataset.split.tolist() == splits
 
 
 @given(csvs(), st.data())
-def test_damaged_csvs(folder, drawn, data):
+def test_damaged_csvs(folder, csv, data):
     path = folder / "faces.csv"
-    path.write_bytes(data.draw(damaged(drawn[0])))
-    read_or_refuse(path)
+    path.write_bytes(data.draw(damaged(csv[0])))
+    read_or_none(path)
 
 
-def test_a_row_without_an_end_is_refused(folder, monkeypatch):
-    monkeypatch.setattr("data.fer_csv.MAX_ROW_BYTES", 1000)
+def test_too_long_row_is_an_error(folder, monkeypatch):
+    monkeypatch.setattr("data.readers.fer_csv.MAX_ROW_BYTES", 1000)
     path = folder / "faces.csv"
     path.write_bytes(b"emotion,pixels,Usage\n" + b"0," * 5000)
-    with pytest.raises(ProjectError, match="row 2: it is longer than"):
+    with pytest.raises(ProjectError, match="row 2: longer than"):
         locate(path).read(WIDTH, 1, ())
 
 
@@ -172,34 +171,34 @@ def test_a_row_without_an_end_is_refused(folder, monkeypatch):
 
 
 @given(data=st.data())
-def test_trees_and_lists_with_damaged_files(folder, data):
-    files = dict(data.draw(st.sampled_from([TREE, LISTS])))
+def test_folders_and_lists_with_damaged_files(folder, data):
+    files = dict(data.draw(st.sampled_from([FOLDERS, LISTS])))
     name = data.draw(st.sampled_from(sorted(files)))
     files[name] = data.draw(damaged(files[name]))
-    read_or_refuse(lay(folder / "set", files))
+    read_or_none(write_files(folder / "set", files))
 
 
 @given(data=st.data())
-def test_folders_of_other_shapes(folder, data):
+def test_folders_of_other_layouts(folder, data):
     names = st.sampled_from(["train", "test", "val", *EMOTIONS, "0", "x", "a.png", "..x", " ", "é"])
     parts = st.lists(names, min_size=1, max_size=4)
     paths = data.draw(st.lists(parts.map("/".join), min_size=1, max_size=12, unique=True))
     files = {f"{path}/face.png": png(i) for i, path in enumerate(paths)}
-    read_or_refuse(lay(folder / "set", files))
+    read_or_none(write_files(folder / "set", files))
 
 
-def test_every_cut_of_a_list(folder):
+def test_truncated_lists(folder):
     for name in ("train_images.txt", "train_labels.txt", "0.txt", "0.png"):
-        whole = read_or_refuse(lay(folder / "set", LISTS))
+        complete = read_or_none(write_files(folder / "set", LISTS))
         for end in range(len(LISTS[name])):
-            faces = read_or_refuse(lay(folder / "set", LISTS | {name: LISTS[name][:end]}))
-            if faces is None:
+            dataset = read_or_none(write_files(folder / "set", LISTS | {name: LISTS[name][:end]}))
+            if dataset is None:
                 continue
-            # What is left is right: the same pixels, and landmarks that were not cut.
-            assert np.array_equal(faces.images, whole.images), (name, end)
-            assert np.array_equal(faces.labels, whole.labels), (name, end)
-            if faces.landmarks is not None:
-                assert np.allclose(faces.landmarks, whole.landmarks, atol=0.3, equal_nan=True)
+            # The remaining data are correct.
+            assert np.array_equal(dataset.images, complete.images), (name, end)
+            assert np.array_equal(dataset.labels, complete.labels), (name, end)
+            if dataset.landmarks is not None:
+                assert np.allclose(dataset.landmarks, complete.landmarks, atol=0.3, equal_nan=True)
 
 
 # Archives
@@ -209,11 +208,11 @@ def packed(kind):
     file = io.BytesIO()
     if kind == "zip":
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, content in TREE.items():
+            for name, content in FOLDERS.items():
                 archive.writestr(name, content)
     else:
         with tarfile.open(fileobj=file, mode="w:gz") as archive:
-            for name, content in TREE.items():
+            for name, content in FOLDERS.items():
                 info = tarfile.TarInfo(name)
                 info.size = len(content)
                 archive.addfile(info, io.BytesIO(content))
@@ -226,68 +225,68 @@ ARCHIVES = {kind: packed(kind) for kind in ("zip", "tar.gz")}
 @given(data=st.data())
 def test_damaged_archives(folder, data):
     kind = data.draw(st.sampled_from(sorted(ARCHIVES)))
-    whole = read_or_refuse(lay(folder / "tree", TREE))
+    complete = read_or_none(write_files(folder / "folders", FOLDERS))
     path = folder / f"set.{kind}"
     path.write_bytes(data.draw(damaged(ARCHIVES[kind])))
-    faces = read_or_refuse(path)
-    if faces is not None and len(faces.images) == len(whole.images):  # both have checksums
-        assert {i.tobytes() for i in faces.images} == {i.tobytes() for i in whole.images}
+    dataset = read_or_none(path)
+    if dataset is not None and len(dataset.images) == len(complete.images):  # both have checksums
+        assert {i.tobytes() for i in dataset.images} == {i.tobytes() for i in complete.images}
 
 
 @pytest.mark.parametrize("kind", sorted(ARCHIVES))
-def test_every_cut_of_an_archive_is_noticed(folder, kind):
-    path = folder / f"cut.{kind}"
+def test_truncated_archive_is_an_error(folder, kind):
+    path = folder / f"truncated.{kind}"
     step = max(1, len(ARCHIVES[kind]) // 150)
     for end in range(0, len(ARCHIVES[kind]) - 8, step):
         path.write_bytes(ARCHIVES[kind][:end])
-        assert read_or_refuse(path) is None, end
+        assert read_or_none(path) is None, end
 
 
 # Caches
 
 
 @given(data=st.data())
-def test_a_damaged_cache_changes_nothing(folder, data):
-    source = find_source(str(lay(folder / "set", LISTS)))
+def test_damaged_cache_has_no_effect(folder, data):
+    source = find_source(str(write_files(folder / "set", LISTS)))
     cache = folder / "cache"
     shutil.rmtree(cache, ignore_errors=True)
-    whole = load_faces(source, WIDTH, 1, (), cache=cache)
+    expected = load_dataset(source, WIDTH, 1, (), cache=cache)
     (file,) = cache.iterdir()
     file.write_bytes(data.draw(damaged(file.read_bytes())))
-    faces = load_faces(source, WIDTH, 1, (), cache=cache)
-    for name in ("images", "labels", "usage", "landmarks"):
-        np.testing.assert_array_equal(getattr(faces, name), getattr(whole, name))
+    dataset = load_dataset(source, WIDTH, 1, (), cache=cache)
+    for name in ("images", "labels", "split", "landmarks"):
+        np.testing.assert_array_equal(getattr(dataset, name), getattr(expected, name))
 
 
 # Weights and run folders
 
-SMALL = Architecture(width=0.01, landmark_num=1)
+SMALL = Architecture(width=0.01)
 
 
 @pytest.fixture(scope="module")
 def weights(folder):
-    """Return a checkpoint, and its bytes."""
+    """Return a checkpoint and the bytes of its file."""
     torch.manual_seed(0)
     checkpoint = Checkpoint(SMALL, FERNet(SMALL).state_dict(), EMOTIONS, 48, epoch=3)
-    save_checkpoint(folder / "whole.pth", checkpoint)
-    return checkpoint, (folder / "whole.pth").read_bytes()
+    save_checkpoint(folder / "complete.pth", checkpoint)
+    return checkpoint, (folder / "complete.pth").read_bytes()
 
 
 @given(data=st.data())
-def test_damaged_weights_are_refused_or_the_same(folder, weights, data):
-    whole, content = weights
+def test_damaged_weights_are_an_error_or_unchanged(folder, weights, data):
+    expected, content = weights
     path = folder / "damaged.pth"
     path.write_bytes(data.draw(damaged(content)))
     with contextlib.suppress(WeightsError):
         checkpoint = load_checkpoint(path)
         checkpoint.network()
         assert checkpoint.class_names == EMOTIONS
-        assert all(torch.equal(whole.net[name], value) for name, value in checkpoint.net.items())
+        assert all(torch.equal(expected.net[name], value) for name, value in checkpoint.net.items())
 
 
-def test_cuts_of_weights_are_refused(folder, weights):
+def test_truncated_weights_are_an_error(folder, weights):
     _, content = weights
-    path = folder / "cut.pth"
+    path = folder / "truncated.pth"
     for end in (*range(0, 2000, 97), *range(2000, len(content), len(content) // 100)):
         path.write_bytes(content[:end])
         with pytest.raises(WeightsError):
@@ -298,16 +297,16 @@ VALUES = st.none() | st.integers() | st.text(max_size=5) | st.floats() | st.list
 
 
 @given(data=st.data())
-def test_a_checkpoint_with_other_contents_is_refused(folder, weights, data):
+def test_checkpoint_with_other_values_is_an_error(folder, weights, data):
     content = torch.load(io.BytesIO(weights[1]), weights_only=True)
     content["options"] = {"channels": 1}
     parts = ("architecture", "net", "options")
-    place = data.draw(st.sampled_from([content, *(content[part] for part in parts)]))
-    name = data.draw(st.sampled_from(sorted(place)))
+    table = data.draw(st.sampled_from([content, *(content[part] for part in parts)]))
+    name = data.draw(st.sampled_from(sorted(table)))
     if data.draw(st.booleans()):
-        del place[name]
+        del table[name]
     else:
-        place[name] = data.draw(VALUES)
+        table[name] = data.draw(VALUES)
     path = folder / "other.pth"
     torch.save(content, path)
     with contextlib.suppress(WeightsError):
@@ -317,11 +316,11 @@ def test_a_checkpoint_with_other_contents_is_refused(folder, weights, data):
 
 
 @given(data=st.data())
-def test_a_state_with_other_contents_is_refused(data):
+def test_training_state_with_other_values_is_an_error(data):
     network = FERNet(SMALL)
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
-    state = State(network, EMA(network, 0.9), optimizer, torch.zeros(4, dtype=torch.long))
-    saved = state.for_resume()
+    state = TrainingState(network, EMA(network, 0.9), optimizer, torch.zeros(4, dtype=torch.long))
+    saved = state.state_dict()
     name = data.draw(st.sampled_from(sorted(saved)))
     if data.draw(st.booleans()):
         del saved[name]
@@ -329,24 +328,24 @@ def test_a_state_with_other_contents_is_refused(data):
         saved[name] = data.draw(VALUES)
     checkpoint = Checkpoint(SMALL, network.state_dict(), EMOTIONS, 48, training=saved)
     with contextlib.suppress(RunError):
-        state.restore(checkpoint, Group())
+        state.load_state_dict(checkpoint, DistributedContext())
 
 
 @pytest.mark.parametrize("labels", [5, -(2**70), torch.zeros(3), torch.zeros(5, dtype=torch.long)])
-def test_labels_of_another_shape_are_refused(labels):
+def test_labels_of_another_shape_are_an_error(labels):
     network = FERNet(SMALL)
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
-    state = State(network, EMA(network, 0.9), optimizer, torch.zeros(4, dtype=torch.long))
-    saved = state.for_resume() | {"labels": labels}
+    state = TrainingState(network, EMA(network, 0.9), optimizer, torch.zeros(4, dtype=torch.long))
+    saved = state.state_dict() | {"labels": labels}
     checkpoint = Checkpoint(SMALL, network.state_dict(), EMOTIONS, 48, training=saved)
     with pytest.raises(RunError, match="does not fit its run"):
-        state.restore(checkpoint, Group())
+        state.load_state_dict(checkpoint, DistributedContext())
 
 
 @given(data=st.data())
-def test_a_damaged_config(folder, data):
-    run = RunFolder(folder)
+def test_damaged_config(folder, data):
+    run, command = RunFolder(folder), parse_train_options([], "")
     content = json.dumps({"options": Options().__dict__ | {"class_names": ["a", "b"]}}).encode()
     (folder / "config.json").write_bytes(data.draw(damaged(content)))
     with contextlib.suppress(ProjectError):
-        resumed(run.read_json("config.json").get("options"), [], "")
+        resume_options(run.read_json("config.json").get("options"), command)

@@ -1,13 +1,13 @@
-"""The reported figures, against values worked out by hand."""
+"""Metrics and result files, compared with values computed by hand."""
 
 import json
 
 import numpy as np
 import pytest
 
+from engine.results import Evaluation, summary
 from utils import metrics
-from utils.report import Evaluation, summary
-from utils.run import RunFolder
+from utils.run_folder import RunFolder
 
 NAMES = ("a", "b", "c")
 
@@ -29,31 +29,31 @@ def test_scores_by_hand():
     assert scores["macro_f1"] == pytest.approx((0.75 + 0.5 + 1) / 3)
 
 
-def test_a_class_that_does_not_occur_does_not_count():
+def test_a_class_that_does_not_occur_is_ignored():
     scores = metrics.score(np.array([0, 0, 1]), one_hot([0, 2, 1]), NAMES)
     assert scores["recall"] == {"a": 0.5, "b": 1.0, "c": None}
     assert scores["balanced_accuracy"] == 0.75
 
 
 def test_calibration_error_by_hand():
-    # Two bins: confidence 0.9 with 3 of 4 right, gap 0.15; 0.4 with 1 of 1 right, gap 0.6.
+    # Two bins: confidence 0.9 with 3 of 4 correct, gap 0.15; 0.4 with 1 of 1 correct, gap 0.6.
     probabilities = np.concatenate((one_hot([0, 0, 0, 0], 0.9), [[0.4, 0.3, 0.3]]))
     labels = np.array([0, 0, 0, 1, 0])
     error = metrics.expected_calibration_error(labels, probabilities)
     assert error == pytest.approx((4 * 0.15 + 1 * 0.6) / 5)
 
 
-def test_what_tells_right_predictions_from_wrong_ones_by_hand():
-    right = np.array([True, True, False, False])
-    # Of four pairs of a right and a wrong one three have the right one above, one half of that.
-    assert metrics.tells_right(np.array([0.9, 0.5, 0.6, 0.1]), right) == 3 / 4
-    assert metrics.tells_right(np.array([0.9, 0.6, 0.6, 0.1]), right) == 3.5 / 4
-    assert metrics.tells_right(np.array([0.1, 0.2, 0.8, 0.9]), right) == 0
-    assert metrics.tells_right(np.ones(4), right) is None  # without importances
-    assert metrics.tells_right(np.arange(4), np.ones(4, bool)) is None
+def test_correctness_auroc_by_hand():
+    correct = np.array([True, True, False, False])
+    # Four pairs of a correct and a wrong prediction: in three the correct one is greater.
+    assert metrics.correctness_auroc(np.array([0.9, 0.5, 0.6, 0.1]), correct) == 3 / 4
+    assert metrics.correctness_auroc(np.array([0.9, 0.6, 0.6, 0.1]), correct) == 3.5 / 4
+    assert metrics.correctness_auroc(np.array([0.1, 0.2, 0.8, 0.9]), correct) == 0
+    assert metrics.correctness_auroc(np.ones(4), correct) is None  # all values are equal
+    assert metrics.correctness_auroc(np.arange(4), np.ones(4, bool)) is None
 
 
-def test_certain_and_right_is_calibrated():
+def test_correct_predictions_with_full_confidence_are_calibrated():
     labels = np.array([0, 1, 2])
     assert metrics.expected_calibration_error(labels, one_hot(labels)) == 0
 
@@ -62,7 +62,7 @@ def test_landmark_error_by_hand():
     true = np.zeros((3, 68, 2))
     true[2] = np.nan
     predicted = np.zeros((3, 68, 2))
-    predicted[0] = (3, 4)  # 5 pixels away; the second is right, the third not known
+    predicted[0] = (3, 4)  # a distance of 5 pixels; the second is exact, the third has no landmarks
     assert metrics.landmark_error(predicted, true) == 2.5
     assert metrics.landmark_error(predicted[2:], true[2:]) is None
 
@@ -71,7 +71,7 @@ def evaluation(**changes):
     fields = {
         "class_names": NAMES,
         "rows": np.arange(10, 16),
-        "usage": np.array(["PublicTest"] * 3 + ["PrivateTest"] * 3),
+        "split": np.array(["PublicTest"] * 3 + ["PrivateTest"] * 3),
         "images": np.random.default_rng(0).integers(0, 256, (6, 48, 48), dtype=np.uint8),
         "labels": np.array([0, 1, 2, 0, 1, 2]),
         "landmarks": None,
@@ -83,23 +83,23 @@ def evaluation(**changes):
     return Evaluation(**fields | changes)
 
 
-def test_usages_are_scored_apart_and_without_duplicates():
+def test_splits_are_scored_separately_and_without_duplicates():
     scores = evaluation().scores()
     assert scores["PublicTest"]["accuracy"] == 1
     assert scores["PublicTest"]["duplicates"] == 0
     assert scores["PrivateTest"]["accuracy"] == pytest.approx(2 / 3)
-    assert scores["PrivateTest"]["accuracy_without_duplicates"] == 0.5  # a right one left out
+    assert scores["PrivateTest"]["accuracy_without_duplicates"] == 0.5  # a correct one is left out
     assert scores["PrivateTest"]["duplicates"] == 1
     assert scores["PrivateTest"]["landmark_error"] is None
-    assert scores["PrivateTest"]["auroc_importance"] == 0  # the wrong one is the last
-    assert scores["PrivateTest"]["auroc_confidence"] is None  # for all are as confident
-    assert scores["PublicTest"]["auroc_importance"] is None  # for all are right
+    assert scores["PrivateTest"]["auroc_importance"] == 0  # the wrong one has the greatest
+    assert scores["PrivateTest"]["auroc_confidence"] is None  # all are equally confident
+    assert scores["PublicTest"]["auroc_importance"] is None  # all are correct
 
 
-def test_what_cannot_be_told_is_none():
+def test_undefined_metrics_are_none():
     scores = evaluation(duplicates=None, labels=np.array([0, 1, 2, -1, -1, -1])).scores()
     assert scores["PublicTest"]["accuracy_without_duplicates"] is None
-    assert scores["PrivateTest"] == {"n": 0, "unlabelled": 3}
+    assert scores["PrivateTest"] == {"n": 0, "unlabeled": 3}
     assert "no scores" in summary(scores)
 
 
@@ -109,14 +109,14 @@ def test_results_are_written(tmp_path):
     scores = json.loads((tmp_path / "run/metrics.json").read_text())
     assert scores["PrivateTest"]["n"] == 3
     lines = (tmp_path / "run/predictions.csv").read_text().splitlines()
-    assert lines[0] == "index,usage,label,predicted,importance,a,b,c"
+    assert lines[0] == "index,split,label,predicted,importance,a,b,c"
     assert lines[1] == "10,PublicTest,a,a,0.1,0.8,0.1,0.1"
     assert lines[6] == "15,PrivateTest,c,a,0.9,0.8,0.1,0.1"
     for name in ("confusion_matrix", "landmarks", "importance"):
         assert (tmp_path / f"run/{name}.png").stat().st_size > 5000
 
 
-def test_unlabelled_faces_get_predictions(tmp_path):
+def test_unlabeled_images_get_predictions(tmp_path):
     run = RunFolder.create(str(tmp_path / "run"), "x")
     evaluation(labels=np.full(6, -1), predicted_landmarks=None).write(run, "title")
     lines = (tmp_path / "run/predictions.csv").read_text().splitlines()

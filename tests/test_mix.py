@@ -1,19 +1,16 @@
-"""mixup and CutMix: what is shown of whom, and that the labels say so."""
+"""MixUp and CutMix: pixels, weights, soft labels, and the runs that use them."""
 
 import csv
-from dataclasses import replace
 
 import pytest
 import torch
 from kills import assert_same_run, write_csv
-from test_faults import TINY, run, stop_and_go_on
+from test_faults import TINY, interrupt_and_resume, run
 
-from data.mix import mix, mix_shares
-from data.sample import synthetic_faces
-from models.network import Output
-from models.objective import compute_losses, relabel_batch
-from utils.command_line import check
-from utils.errors import OptionError
+from data.mix import mix, mix_targets
+from data.synthetic.generate import synthetic_dataset
+from models.fernet import Output
+from models.losses import compute_losses, relabel_batch
 from utils.options import Options
 
 
@@ -21,116 +18,127 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def flat(*greys, width=48):
-    """Return faces of one grey each: what stands in a mixed one tells whose it is."""
-    return torch.tensor(greys)[:, None, None, None].expand(-1, 1, width, width)
+def random_images(n, channels=1, width=16):
+    return torch.rand(n, channels, width, width, generator=generator(1)) * 255
 
 
-def test_mixup_lays_a_face_over_the_one_before_it():
-    faces = torch.rand(64, 3, 20, 20, generator=generator(1)) * 255
-    mixed, own = mix(faces, 1.0, 0.0, generator())
-    assert own.min() >= 0.5
-    assert own.max() <= 1
-    assert own.mean() == pytest.approx(0.75, abs=0.06)
+def flat_images(grays, width=48):
+    """Return images of one gray level each, so that a pixel tells its image."""
+    return grays[:, None, None, None].expand(-1, 1, width, width)
+
+
+def test_mixup_blends_with_the_previous_image():
+    images = random_images(64, channels=3, width=20)
+    mixed, lam = mix(images, "mixup", generator())
+    assert lam.min() >= 0.5
+    assert lam.max() <= 1
+    assert lam[lam < 1].mean() == pytest.approx(0.75, abs=0.06)
     for i in range(64):
-        expected = own[i] * faces[i] + (1 - own[i]) * faces[i - 1]
+        expected = lam[i] * images[i] + (1 - lam[i]) * images[i - 1]
         torch.testing.assert_close(mixed[i], expected)
 
 
 @pytest.mark.parametrize("width", [32, 48])
-def test_cutmix_puts_a_square_of_another_face(width):
-    greys = torch.arange(1.0, 201.0)
-    mixed, own = mix(flat(*greys.tolist(), width=width), 0.0, 1.0, generator())
-    others, corners = greys.roll(1), set()
-    for face, grey, other, share in zip(mixed[:, 0], greys, others, own):
-        theirs = face == other
-        assert (theirs | (face == grey)).all()
-        # The label is told the share of the pixels that are there.
-        assert share.item() == pytest.approx(1 - theirs.float().mean().item(), abs=1e-6)
-        rows, columns = theirs.any(1).sum().item(), theirs.any(0).sum().item()
-        assert rows * columns == theirs.sum()  # one rectangle,
-        assert abs(rows - columns) <= 1  # as good as square,
-        assert share >= 0.5  # of up to half of the face
-        corners |= {(r, c) for r in (4, -5) for c in (4, -5) if theirs[r, c]}
-    assert len(corners) == 4  # it reaches everywhere
+def test_cutmix_pastes_a_square_of_the_previous_image(width):
+    grays = torch.arange(1.0, 401.0)
+    mixed, lam = mix(flat_images(grays, width), "cutmix", generator())
+    corners = set()
+    for image, gray, previous, weight in zip(mixed[:, 0], grays, grays.roll(1), lam):
+        pasted = image == previous
+        assert (pasted | (image == gray)).all()
+        assert weight.item() == pytest.approx(1 - pasted.float().mean().item(), abs=1e-6)
+        rows, columns = pasted.any(1).sum().item(), pasted.any(0).sum().item()
+        assert rows * columns == pasted.sum()  # one rectangle,
+        assert abs(rows - columns) <= 1  # nearly square,
+        assert weight >= 0.5  # of up to half of the image
+        corners |= {(r, c) for r in (4, -5) for c in (4, -5) if pasted[r, c]}
+    assert len(corners) == 4  # at any position
 
 
-def test_as_many_faces_are_mixed_as_told():
-    n = 4000
-    faces = torch.rand(n, 1, 16, 16, generator=generator(1))
-    mixed, own = mix(faces, 0.3, 0.2, generator())
-    whole = own == 1
-    changed = (mixed != faces).flatten(1)
-    assert not changed[whole].any()
-    everywhere = changed.float().mean(1) > 0.99
-    assert everywhere.float().mean().item() == pytest.approx(0.3, abs=0.03)
-    assert (~everywhere & ~whole).float().mean().item() == pytest.approx(0.2, abs=0.03)
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_half_of_the_images_are_mixed(kind):
+    images = random_images(4000)
+    mixed, lam = mix(images, kind, generator())
+    has_changed = (mixed != images).flatten(1)
+    assert not has_changed[lam == 1].any()
+    share = has_changed.float().mean(1)
+    # A CutMix square of less than a pixel changes nothing.
+    assert (share > 0).float().mean().item() == pytest.approx(0.5, abs=0.03)
+    if kind == "mixup":
+        assert share[lam < 1].min() > 0.99
 
 
-def test_processes_draw_as_one_does():
-    faces = torch.rand(10, 1, 16, 16, generator=generator(1))
-    _, own = mix(faces, 0.5, 0.0, generator(7))
-    parts = [
-        mix(faces[share], 0.5, 0.0, generator(7), share=share, among=10)[1]
-        for share in (slice(0, 4), slice(4, 10))
-    ]
-    assert torch.equal(torch.cat(parts), own)
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_shards_are_mixed_as_one_batch(kind):
+    images = random_images(10)
+    mixed, lam = mix(images, kind, generator(7))
+    parts = [slice(0, 4), slice(4, 10)]
+    shards = [mix(images[p], kind, generator(7), shard=p, whole=10) for p in parts]
+    assert torch.equal(torch.cat([weights for _, weights in shards]), lam)
+    # Only the first image of a shard has another previous image.
+    assert torch.equal(
+        torch.cat([shards[0][0][1:], shards[1][0][1:]]), mixed[[1, 2, 3, *range(5, 10)]]
+    )
 
 
-def test_labels_are_mixed_by_hand():
-    own = torch.tensor([1.0, 0.75, 0.5])
+def test_mixed_targets():
+    lam = torch.tensor([1.0, 0.75, 0.5])
+    labels, probabilities = torch.tensor([1, 2, 0]), torch.eye(3)[[1, 2, 0]]
     expected = torch.tensor([[0.0, 1, 0], [0, 0.25, 0.75], [0.5, 0, 0.5]])
-    torch.testing.assert_close(mix_shares(torch.tensor([1, 2, 0]), own, 3), expected)
-    shares = torch.eye(3)[[1, 2, 0]]  # of FER+'s votes, or of a teacher
-    torch.testing.assert_close(mix_shares(shares, own, 3), expected)
+    targets, soft_targets = mix_targets(labels, None, lam, 3)
+    torch.testing.assert_close(targets, expected)
+    assert soft_targets is None
+    # Class probabilities of FER+'s votes, and of a teacher.
+    for mixed in mix_targets(probabilities, probabilities, lam, 3):
+        torch.testing.assert_close(mixed, expected)
 
 
-def test_the_loss_is_that_of_both_labels():
+def test_loss_of_mixed_targets_is_the_weighted_loss_of_both_labels():
     logits = torch.randn(3, 7, generator=generator())
     output = Output(logits, torch.ones(3, 1), None, logits)
-    labels, own = torch.tensor([2, 5, 5]), torch.tensor([0.9, 0.5, 0.6])
-    options = Options(landmarks=False, rank=False)
-    mixed = compute_losses(output, mix_shares(labels, own, 7), None, options)["loss"]
-    by_face = [
-        share * compute_losses(Output(*row), label[None], None, options)["loss"]
+    labels, lam = torch.tensor([2, 5, 5]), torch.tensor([0.9, 0.5, 0.6])
+    options = Options(landmarks=False, rank_weight=0.0)
+    targets, _ = mix_targets(labels, None, lam, 7)
+    mixed = compute_losses(output, targets, None, options)["loss"]
+    by_label = [
+        weight * compute_losses(Output(*row), label[None], None, options)["loss"]
         for i in range(3)
         for row in [(logits[i : i + 1], torch.ones(1, 1), None, logits[i : i + 1])]
-        for label, share in ((labels[i], own[i]), (labels[i - 1], 1 - own[i]))
+        for label, weight in ((labels[i], lam[i]), (labels[i - 1], 1 - lam[i]))
     ]
-    torch.testing.assert_close(mixed, sum(by_face) / 3)
+    torch.testing.assert_close(mixed, sum(by_label) / 3)
 
 
-def test_a_mixed_face_keeps_its_label():
+def test_mixed_images_are_not_relabeled():
     logits = torch.tensor([[0.0, 9.0]] * 3)
     output = Output(logits, torch.ones(3, 1), None, logits)
     labels = torch.zeros(3, dtype=torch.int64)
     options = Options(relabel_group="all")
-    own = torch.tensor([1.0, 0.9, 1.0])
+    lam = torch.tensor([1.0, 0.9, 1.0])
     assert relabel_batch(output, labels, options).tolist() == [1, 1, 1]
-    assert relabel_batch(output, labels, options, own).tolist() == [1, 0, 1]
+    assert relabel_batch(output, labels, options, lam).tolist() == [1, 0, 1]
 
 
-def test_the_last_tenth_is_not_mixed():
-    options = Options(total_epoch=20, mixup=0.5)
-    assert [epoch for epoch in range(1, 21) if not options.mixes_in(epoch)] == [19, 20]
-    assert not any(Options(total_epoch=20).mixes_in(epoch) for epoch in range(1, 21))
-    assert check(replace(options, cutmix=0.5)).mixes_in(1)
-    with pytest.raises(OptionError, match=r"--mixup 0.5 and --cutmix 0.6 .*at most 1"):
-        check(replace(options, cutmix=0.6))
+def test_last_tenth_of_the_epochs_is_not_mixed():
+    for kind in ("mixup", "cutmix"):
+        options = Options(total_epoch=20, mix=kind)
+        assert [epoch for epoch in range(1, 21) if not options.mixes_at(epoch)] == [19, 20]
+    assert not any(Options(total_epoch=20).mixes_at(epoch) for epoch in range(1, 21))
 
 
-def test_a_run_mixes_and_goes_on_to_the_same_bits(tmp_path):
-    write_csv(synthetic_faces(training=7, public=3, private=3), tmp_path / "faces.csv")
-    argv = ("--data", tmp_path / "faces.csv", *TINY, "--no_final_test")
-    mixed = (*argv, "--mixup", 0.4, "--cutmix", 0.5, "--sam", 0.1)
-    run(*argv, "--out", tmp_path / "plain")
-    run(*mixed, "--out", tmp_path / "whole")
-
-    # Of SAM each batch has two passes: this is within the second epoch of four batches.
-    stop_and_go_on(*mixed, "--out", tmp_path / "stopped", batch=9)
-    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_run_with_mixing_resumes_to_the_same_bits(tmp_path, kind):
+    dataset = synthetic_dataset(training=7, public=3, private=3)
+    path = write_csv(dataset, tmp_path / "faces.csv")
+    argv = ("--data", path, *TINY, "--no_final_test")
+    mixed = (*argv, "--mix", kind)
+    run(*argv, "--out", tmp_path / "none")
+    run(*mixed, "--out", tmp_path / "uninterrupted")
+    # Within the second epoch of four batches.
+    interrupt_and_resume(*mixed, "--out", tmp_path / "interrupted", batch=5)
+    assert_same_run(tmp_path / "uninterrupted", tmp_path / "interrupted")
     losses = []
-    for name in ("plain", "whole"):
+    for name in ("none", "uninterrupted"):
         with open(tmp_path / name / "metrics.csv", newline="") as file:
             losses.append([row["loss_expression"] for row in csv.DictReader(file)])
     assert losses[0][0] != losses[1][0]

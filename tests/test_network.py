@@ -1,4 +1,4 @@
-"""The network: its shapes, its input, its two heads, and the original method's weights."""
+"""The network: shapes, normalization, heads, and the weights of the original method."""
 
 from collections import OrderedDict
 
@@ -6,20 +6,21 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision.models.resnet import BasicBlock
 
+from models.backbones import BACKBONES
 from models.checkpoint import load_checkpoint, transfer
-from models.network import PARTS, Architecture, FERNet, describe, pool_at_parts
-from models.trunks import TRUNKS, ResidualBlock
+from models.fernet import PARTS, Architecture, FERNet, describe, pool_at_parts
+from utils.coordinates import to_pixels
 from utils.errors import OptionError, WeightsError
-from utils.frame import to_pixels
 
 SMALL = {"width": 0.125}
 
 
-@pytest.mark.parametrize("trunk", TRUNKS)
+@pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("size", [32, 48, 100, 224])
-def test_every_trunk_takes_every_size(trunk, size):
-    network = FERNet(Architecture(trunk, **SMALL)).eval()
+def test_every_backbone_accepts_every_image_width(backbone, size):
+    network = FERNet(Architecture(backbone, **SMALL)).eval()
     with torch.no_grad():
         output = network(torch.randint(0, 256, (2, 1, size, size), dtype=torch.uint8))
     assert output.logits.shape == output.clean_logits.shape == (2, 7)
@@ -28,12 +29,12 @@ def test_every_trunk_takes_every_size(trunk, size):
     assert ((output.importance > 0) & (output.importance < 1)).all()
 
 
-# Of torchvision's models, without their fully connected layers.
+# Parameters of torchvision's models, without their fully connected layers.
 VGG_HEAD = 25_088 * 4_096 + 4_096 * 4_096 + 4_096 * 1_000 + 4_096 + 4_096 + 1_000
-KNOWN = {
-    # with a 3 x 3 one-channel stem (576) for its 7 x 7 three-channel one (9,408)
+PARAMETERS = {
+    # The stem is 3 x 3 with one channel (576), torchvision's 7 x 7 with three (9,408).
     "resnet18": 11_689_512 - 513_000 - 9_408 + 576,
-    # with batch norm; two channels of the first layer are missing
+    # With batch norm; the first layer has one channel of three.
     "vgg11": 132_868_840 - VGG_HEAD - 2 * 64 * 9,
     "vgg13": 133_053_736 - VGG_HEAD - 2 * 64 * 9,
     "vgg16": 138_365_992 - VGG_HEAD - 2 * 64 * 9,
@@ -41,41 +42,43 @@ KNOWN = {
 }
 
 
-@pytest.mark.parametrize("trunk", KNOWN)
-def test_trunks_have_the_known_number_of_parameters(trunk):
-    assert sum(p.numel() for p in TRUNKS[trunk]().parameters()) == KNOWN[trunk]
+@pytest.mark.parametrize("backbone", PARAMETERS)
+def test_backbones_have_the_parameters_of_torchvision(backbone):
+    assert sum(p.numel() for p in BACKBONES[backbone]().parameters()) == PARAMETERS[backbone]
 
 
 def test_a_residual_block_by_hand():
-    block = ResidualBlock(16, 32, stride=2).eval()  # batch norm is the identity, but for 1e-5
+    block = (
+        BACKBONES["resnet18"](width=0.25).eval().layer2[0]
+    )  # batch norm is the identity, to 1e-5
     x = torch.randn(2, 16, 8, 8)
     first = F.conv2d(x, block.conv1.weight, stride=2, padding=1).clamp(min=0)
     shortcut = F.conv2d(x, block.downsample[0].weight, stride=2)
     expected = (F.conv2d(first, block.conv2.weight, padding=1) + shortcut).clamp(min=0)
     torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-4)
-    block = ResidualBlock(16, 16).eval()
+    block = BasicBlock(16, 16).eval()
     nn.init.zeros_(block.bn2.weight)
-    torch.testing.assert_close(block(x), x.clamp(min=0))  # the shortcut alone
+    torch.testing.assert_close(block(x), x.clamp(min=0))  # only the shortcut
 
 
 def test_the_narrowest_network_trains_on_an_odd_batch():
-    # With 8 channels the process aborted here: oneDNN spoils the heap in such a shortcut.
-    trunk = TRUNKS["resnet18"](width=0.01).to(memory_format=torch.channels_last)
-    assert trunk.conv1.out_channels == 16
+    # With 8 channels oneDNN writes beyond its memory in the shortcut, and the process aborts.
+    backbone = BACKBONES["resnet18"](width=0.01).to(memory_format=torch.channels_last)
+    assert backbone.conv1.out_channels == 16
     pixels = torch.randn(127, 1, 32, 32).contiguous(memory_format=torch.channels_last)
-    trunk(pixels).square().mean().backward()
-    assert all(p.grad.isfinite().all() for p in trunk.parameters())
+    backbone(pixels).square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in backbone.parameters())
 
 
-def test_features_at_the_parts_by_hand():
-    # Cells of a map that is 4 wide lie at -3/4, -1/4, 1/4 and 3/4 half widths.
+def test_pooling_at_parts_by_hand():
+    # The cells of a map of width 4 are at -3/4, -1/4, 1/4 and 3/4 in normalized coordinates.
     features = torch.tensor(
         [[[[0.0, 1, 2, 3]] * 4, [[0.0] * 4, [10.0] * 4, [20.0] * 4, [30.0] * 4]]]
     )
     landmarks = torch.zeros(1, 68, 2)
-    landmarks[0, :17] = torch.tensor([-0.25, 0.25])  # the jaw, all in one place
+    landmarks[0, :17] = torch.tensor([-0.25, 0.25])  # the jaw, all at one place
     landmarks[0, 48:60] = torch.tensor([0.5, -0.75])
-    landmarks[0, 60:64] = torch.tensor([-0.75, 0.75])  # half of the inner lips, and
+    landmarks[0, 60:64] = torch.tensor([-0.75, 0.75])  # half of the inner lips
     landmarks[0, 64:68] = torch.tensor([0.75, 0.75])  # the other half
     pooled = pool_at_parts(features, landmarks)[0].view(len(PARTS), 2)
     middle = [1.5, 15.0]
@@ -83,56 +86,56 @@ def test_features_at_the_parts_by_hand():
     torch.testing.assert_close(pooled, torch.tensor(expected))
 
 
-@pytest.mark.parametrize("trunk", TRUNKS)
-def test_pooling_at_landmarks_starts_as_the_network_without_it(trunk):
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_pooling_at_landmarks_starts_as_the_network_without_it(backbone):
     torch.manual_seed(0)
-    network = FERNet(Architecture(trunk, landmark_pool=True, **SMALL)).eval()
+    network = FERNet(Architecture(backbone, landmark_pool=True, **SMALL)).eval()
     torch.manual_seed(0)
-    plain = FERNet(Architecture(trunk, **SMALL)).eval()
+    plain = FERNet(Architecture(backbone, **SMALL)).eval()
     pixels = torch.randint(0, 256, (2, 1, 48, 48), dtype=torch.uint8)
     assert torch.equal(network(pixels).logits, plain(pixels).logits)
     nn.init.normal_(network.part_layer.weight)
     output = network(pixels)
     assert not torch.equal(output.logits, plain(pixels).logits)
     assert torch.equal(output.landmarks, plain(pixels).landmarks)
-    output.logits.sum().backward()  # which moves no landmark
+    output.logits.sum().backward()  # has no gradient on the landmarks
     assert network.landmark_head.weight.grad is None
     assert network.part_layer.weight.grad.any()
 
 
-def test_all_cells_are_pooled():
+def test_all_cells_of_the_feature_map_are_pooled():
     network = FERNet(Architecture(**SMALL)).eval()
     pixels = torch.full((1, 1, 48, 48), 100.0)
     changed = pixels.clone()
-    changed[..., 40:, 40:] = 255  # beyond the original's 4 x 4 corner
+    changed[..., 40:, 40:] = 255  # outside of the original method's 4 x 4 corner
     assert not torch.equal(network(pixels).logits, network(changed).logits)
 
 
-def test_input_is_normalised_inside():
+def test_network_normalizes_its_input():
     network = FERNet(Architecture(**SMALL)).eval()
     network.pixel_mean.fill_(100.0)
     network.pixel_std.fill_(50.0)
-    seen = []
-    network.trunk.conv1.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    inputs = []
+    network.backbone.conv1.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
     network(torch.full((1, 1, 48, 48), 200, dtype=torch.uint8))
-    assert torch.equal(seen[0], torch.full((1, 1, 48, 48), 2.0))
+    assert torch.equal(inputs[0], torch.full((1, 1, 48, 48), 2.0))
 
 
-def test_grey_may_stand_for_colour():
+def test_grayscale_is_expanded_to_three_channels():
     network = FERNet(Architecture(channels=3, **SMALL)).eval()
-    grey = torch.randint(0, 256, (2, 1, 48, 48), dtype=torch.uint8)
-    assert torch.equal(network(grey).logits, network(grey.expand(-1, 3, -1, -1)).logits)
+    gray = torch.randint(0, 256, (2, 1, 48, 48), dtype=torch.uint8)
+    assert torch.equal(network(gray).logits, network(gray.expand(-1, 3, -1, -1)).logits)
 
 
-def test_the_first_guess_is_the_mean_face():
+def test_first_landmark_prediction_is_the_mean_face():
     network = FERNet(Architecture(**SMALL))
     network.mean_face.copy_(torch.randn(68, 2))
     output = network(torch.randint(0, 256, (2, 1, 48, 48), dtype=torch.uint8))
     assert torch.equal(output.landmarks, network.mean_face.expand(2, -1, -1))
 
 
-def test_heads_can_be_left_out():
-    network = FERNet(Architecture(importance=False, landmark_num=0, **SMALL)).eval()
+def test_heads_are_optional():
+    network = FERNet(Architecture(importance=False, landmarks=False, **SMALL)).eval()
     output = network(torch.zeros(2, 1, 48, 48))
     assert output.landmarks is None
     assert torch.equal(output.importance, torch.ones(2, 1))
@@ -140,7 +143,7 @@ def test_heads_can_be_left_out():
     assert "landmarks" not in describe(network)
 
 
-def test_relabeling_sees_no_dropout():
+def test_clean_logits_have_no_dropout():
     network = FERNet(Architecture(dropout=0.9, **SMALL))
     pixels = torch.randint(0, 256, (8, 1, 48, 48), dtype=torch.uint8)
     network.train()
@@ -156,17 +159,17 @@ def test_relabeling_sees_no_dropout():
 @pytest.mark.parametrize(
     "wrong",
     [
-        *({"trunk": "vgg12"}, {"width": 0}, {"channels": 2}, {"classes": 1}, {"dropout": 1.0}),
-        {"landmark_pool": True, "landmark_num": 0},
+        *({"backbone": "vgg12"}, {"width": 0}, {"channels": 2}, {"classes": 1}, {"dropout": 1.0}),
+        {"landmark_pool": True, "landmarks": False},
     ],
 )
-def test_impossible_networks_are_refused(wrong):
+def test_invalid_architectures_are_refused(wrong):
     with pytest.raises(OptionError, match=str(next(iter(wrong.values())))):
         FERNet(Architecture(**wrong))
 
 
-# An independent reconstruction of the original method's networks, by the facts known of its
-# weights: names, shapes, three equal channels, a 4 x 4 average pool, a * logits.
+# An independent reimplementation of the original method's networks, from its weights: names,
+# shapes, three equal channels, a 4 x 4 average pool, a * logits.
 
 
 class OriginalBlock(nn.Module):
@@ -235,7 +238,7 @@ class OriginalVGG(OriginalResNet18):
 def original(name):
     torch.manual_seed(1)
     network = OriginalResNet18() if name == "resnet18" else OriginalVGG(name)
-    for module in network.modules():  # so that the batch norms' buffers and weights matter
+    for module in network.modules():  # otherwise batch norm would be the identity
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.2, 0.2)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
@@ -249,43 +252,43 @@ def save_original(network, path, **more):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vgg11", "vgg16", "vgg19"])
-def test_original_weights_give_their_own_outputs(tmp_path, name):
+def test_original_weights_have_equal_outputs(tmp_path, name):
     theirs = original(name)
     save_original(theirs, tmp_path / "original.pth")
     checkpoint = load_checkpoint(tmp_path / "original.pth")
-    assert checkpoint.architecture.trunk == name
+    assert checkpoint.architecture.backbone == name
     assert checkpoint.epoch == 17
     ours = checkpoint.network()
-    grey = torch.randint(0, 256, (3, 1, 48, 48), dtype=torch.uint8)
+    gray = torch.randint(0, 256, (3, 1, 48, 48), dtype=torch.uint8)
     with torch.no_grad():
-        logits, importance, offsets = theirs((grey.expand(-1, 3, -1, -1) / 255 - 0.5) / 0.5)
-        output = ours(grey)
+        logits, importance, offsets = theirs((gray.expand(-1, 3, -1, -1) / 255 - 0.5) / 0.5)
+        output = ours(gray)
     torch.testing.assert_close(output.weighted_logits, logits, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(output.importance, importance, rtol=1e-4, atol=1e-5)
     moved = to_pixels(output.landmarks, 48) - to_pixels(ours.mean_face, 48)  # pixels
     torch.testing.assert_close(moved.flatten(1), offsets, rtol=1e-3, atol=1e-4)
 
 
-def test_original_weights_without_their_wrapping(tmp_path):
+def test_original_weights_as_a_bare_state_dict(tmp_path):
     torch.save(original("vgg11").state_dict(), tmp_path / "bare.pth")
-    assert load_checkpoint(tmp_path / "bare.pth").architecture.trunk == "vgg11"
+    assert load_checkpoint(tmp_path / "bare.pth").architecture.backbone == "vgg11"
 
 
-def test_original_weights_with_a_layer_missing(tmp_path):
+def test_original_weights_without_a_layer_are_refused(tmp_path):
     weights = original("vgg11").state_dict()
     del weights["landmark_layer.weight"]
     torch.save({"net": weights}, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=r"w\.pth.*landmark_layer"):
+    with pytest.raises(WeightsError, match=r"w\.pth.*landmark_head"):
         load_checkpoint(tmp_path / "w.pth")
 
 
 def test_training_can_start_from_original_weights(tmp_path):
     save_original(original("resnet18"), tmp_path / "original.pth")
     checkpoint = load_checkpoint(tmp_path / "original.pth")
-    network, fresh = transfer(checkpoint, Architecture(dropout=0.3), "original.pth")
-    assert fresh == []
+    network, new_heads = transfer(checkpoint, Architecture(dropout=0.3), "original.pth")
+    assert new_heads == []
     assert network.architecture.dropout == 0.3
     pixels = torch.randint(0, 256, (2, 1, 48, 48), dtype=torch.uint8)
-    mine, same = network.eval()(pixels), checkpoint.network()(pixels)
-    assert torch.equal(mine.logits, same.logits)
-    assert torch.equal(mine.landmarks, same.landmarks)
+    ours, theirs = network.eval()(pixels), checkpoint.network()(pixels)
+    assert torch.equal(ours.logits, theirs.logits)
+    assert torch.equal(ours.landmarks, theirs.landmarks)

@@ -1,4 +1,4 @@
-"""predict.py on real photographs, pictures of every kind, and as a library."""
+"""predict.py on photographs and image files of every kind, and FacePredictor as a library."""
 
 import json
 import os
@@ -8,6 +8,7 @@ import shutil
 import struct
 import subprocess
 import sys
+from contextlib import closing
 from copy import copy
 from pathlib import Path
 
@@ -16,26 +17,27 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib import rcParams
-from matplotlib.font_manager import findfont
 from photos import run, save, table
 from PIL import Image
 from skimage import data as photographs
 
-from data.detect import cut, find_faces, squares
-from data.faces import EMOTIONS
-from data.folders import read_image
-from data.sample import synthetic_faces
-from models import inference
+from data.dataset import EMOTIONS
+from data.readers.images import read_image
+from data.synthetic.generate import synthetic_dataset
+from inference import records
+from inference.detector import crop, detect_faces, expand_boxes
+from inference.predictor import Face, FacePredictor
+from inference.records import Records
+from inference.tracking import box_iou
+from inference.video import VideoFile
+from inference.video_writer import VideoWriter
+from inference.visualize import BLUE, annotate
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from models.network import Architecture, FERNet
-from predictor import Face, FacePredictor
-from utils import records
-from utils.drawing import BLUE, annotate
+from models.fernet import Architecture, FERNet
+from models.predict import predict
 from utils.errors import DataError, OptionError, ProjectError, RunError, WeightsError
-from utils.figures import confusion_matrix, expressions_over_time
-from utils.records import Records
-from utils.tracks import overlap
+from utils.plots import plot_confusion_matrix, plot_expressions_over_time
+from utils.run_folder import PHOTO_WEIGHTS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,58 +51,60 @@ def weights(tmp_path_factory):
     return path
 
 
-# Finding and cutting
+# Detection and crops
 
 
-def test_squares_by_hand():
-    # 100 wide, centre (150, 250): side 120, centre 7 higher.
-    assert squares(np.array([[100, 200, 200, 300]], np.float32)).tolist() == [[90, 183, 210, 303]]
+def test_expanded_boxes_by_hand():
+    # 100 wide, center (150, 250): side 120, center 7 higher.
+    assert expand_boxes(np.array([[100, 200, 200, 300]], np.float32)).tolist() == [
+        [90, 183, 210, 303]
+    ]
 
 
-def test_what_lies_beyond_the_border_repeats_it():
+def test_crops_repeat_the_border_of_the_image():
     image = np.arange(16, dtype=np.uint8).reshape(4, 4)
-    assert cut(image, (0, 0, 4, 4), 4).tolist() == image.tolist()
-    beyond = cut(image, (-2, -2, 2, 2), 4)
-    assert beyond.tolist() == [[0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 1], [4, 4, 4, 5]]
-    assert cut(image, (2, 2, 6, 6), 4)[3].tolist() == [14, 15, 15, 15]
+    assert crop(image, (0, 0, 4, 4), 4).tolist() == image.tolist()
+    outside = crop(image, (-2, -2, 2, 2), 4)
+    assert outside.tolist() == [[0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 1], [4, 4, 4, 5]]
+    assert crop(image, (2, 2, 6, 6), 4)[3].tolist() == [14, 15, 15, 15]
 
 
-def test_faces_of_photographs(astronaut, hopper, both):
-    (face,) = find_faces(astronaut).boxes
-    assert overlap(face, np.array([180, 80, 272, 172])) > 0.8
-    assert len(find_faces(hopper).boxes) == 1
-    found = find_faces(both)
+def test_detection_on_photographs_the_largest_face_first(astronaut, hopper, both):
+    (face,) = detect_faces(astronaut).boxes
+    assert box_iou(face, np.array([180, 80, 272, 172])) > 0.8
+    assert len(detect_faces(hopper).boxes) == 1
+    found = detect_faces(both)
     assert len(found.boxes) == 2
     assert found.boxes[0][0] > 512 > found.boxes[1][2]  # the larger face, on the right, first
     assert (found.scores > 0.5).all()
-    assert len(find_faces(photographs.camera()).boxes) == 0
-    assert len(find_faces(photographs.camera(), min_score=0).boxes) > 0
+    assert len(detect_faces(photographs.camera()).boxes) == 0
+    assert len(detect_faces(photographs.camera(), min_score=0).boxes) > 0
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (3, 400), (48, 48, 3), (79, 2000)])
-def test_pictures_of_odd_sizes_have_no_face(shape):
-    assert len(find_faces(np.full(shape, 90, np.uint8)).boxes) == 0
+def test_images_of_extreme_sizes_have_no_face(shape):
+    assert len(detect_faces(np.full(shape, 90, np.uint8)).boxes) == 0
 
 
 # As a library
 
 
-def test_results_are_in_the_picture_s_pixels(echo, astronaut):
+def test_results_are_in_pixels_of_the_image(constant_runtime, astronaut):
     (face,) = FacePredictor()(astronaut)
     assert isinstance(face, Face)
     assert (face.expression, face.confidence, face.importance) == ("happy", 1, 0.5)
-    left, top, right, bottom = squares(face.box[None])[0]
+    left, top, right, bottom = expand_boxes(face.box[None])[0]
     expected = [[left, top], [right, bottom], [(left + right) / 2, (top + bottom) / 2]]
-    # Edges, and pixel centres at whole numbers: half a pixel between them.
+    # Boxes are edges, landmarks are pixel centers: they differ by half a pixel.
     np.testing.assert_allclose(face.landmarks + 0.5, expected, atol=1e-3)
-    picture = np.zeros((30, 90, 3), np.uint8)
-    (face,) = FacePredictor(cropped=True)(picture)
+    image = np.zeros((30, 90, 3), np.uint8)
+    (face,) = FacePredictor(cropped=True)(image)
     assert face.box.tolist() == [0, 0, 90, 30]
     assert face.score is None
     np.testing.assert_allclose(face.landmarks, [[-0.5, -0.5], [89.5, 29.5], [44.5, 14.5]])
 
 
-def test_a_list_gives_a_list(echo, astronaut, both):
+def test_a_list_of_images_gives_a_list_of_faces_each(constant_runtime, astronaut, both):
     predictor = FacePredictor(batch_size=2)
     empty = np.zeros((100, 100), np.uint8)
     counts = [len(faces) for faces in predictor([both, empty, astronaut, both])]
@@ -109,37 +113,42 @@ def test_a_list_gives_a_list(echo, astronaut, both):
     assert predictor(empty) == []
 
 
-def test_another_process_gets_a_predictor_too(weights):
+def test_a_predictor_can_be_pickled_and_copied(weights):
     predictor = FacePredictor(weights, cropped=True, gpu_ids=-1, batch_size=2)
-    image = synthetic_faces(training=1, public=0, private=0).images[0]
+    image = synthetic_dataset(training=1, public=0, private=0).images[0]
     content = pickle.dumps(predictor)
     assert len(content) < 1000  # without the network
     (face,), (same,) = predictor(image), pickle.loads(content)(image)
     np.testing.assert_array_equal(face.probabilities, same.probabilities)
     assert pickle.loads(content).batch_size == 2
-    assert copy(predictor)._runtime is predictor._runtime  # of this process: as the demo does
+    assert copy(predictor)._runtime is predictor._runtime  # a copy shares the network
 
 
 @pytest.mark.parametrize(
     "wrong", [np.zeros((5, 5)), np.zeros((5, 5, 4), np.uint8), np.zeros((0, 5), np.uint8), "a.jpg"]
 )
-def test_what_is_no_picture_is_refused(echo, wrong):
-    for given in ([wrong], wrong):
-        with pytest.raises(DataError, match="a picture is uint8"):
-            FacePredictor()(given)
+def test_invalid_images_are_refused(constant_runtime, wrong):
+    for argument in ([wrong], wrong):
+        with pytest.raises(DataError, match="an image must be uint8"):
+            FacePredictor()(argument)
 
 
-def test_the_network_reads_what_test_py_would_read(weights):
-    faces = synthetic_faces(training=1, public=1, private=1)
+def test_an_image_that_opencv_could_not_read_is_named(constant_runtime):
+    with pytest.raises(DataError, match=r"None is not an image; cv2\.imread"):
+        FacePredictor()(None)
+
+
+def test_the_predictor_agrees_with_models_predict(weights):
+    dataset = synthetic_dataset(training=1, public=1, private=1)
     network = load_checkpoint(weights).network()
-    expected = inference.predict(network, torch.from_numpy(faces.images)[:, None])
+    expected = predict(network, torch.from_numpy(dataset.images)[:, None])
     predictor = FacePredictor(weights, cropped=True, gpu_ids="-1", batch_size=4)
-    for i, (face,) in enumerate(predictor(list(faces.images))):
+    for i, (face,) in enumerate(predictor(list(dataset.images))):
         np.testing.assert_allclose(face.probabilities, expected.probabilities[i], atol=1e-5)
         np.testing.assert_allclose(face.landmarks, expected.landmarks[i], atol=1e-3)
 
 
-# Pictures
+# Images
 
 
 @pytest.fixture
@@ -155,14 +164,17 @@ def folder(tmp_path, astronaut, hopper, both):
     return folder
 
 
-def test_a_folder_of_photographs(weights, folder, tmp_path, both, capsys):
+def test_the_records_and_annotated_images_of_a_folder(weights, folder, tmp_path, both, capsys):
     out = tmp_path / "out"
     assert run(folder, "--out", out, "--model_path", weights, "--gpu_ids", "-1") == 3
-    told = capsys.readouterr()
-    assert "broken.jpg cannot be read as an image" in told.err
-    assert "camera.png: no face found; --cropped" in told.err
-    assert "faces: 5;" in told.out
-    assert "2 of 6 inputs" in told.out
+    output = capsys.readouterr()
+    assert "broken.jpg cannot be read as an image" in output.err
+    assert "camera.png: no face found; --cropped" in output.err
+    assert "both.png: 2 faces, " in output.out
+    assert (
+        f"Results: predictions.csv and .json (5 faces) and annotated files in {out}" in output.out
+    )
+    assert "2 of 6 inputs have no face or could not be read" in output.out
     rows = table(out)
     counts = {Path(row["file"]).name: row["face"] for row in rows}
     assert counts == {
@@ -179,37 +191,37 @@ def test_a_folder_of_photographs(weights, folder, tmp_path, both, capsys):
         assert row["annotated"].startswith(Path(row["file"]).stem + "_faces")
         assert np.shape(record["landmarks"]) == (68, 2)
         assert [row["x67"], row["y67"]] == [str(v) for v in record["landmarks"][67]]
-        shares = [float(row[name]) for name in EMOTIONS]
-        assert sum(shares) == pytest.approx(1, abs=1e-3)
-        assert record["expression"] == EMOTIONS[int(np.argmax(shares))]
-        assert float(row["confidence"]) == max(shares)
+        probabilities = [float(row[name]) for name in EMOTIONS]
+        assert sum(probabilities) == pytest.approx(1, abs=1e-3)
+        assert record["expression"] == EMOTIONS[int(np.argmax(probabilities))]
+        assert float(row["confidence"]) == max(probabilities)
         assert 0 < float(row["importance"]) < 1
-    drawn = {path.name for path in out.glob("*_faces*.png")}
-    assert {row["annotated"] for row in rows} == drawn - {"camera_faces.png"}
-    assert drawn == {
+    annotated = {path.name for path in out.glob("*_faces*.png")}
+    assert {row["annotated"] for row in rows} == annotated - {"camera_faces.png"}
+    assert annotated == {
         *("astronaut_faces.png", "astronaut_faces_2.png", "both_faces.png"),
         *("camera_faces.png", "hopper_faces.png"),
     }
-    picture = read_image(out / "both_faces.png", 3).astype(int)
-    changed = np.abs(picture - both).sum(-1) > 0
+    image = read_image(out / "both_faces.png", 3).astype(int)
+    changed = np.abs(image - both).sum(-1) > 0
     assert 0.005 < changed.mean() < 0.2
     left, top, right, _ = (int(float(rows[2][k])) for k in ("left", "top", "right", "bottom"))
     assert changed[top, left:right].mean() > 0.9  # the box's upper edge
     np.testing.assert_array_equal(read_image(out / "camera_faces.png", 1), photographs.camera())
 
 
-def test_pictures_of_every_kind(echo, tmp_path, astronaut):
+def test_image_files_of_every_kind(constant_runtime, tmp_path, astronaut):
     sixteen = (photographs.camera()[None].astype(np.uint16) * 257)[0]
     Image.fromarray(sixteen).save(tmp_path / "16bit.png")
     np.testing.assert_array_equal(read_image(tmp_path / "16bit.png", 1), photographs.camera())
     image = Image.fromarray(astronaut)
     image.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
-    image.convert("L").save(tmp_path / "grey.tif")
+    image.convert("L").save(tmp_path / "gray.tif")
     image.quantize(64).save(tmp_path / "palette.gif")
     image.save(tmp_path / "p.webp")
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
-    image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    exif[0x0112] = 6  # to be rotated by 90 degrees clockwise
+    image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "rotated.jpg", exif=exif, quality=95)
     alpha = image.copy()
     alpha.putalpha(255)
     alpha.save(tmp_path / "alpha.png")
@@ -221,46 +233,46 @@ def test_pictures_of_every_kind(echo, tmp_path, astronaut):
     for file in files:
         if file.name != "16bit.png":
             (face,) = predictor(read_image(file, 3))
-            assert overlap(face.box, expected.box) > 0.8, file
+            assert box_iou(face.box, expected.box) > 0.8, file
 
 
-def test_odd_exif_does_not_hide_how_a_picture_is_turned(tmp_path):
+def test_invalid_exif_does_not_hide_the_orientation(tmp_path):
     pixels = np.zeros((8, 16), np.uint8)
     pixels[:, :8] = 255
-    entries = struct.pack("<HHII", 0x0112, 3, 1, 6)  # to be turned by 90 degrees clockwise
-    entries += struct.pack("<HHI4s", 0x0128, 2, 2, b"2")  # a unit that is text
+    entries = struct.pack("<HHII", 0x0112, 3, 1, 6)  # to be rotated by 90 degrees clockwise
+    entries += struct.pack("<HHI4s", 0x0128, 2, 2, b"2")  # a unit must be a number
     exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + bytes(4)
     Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
     np.testing.assert_array_equal(read_image(tmp_path / "a.png", 1), np.rot90(pixels, -1))
 
 
-def test_captions_stay_in_the_picture_and_off_the_face():
+def test_captions_stay_in_the_image_and_off_the_face():
     plain = np.zeros((200, 300, 3), np.uint8)
     for top, bottom, (first, last) in (
-        (60, 160, (30, 61)),  # over the box
-        (-30, 110, (110, 160)),  # under it
-        (-30, 250, (175, 200)),  # within it, and small
+        (60, 160, (30, 61)),  # above the box
+        (-30, 110, (110, 160)),  # below it
+        (-30, 250, (175, 200)),  # within it, smaller
     ):
-        box = np.array([[100, top, 240, bottom]])
-        drawn = annotate(plain, box, None, ["surprise"])
-        (rows,) = (drawn > 180).all(2).any(1).nonzero()  # OpenCV 4 draws thinner letters
+        face = Face(np.array([100, top, 240, bottom]), None, "surprise", np.ones(1), 1.0, None)
+        drawn = annotate(plain, [face], [face.expression])
+        (rows,) = (drawn > 180).all(2).any(1).nonzero()  # OpenCV 4 has thinner letters
         assert first <= rows.min() < rows.max() < last
         (filled,) = ((drawn == BLUE).all(2).sum(1) > 30).nonzero()
         inner = filled[(filled > max(top, 0) + 2) & (filled < bottom - 2)]
         assert len(inner) <= (25 if bottom > 200 else 0)
 
 
-def test_what_is_behind_a_transparent_pixel_stays_there(tmp_path):
+def test_transparent_pixels_are_gray(tmp_path):
     pixels = np.zeros((2, 2, 4), np.uint8)
     pixels[0] = (255, 0, 0, 255)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    red, grey = read_image(tmp_path / "a.png", 3)[:, 0].tolist()
-    assert (red, grey) == ([255, 0, 0], [128, 128, 128])
+    red, gray = read_image(tmp_path / "a.png", 3)[:, 0].tolist()
+    assert (red, gray) == ([255, 0, 0], [128, 128, 128])
 
 
-def test_cropped_faces(weights, tmp_path):
-    faces = synthetic_faces(training=1, public=1, private=1)
-    for i, image in enumerate(faces.images[:5]):
+def test_cropped_images_need_no_detection_and_can_be_filtered(weights, tmp_path):
+    dataset = synthetic_dataset(training=1, public=1, private=1)
+    for i, image in enumerate(dataset.images[:5]):
         save(tmp_path / f"{i}.png", image)
     argv = (tmp_path / "*.png", "--model_path", weights, "--gpu_ids", "-1")
     assert run(*argv, "--out", tmp_path / "a", "--cropped", "--no_draw") == 0
@@ -270,7 +282,7 @@ def test_cropped_faces(weights, tmp_path):
     assert {path.name for path in (tmp_path / "a").iterdir()} == {
         *("predictions.csv", "predictions.json", ".lock")
     }
-    least = sorted(float(row["confidence"]) for row in rows)[2] - 1e-4  # as it is rounded
+    least = sorted(float(row["confidence"]) for row in rows)[2] - 1e-4  # it is rounded
     assert run(*argv, "--out", tmp_path / "b", "--cropped", "--min_confidence", least) == 0
     assert len(table(tmp_path / "b")) == 3
     least = sorted(float(row["importance"]) for row in rows)[3] - 1e-4
@@ -281,17 +293,17 @@ def test_cropped_faces(weights, tmp_path):
     assert all(row["confidence"] == row["importance"] for row in few)
 
 
-def test_a_small_face_is_drawn_enlarged_with_its_caption_above_it(tmp_path, weights):
-    picture = save(tmp_path / "a.png", synthetic_faces(training=1, public=0, private=0).images[0])
+def test_a_small_face_is_enlarged_with_its_caption_above_it(tmp_path, weights):
+    image = save(tmp_path / "a.png", synthetic_dataset(training=1, public=0, private=0).images[0])
     argv = ("--model_path", weights, "--gpu_ids", "-1", "--out", tmp_path / "o")
-    assert run(picture, "--cropped", *argv) == 0
+    assert run(image, "--cropped", *argv) == 0
     drawn = read_image(tmp_path / "o/a_faces.png", 3)
     assert drawn.shape == (400, 320, 3)  # a band of a quarter of the face's width on top
     assert (drawn[:80] == BLUE).all(2).any()
-    assert not (drawn[:75] == BLUE).all(2)[:, -3:].any()  # the caption ends within the picture
+    assert not (drawn[:75] == BLUE).all(2)[:, -3:].any()  # the caption ends within the image
 
 
-def test_no_face_leaves_a_table_that_can_be_read(tmp_path, weights, capsys):
+def test_a_table_without_faces_has_its_columns(tmp_path, weights, capsys):
     save(tmp_path / "camera.png", photographs.camera())
     (tmp_path / ".hidden").mkdir()
     save(tmp_path / ".hidden/b.png", photographs.camera())
@@ -303,7 +315,7 @@ def test_no_face_leaves_a_table_that_can_be_read(tmp_path, weights, capsys):
     assert json.loads((tmp_path / "o/predictions.json").read_text()) == []
 
 
-def test_a_folder_s_earlier_results_are_left_out_and_a_closed_folder_is_named(
+def test_earlier_results_are_left_out_and_an_unreadable_folder_is_named(
     weights, tmp_path, astronaut, capsys, monkeypatch
 ):
     (tmp_path / "in/closed").mkdir(parents=True)
@@ -312,31 +324,31 @@ def test_a_folder_s_earlier_results_are_left_out_and_a_closed_folder_is_named(
     assert run(tmp_path / "in", *argv, tmp_path / "in/first") == 0
     scandir = os.scandir
 
-    def closed(path):
+    def without_permission(path):
         if Path(path).name == "closed":
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 
-    monkeypatch.setattr(os, "scandir", closed)
+    monkeypatch.setattr(os, "scandir", without_permission)
     assert run(tmp_path / "in", *argv, tmp_path / "second") == 3
-    told = capsys.readouterr()
-    assert f"left out {tmp_path}/in/first" in told.out
-    assert f"{tmp_path}/in/closed cannot be read" in told.err
+    output = capsys.readouterr()
+    assert f"Left out {tmp_path}/in/first" in output.out
+    assert f"{tmp_path}/in/closed cannot be read" in output.err
     assert len(table(tmp_path / "second")) == 1
-    assert run(tmp_path / "in/first", *argv, tmp_path / "third") == 0  # it was asked for
+    assert run(tmp_path / "in/first", *argv, tmp_path / "third") == 0  # it is the only path
     monkeypatch.undo()
     (tmp_path / "in/first/.lock").unlink()  # as on Windows, or in a copy without hidden files
     (tmp_path / "in/closed").rmdir()
-    for i, paths in enumerate(  # a shell's pattern, and two of ours
+    for i, paths in enumerate(  # a pattern of the shell, and two of predict.py
         (sorted((tmp_path / "in").iterdir()), [tmp_path / "in/*"], [tmp_path / "in/**/*.png"])
     ):
         assert run(*paths, *argv, tmp_path / f"more{i}") == 0
         assert len(table(tmp_path / f"more{i}")) == 1
-    with pytest.raises(DataError, match="results of earlier runs; name one alone"):
+    with pytest.raises(DataError, match="results of earlier runs, which are left out"):
         run(tmp_path / "in/first", tmp_path / "second", *argv, tmp_path / "none")
 
 
-def test_links_in_a_folder_are_told(weights, tmp_path, astronaut, capsys):
+def test_links_to_folders_and_broken_links_are_reported(weights, tmp_path, astronaut, capsys):
     (tmp_path / "in").mkdir()
     save(tmp_path / "in/a.png", astronaut)
     (tmp_path / "in/link.png").symlink_to(tmp_path / "in/a.png")
@@ -344,32 +356,32 @@ def test_links_in_a_folder_are_told(weights, tmp_path, astronaut, capsys):
     (tmp_path / "in/album").symlink_to(tmp_path)
     argv = ("--model_path", weights, "--gpu_ids", "-1", "--out")
     assert run(tmp_path / "in", *argv, tmp_path / "o") == 3
-    told = capsys.readouterr()
-    assert f"left out {tmp_path}/in/album: a link to a folder" in told.out
-    assert f"{tmp_path}/in/broken.jpg" in told.err
-    assert len(table(tmp_path / "o")) == 1  # a.png and the link to it are one picture
+    output = capsys.readouterr()
+    assert f"Left out {tmp_path}/in/album: a link to a folder" in output.out
+    assert f"{tmp_path}/in/broken.jpg" in output.err
+    assert len(table(tmp_path / "o")) == 1  # a.png and the link to it are one image
 
 
-def test_a_class_may_be_named_as_a_column_is(tmp_path):
+def test_a_class_may_have_the_name_of_a_column(tmp_path):
     record = {"left": 3.0, "probabilities": {"left": 0.25, "x0": 0.5, "glad": 0.25}}
     record["landmarks"] = [[7.0, 8.0]]
-    for name, written in (("some", [record]), ("none", [])):
+    for name, written in (("one", [record]), ("none", [])):
         (tmp_path / name).mkdir()
-        with Records.opened(tmp_path / name, record) as records:
-            for each in written:
-                records.write(each)
+        with Records.open(tmp_path / name, record) as writer:
+            for item in written:
+                writer.write(item)
         header = "left,probabilities_left,probabilities_x0,glad,x0,y0\n"
         lines = header + "3.0,0.25,0.5,0.25,7.0,8.0\n" * len(written)
         assert (tmp_path / name / "predictions.csv").read_text() == lines
         assert json.loads((tmp_path / name / "predictions.json").read_text()) == written
 
 
-def test_a_full_disk_costs_no_record_that_was_written(tmp_path):
+def test_a_full_disk_loses_no_earlier_record(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     record = {"left": 3.0, "probabilities": {"glad": 0.25}}
 
     def fill():
-        with Records.opened(tmp_path, record) as writer:
+        with Records.open(tmp_path, record) as writer:
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
             try:
                 while True:
@@ -385,8 +397,8 @@ def test_a_full_disk_costs_no_record_that_was_written(tmp_path):
 
 
 @pytest.mark.parametrize("after", [0, 1])
-def test_ctrl_c_leaves_both_files_whole(tmp_path, monkeypatch, after):
-    record, append, calls = {"left": 3.0}, records._Ended.append, []
+def test_ctrl_c_leaves_both_files_complete(tmp_path, monkeypatch, after):
+    record, append, calls = {"left": 3.0}, records._TerminatedFile.append, []
 
     def interrupted(self, content):
         calls.append(1)
@@ -396,128 +408,175 @@ def test_ctrl_c_leaves_both_files_whole(tmp_path, monkeypatch, after):
         append(self, content)
 
     def write():
-        with Records.opened(tmp_path, record) as writer:
+        with Records.open(tmp_path, record) as writer:
             for _ in range(3):
                 writer.write(record)
 
-    monkeypatch.setattr(records._Ended, "append", interrupted)
+    monkeypatch.setattr(records._TerminatedFile, "append", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write()
     assert json.loads((tmp_path / "predictions.json").read_text()) == [record]
     assert table(tmp_path) == [{"left": "3.0"}]
 
 
-def test_a_loop_of_links_and_an_empty_file_are_named(weights, tmp_path, capsys):
+def test_a_loop_of_links_and_an_empty_file_are_reported(weights, tmp_path, capsys):
     for name in ("loop.jpg", "loop.mp4"):
         (tmp_path / name).symlink_to(name)
     (tmp_path / "zero.jpg").touch()
     argv = ("--model_path", weights, "--gpu_ids", "-1", "--out", tmp_path / "o")
     assert run(tmp_path / "loop*", tmp_path / "zero.jpg", *argv) == 3
-    told = capsys.readouterr().err
-    assert told.count("warning: ") == 3
-    assert "zero.jpg cannot be read as an image (the file is empty)" in told
+    errors = capsys.readouterr().err
+    assert errors.count("warning: ") == 3
+    assert "zero.jpg cannot be read as an image (the file is empty)" in errors
 
 
-def test_a_pattern_may_match_folders_and_a_picture_is_read_once(weights, tmp_path, astronaut):
+def test_a_pattern_may_match_folders_and_an_image_is_predicted_once(weights, tmp_path, astronaut):
     (tmp_path / "one").mkdir()
-    picture = save(tmp_path / "one/a.png", astronaut)
-    around = tmp_path / "one/../one/a.png"
+    image = save(tmp_path / "one/a.png", astronaut)
+    other_path = tmp_path / "one/../one/a.png"
     argv = ("--model_path", weights, "--gpu_ids", "-1", "--no_draw", "--out", tmp_path / "o")
-    assert run(f"{tmp_path}/o*", around, picture, *argv) == 0
+    assert run(f"{tmp_path}/o*", other_path, image, *argv) == 0
     assert len(table(tmp_path / "o")) == 1
 
 
-def test_mistakes(weights, tmp_path, capsys, astronaut):
+def test_wrong_arguments_are_named(weights, tmp_path, capsys, astronaut):
     with pytest.raises(DataError, match="nowhere"):
         run(tmp_path / "nowhere.jpg", "--model_path", weights)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="holds no pictures"):
+    with pytest.raises(DataError, match="has no images and no videos"):
         run(tmp_path / "empty", "--model_path", weights)
-    picture = save(tmp_path / "a.png", astronaut)
-    with pytest.raises(WeightsError, match="no weight file"):
-        run(picture, "--model_path", tmp_path / "none.pth")
+    image = save(tmp_path / "a.png", astronaut)
+    with pytest.raises(WeightsError, match="no such weight file"):
+        run(image, "--model_path", tmp_path / "none.pth")
     with pytest.raises(WeightsError, match=r"export\.py"):
-        run(picture, "--model_path", tmp_path / "none.onnx")
+        run(image, "--model_path", tmp_path / "none.onnx")
     with pytest.raises(OptionError, match="at least 1"):
-        run(picture, "--every", 0)
+        run(image, "--every", 0)
     for option, value in (
         ("--smooth", "nan"),
         ("--smooth", -1),
         ("--min_confidence", 7),
-        ("--detail", 5),
+        ("--detection_size", 5),
         ("--min_score", "nan"),
         ("--batch_size", 0),
         ("--threads", -1),
     ):
         with pytest.raises(OptionError, match=f"{option.strip('-')} .* must be"):
-            run(picture, "--model_path", weights, option, value)
+            run(image, "--model_path", weights, option, value)
     shutil.copy(weights, tmp_path / "best.pth")
-    with pytest.raises(WeightsError, match=r"name the weights in it: .*best\.pth"):
-        run(picture, "--model_path", tmp_path)
+    with pytest.raises(WeightsError, match=r"give the weights in it: .*best\.pth"):
+        run(image, "--model_path", tmp_path)
     with pytest.raises(DataError, match="a path is empty"):
         run("")
     for name in ("9" * 20, "a" * 300):
-        with pytest.raises(DataError, match="no such file"):
+        with pytest.raises(DataError, match="no such file or folder"):
             run(name)
-    with pytest.raises(OptionError, match="name a picture"):
+    with pytest.raises(OptionError, match="no input; give an image"):
         run()
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     argv = ("--model_path", weights, "--gpu_ids", "-1", "--out", tmp_path / "o")
     assert run(tmp_path / "text.png", 99, *argv) == 3
-    told = capsys.readouterr().err
-    assert "camera 99 cannot be opened" in told
-    assert "text.png cannot be read" in told
+    errors = capsys.readouterr().err
+    assert "camera 99 cannot be opened" in errors
+    assert "text.png cannot be read" in errors
     with pytest.raises(ProjectError, match="holds files already"):
-        run(picture, *argv)
+        run(image, *argv)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names that are not UTF-8 are Linux's")
-def test_names_that_are_not_utf8(weights, astronaut, hopper, tmp_path, capsys):
-    photo = save(tmp_path / "a.png", astronaut)
-    (tmp_path / "in").mkdir()
-    for name in (b"caf\xe9.png", b"film\xe9.mp4"):
-        shutil.copy(photo, os.fsencode(tmp_path / "in") + b"/" + name)
-    argv = ("--model_path", weights, "--gpu_ids", "-1", "--out", tmp_path / "out")
-    assert run(tmp_path / "in", tmp_path / "a.png", *argv) == 3  # the video alone is at fault
-    assert "opens no name that is not UTF-8" in capsys.readouterr().err
-    assert [Path(row["file"]).name for row in table(tmp_path / "out")] == ["caf\ufffd.png", "a.png"]
-    assert len(list((tmp_path / "out").glob("*.png"))) == 2
+def test_file_names_that_are_not_utf8(weights, astronaut, tmp_path, capsys):
+    folder, out = (
+        Path(os.fsdecode(os.fsencode(tmp_path) + name)) for name in (b"/in", b"/out\xe9")
+    )
+    folder.mkdir()
+    with closing(VideoWriter(tmp_path / "film.mp4", 10, (512, 512))) as writer:
+        writer.write(astronaut)
+    image = save(tmp_path / "a.png", astronaut)
+    for source, name in ((image, b"caf\xe9.png"), (tmp_path / "film.mp4", b"film\xe9.mp4")):
+        shutil.copy(source, os.fsencode(folder) + b"/" + name)
+    argv = ("--model_path", weights, "--gpu_ids", "-1", "--out", out)
+    assert run(folder, image, *argv) == 0
+    output = capsys.readouterr()
+    assert not output.err
+    assert "film\ufffd.mp4: 1 frame, 1 face" in output.out
+    names = [Path(row["file"]).name for row in table(out)]
+    assert names == ["caf\ufffd.png", "a.png", "film\ufffd.mp4"]
+    assert len(list(out.glob("*_faces.png"))) == 2
+    (video,) = out.glob("*.mp4")
+    assert len(list(VideoFile(video).frames())) == 1
+
+
+# Printed results
+
+
+def test_each_image_has_a_line_with_its_expressions(constant_runtime, tmp_path, both, capsys):
+    save(tmp_path / "both.png", both)
+    save(tmp_path / "one.png", both[:, :512])
+    argv = ("--no_draw", "--out", tmp_path / "o")
+    assert run(tmp_path / "one.png", tmp_path / "both.png", *argv) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [
+        "one.png: 1 face, happy 100 %",
+        "both.png: 2 faces, happy 100 %, happy 100 %",
+    ]
+    assert lines[2] == f"Results: predictions.csv and .json (3 faces) in {tmp_path / 'o'}"
+    assert len(lines) == 3
+
+
+def test_many_images_have_a_summary_by_expression(constant_runtime, tmp_path, capsys):
+    for i in range(21):
+        save(tmp_path / f"{i}.png", np.full((48, 48), 10 * i, np.uint8))
+    argv = ("--cropped", "--no_draw", "--out", tmp_path / "o")
+    assert run(tmp_path, *argv) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "21 images: 21 faces, 21 happy"
+
+
+def test_results_are_written_to_predictions_and_never_overwritten(
+    constant_runtime, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    image = save(tmp_path / "a.png", np.zeros((48, 48), np.uint8))
+    weights_before = sorted(PHOTO_WEIGHTS.parent.iterdir())
+    for _ in range(3):  # within one second
+        assert run(image, "--cropped") == 0
+    folders = list((tmp_path / "predictions").iterdir())
+    assert len(folders) == 3
+    assert all(len(table(folder)) == 1 for folder in folders)
+    assert sorted(PHOTO_WEIGHTS.parent.iterdir()) == weights_before
+    assert run(tmp_path, "--cropped") == 0  # the results are not images to predict
+    assert len(list((tmp_path / "predictions").iterdir())) == 4
 
 
 # Figures
 
 
-def test_a_dollar_is_a_dollar(tmp_path):
-    shares = np.full((2, 2), 0.5)
+def test_dollars_in_names_are_not_mathematics(tmp_path):
+    probabilities = np.full((2, 2), 0.5)
     names = ("Ke$ha_$_$", "a$b_c$d")
-    figure = expressions_over_time({"face 0": (np.arange(3.0), shares)}, names, "A$AP_-_Ke$ha")
+    figure = plot_expressions_over_time(
+        {"face 0": (np.arange(3.0), probabilities)}, names, "A$AP_-_Ke$ha"
+    )
     figure.savefig(tmp_path / "a.png")
-    confusion_matrix(np.eye(2, dtype=int), names, "A$AP_-_Ke$ha").savefig(tmp_path / "b.png")
+    plot_confusion_matrix(np.eye(2, dtype=int), names, "A$AP_-_Ke$ha").savefig(tmp_path / "b.png")
 
 
-def test_figures_ask_for_no_font_that_is_not_there(tmp_path):
-    first, *others = rcParams["font.family"]
-    assert first == "DejaVu Sans"  # Matplotlib's own
-    for name in others:
-        assert findfont(name, fallback_to_default=False)
-
-
-def test_a_class_without_faces_has_no_shares():
-    figure = confusion_matrix(np.array([[3, 1], [0, 0]]), ("a", "b"), "t")
+def test_a_class_without_images_has_no_percentages():
+    figure = plot_confusion_matrix(np.array([[3, 1], [0, 0]]), ("a", "b"), "t")
     assert [text.get_text() for text in figure.axes[0].texts] == ["75 %\n3", "25 %\n1", "-", "-"]
 
 
-# The network
+# Imports
 
 
-def test_nothing_is_fetched_by_an_import(tmp_path):
+def test_imports_do_not_use_the_network(tmp_path):
     code = (
         "import socket\n"
         "def refuse(*args): raise AssertionError('the network was used')\n"
         "socket.socket.connect = refuse\n"
         "import predict\n"
+        "from utils.errors import WeightsError\n"
         "try: predict.FacePredictor('none.onnx')\n"
-        "except predict.ProjectError as error: print(error)\n"
+        "except WeightsError as error: print(error)\n"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     result = subprocess.run(
@@ -529,4 +588,4 @@ def test_nothing_is_fetched_by_an_import(tmp_path):
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    assert "there is no model none.onnx" in result.stdout
+    assert "none.onnx: no such model" in result.stdout

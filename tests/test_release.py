@@ -1,4 +1,4 @@
-"""release.py: small weights that give what their card says, and a command that trains them."""
+"""tools.release: rounded weights with the metrics of their card, and a command to train them."""
 
 import json
 import re
@@ -11,12 +11,18 @@ import pytest
 import torch
 from kills import write_csv
 
-import release
 import test
 import train
-from data.sample import synthetic_faces
+from data.synthetic.generate import synthetic_dataset
 from models.checkpoint import load_checkpoint, save_checkpoint
-from utils.command_line import command_line, parse_run
+from tools import release
+from utils.cli import (
+    changed_options,
+    format_command,
+    options_from_json,
+    parse_train_options,
+    resolve_options,
+)
 from utils.errors import DataError, OptionError, RunError, WeightsError
 from utils.options import Options
 
@@ -30,42 +36,53 @@ def run(script, *argv):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("release")
-    faces = synthetic_faces(training=7, public=3, private=3)
-    write_csv(faces, folder / "faces.csv")
-    argv = "--gpu_ids=-1 --width 0.125 --batch_size 16 --total_epoch 1 --no_final_test --no_rank"
-    run(train, "--data", folder / "faces.csv", *argv.split(), "--out", folder / "run")
-    argv = ("--data", folder / "faces.csv", "--gpu_ids", "-1")
-    argv += ("--note", "Seconds of one core.")
+    dataset = synthetic_dataset(training=7, public=3, private=3)
+    write_csv(dataset, folder / "images.csv")
+    argv = "--gpu_ids=-1 --width 0.125 --batch_size 16 --total_epoch 1 --no_final_test"
+    run(
+        train,
+        "--data",
+        folder / "images.csv",
+        *argv.split(),
+        "--rank_weight",
+        0,
+        "--out",
+        folder / "run",
+    )
+    argv = ("--data", folder / "images.csv", "--gpu_ids", "-1")
+    argv += ("--note", "Trained in seconds.")
     run(release, folder / "run", *argv, "--out", folder / "resnet18.pth")
     return folder
 
 
-def test_the_weights_give_what_the_card_says(trained, tmp_path):
+def test_the_weights_have_the_metrics_of_the_card(trained, tmp_path):
     weights = trained / "resnet18.pth"
     card = (trained / "resnet18.md").read_text()
     assert load_checkpoint(weights).card == card
-    assert "looked at for this table.\nSeconds of one core.\n" in card
-    argv = ("--model_path", weights, "--data", trained / "faces.csv", "--gpu_ids", "-1")
-    run(test, *argv, "--out", tmp_path / "plain", "--corruptions")
-    run(test, *argv, "--out", tmp_path / "views", "--tta")
+    assert "evaluated for this card.\nTrained in seconds.\n" in card
+    argv = ("--model_path", weights, "--data", trained / "images.csv", "--gpu_ids", "-1")
+    run(test, *argv, "--out", tmp_path / "clean", "--corruptions")
+    run(test, *argv, "--out", tmp_path / "tta", "--tta")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in card.splitlines()]
-    told = {row[0]: row for row in rows if row}
-    for folder, more in (("plain", ""), ("views", ", 10 views")):
-        for usage, s in json.loads((tmp_path / folder / "metrics.json").read_text()).items():
-            row = told[f"{usage}{more}"]
+    table = {row[0]: row for row in rows if row}
+    for folder, suffix in (("clean", ""), ("tta", ", 10 views")):
+        for split, s in json.loads((tmp_path / folder / "metrics.json").read_text()).items():
+            row = table[f"{split}{suffix}"]
             assert row[1] == str(s["n"])
             shares = (s["accuracy"], s["accuracy_without_duplicates"], s["balanced_accuracy"])
             assert [row[2], row[4], row[5]] == [f"{100 * share:.2f}" for share in shares]
             assert row[6:] == [f"{s['ece']:.3f}", f"{s['landmark_error']:.2f}"]
             assert float(row[3].split(" to ")[0]) < 100 * s["accuracy"]
-    assert told["happy"][1] == "3"
-    assert sum(int(told[name][3]) for name in load_checkpoint(weights).class_names) == 21
-    corrupted = (tmp_path / "plain/corruptions.csv").read_text().splitlines()
-    noise = next(line for line in corrupted if line.startswith("noise")).split(",")
-    assert told["noise 15"][1:] == [f"{float(value):.2f}" for value in noise[1:]]
+    assert table["happy"][1] == "3"
+    assert sum(int(table[name][3]) for name in load_checkpoint(weights).class_names) == 21
+    corruptions = (tmp_path / "clean/corruptions.csv").read_text().splitlines()
+    assert corruptions[0] == "corruption,PublicTest,PublicTest drop,PrivateTest,PrivateTest drop"
+    assert table["clean"][2] == "0.00"
+    noise = next(line for line in corruptions if line.startswith("noise")).split(",")
+    assert table["noise 15"][1:] == [f"{float(value):.2f}" for value in noise[1:]]
 
 
-def test_the_weights_are_half_as_large_and_nearly_the_same(trained):
+def test_rounded_weights_are_half_as_large_with_similar_outputs(trained):
     small, whole = (load_checkpoint(trained / name) for name in ("resnet18.pth", "run/best.pth"))
     assert (trained / "resnet18.pth").stat().st_size < 0.65 * (
         (trained / "run/best.pth").stat().st_size
@@ -78,73 +95,75 @@ def test_the_weights_are_half_as_large_and_nearly_the_same(trained):
     assert str(trained) not in str(small.options)
 
 
-def test_drawn_faces_do_not_judge_released_weights(trained, tmp_path, capsys):
-    argv = ("--data", "sample", "--no_landmarks", "--gpu_ids", "-1", "--usages", "PrivateTest")
-    for weights, told in (("resnet18.pth", True), ("run/best.pth", False)):
+def test_scores_on_synthetic_images_have_a_note_for_released_weights(trained, tmp_path, capsys):
+    argv = ("--data", "sample", "--no_landmarks", "--gpu_ids", "-1", "--splits", "PrivateTest")
+    for weights, has_note in (("resnet18.pth", True), ("run/best.pth", False)):
         run(test, "--model_path", trained / weights, *argv, "--out", tmp_path / weights)
-        assert ("the model card has those that count" in capsys.readouterr().out) == told
+        assert ("scores on synthetic images only" in capsys.readouterr().out) == has_note
 
 
-def test_held_out_faces_do_not_judge_released_weights(trained, tmp_path, capsys):
-    faces = synthetic_faces(training=20, public=0, private=3)
-    write_csv(faces, tmp_path / "faces.csv")
-    for weights, told in (("resnet18.pth", True), ("run/best.pth", False)):
-        argv = ("--model_path", trained / weights, "--data", tmp_path / "faces.csv")
+def test_scores_on_held_out_images_have_a_note_for_released_weights(trained, tmp_path, capsys):
+    dataset = synthetic_dataset(training=20, public=0, private=3)
+    write_csv(dataset, tmp_path / "images.csv")
+    for weights, has_note in (("resnet18.pth", True), ("run/best.pth", False)):
+        argv = ("--model_path", trained / weights, "--data", tmp_path / "images.csv")
         run(test, *argv, "--no_landmarks", "--gpu_ids", "-1", "--out", tmp_path / weights)
-        assert ("which these weights have learnt if" in capsys.readouterr().out) == told
+        assert ("PublicTest was held out from Training" in capsys.readouterr().out) == has_note
 
 
-def test_the_card_s_command_gives_the_same_training(trained):
+def test_the_command_of_the_card_gives_the_same_training(trained):
     card = (trained / "resnet18.md").read_text()
     argv = shlex.split(re.search(r"python train.py (.*)", card)[1])
-    options = json.loads((trained / "run/config.json").read_text())["options"]
-    again = parse_run(argv, "", "sample")
-    for name in ("width", "batch_size", "total_epoch", "rank", "seed", "recipe", "sizes"):
-        assert getattr(again, name) == (tuple(v) if isinstance(v := options[name], list) else v)
+    saved = options_from_json(json.loads((trained / "run/config.json").read_text())["options"])
+    again = resolve_options(parse_train_options(argv, ""), is_synthetic=False)
+    assert changed_options(saved, again) == []
 
 
-def test_a_command_line_is_read_back():
-    options = parse_run(shlex.split("--recipe cpu --sizes 32 48 --no_landmarks --seed 3"), "", "")
-    words = command_line(options)
-    assert words == "--recipe cpu --seed 3 --no_landmarks --sizes 32 48"
-    assert parse_run(shlex.split(words), "", "full") == options
-    assert command_line(parse_run([], "", "full")) == "--recipe full"
+def test_a_formatted_command_parses_to_the_same_options():
+    def parsed(text):
+        return resolve_options(parse_train_options(shlex.split(text), ""), is_synthetic=False)
+
+    options = parsed("--recipe cpu --image_width 32 48 --no_landmarks --seed 3")
+    command = format_command(options)
+    assert command == "--recipe cpu --seed 3 --image_width 32 48 --no_landmarks"
+    assert parsed(command) == options
+    assert format_command(parsed("")) == "--recipe full"
 
 
-def test_mistakes(trained, tmp_path):
-    data = ("--data", trained / "faces.csv", "--gpu_ids", "-1")
+def test_errors(trained, tmp_path):
+    data = ("--data", trained / "images.csv", "--gpu_ids", "-1")
     with pytest.raises(RunError, match="holds no run"):
         run(release, tmp_path, *data, "--out", tmp_path / "w.pth")
-    with pytest.raises(OptionError, match=r"name a \.pth file"):
+    with pytest.raises(OptionError, match=r"give a \.pth file"):
         run(release, trained / "run", *data, "--out", tmp_path / "w")
-    (tmp_path / "begun").mkdir()
-    (tmp_path / "begun/config.json").write_text((trained / "run/config.json").read_text())
-    with pytest.raises(WeightsError, match="no weight file"):
-        run(release, tmp_path / "begun", *data, "--out", tmp_path / "w.pth")
+    (tmp_path / "started").mkdir()
+    (tmp_path / "started/config.json").write_text((trained / "run/config.json").read_text())
+    with pytest.raises(WeightsError, match="no such weight file"):
+        run(release, tmp_path / "started", *data, "--out", tmp_path / "w.pth")
     run_folder = shutil.copytree(trained / "run", tmp_path / "run")
-    few = synthetic_faces(training=7, public=3, private=3)
-    few = few.select((few.usage != "PrivateTest") | (few.labels != 3))
+    few = synthetic_dataset(training=7, public=3, private=3)
+    few = few.select((few.split != "PrivateTest") | (few.labels != 3))
     write_csv(few, tmp_path / "few.csv")
     argv = ("--data", tmp_path / "few.csv", "--gpu_ids", "-1", "--out", tmp_path / "w.pth")
-    with pytest.raises(DataError, match="no PrivateTest faces of happy"):
+    with pytest.raises(DataError, match="no PrivateTest images of happy"):
         run(release, run_folder, *argv)
-    write_csv(synthetic_faces(training=20, public=0, private=3), tmp_path / "few.csv")
-    with pytest.raises(DataError, match="held out as PublicTest.* its own PublicTest"):
+    write_csv(synthetic_dataset(training=20, public=0, private=3), tmp_path / "few.csv")
+    with pytest.raises(DataError, match="held out.* FER2013's own PublicTest"):
         run(release, run_folder, *argv)
-    other = synthetic_faces(training=7, public=3, private=3)
+    other = synthetic_dataset(training=7, public=3, private=3)
     other.labels[[0, 1]] = other.labels[[1, 0]]
     write_csv(other, tmp_path / "few.csv")
-    with pytest.raises(DataError, match="other faces than .*run learnt and chose its epoch by"):
+    with pytest.raises(DataError, match="other images or labels than those that .*run was trained"):
         run(release, run_folder, *argv)
-    with pytest.raises(OptionError, match="these are drawn faces"):
+    with pytest.raises(OptionError, match="not for the synthetic data set; give --data"):
         run(release, run_folder, "--data", "sample", "--out", tmp_path / "w.pth")
     before = (trained / "resnet18.pth").read_bytes()
-    with pytest.raises(OptionError, match="exists; remove it, or name another --out"):
+    with pytest.raises(OptionError, match="exists; remove it, or choose another --out"):
         run(release, trained / "run", *data, "--out", trained / "resnet18.pth")
     assert (trained / "resnet18.pth").read_bytes() == before
     own = replace(load_checkpoint(run_folder / "best.pth"), class_names=tuple("abcdefg"))
     save_checkpoint(run_folder / "best.pth", own)
-    with pytest.raises(WeightsError, match="the card tells of FER2013"):
+    with pytest.raises(WeightsError, match="the model card is for FER2013"):
         run(release, run_folder, *data, "--out", tmp_path / "w.pth")
     shutil.copy(trained / "run/best.pth", run_folder / "best.pth")
     with pytest.raises(OptionError, match="--batch_size 0"):
@@ -152,44 +171,44 @@ def test_mistakes(trained, tmp_path):
     config = json.loads((run_folder / "config.json").read_text())
     config["options"]["total_epoch"] = 2
     (run_folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(RunError, match=r"epoch 1 of 2; let it end: bash train.sh --resume"):
+    with pytest.raises(RunError, match=r"epoch 1 of 2; finish it with: bash train.sh --resume"):
         run(release, run_folder, *data, "--out", tmp_path / "w.pth")
     assert not (tmp_path / "w.pth").exists()
 
 
 @pytest.mark.parametrize("teacher", [(), ("a.pth", "b.pth")])
-@pytest.mark.parametrize("started", [(), ("other.pth",), ("a.pth", "b.pth")])
-def test_a_card_tells_of_its_training(started, teacher):
+@pytest.mark.parametrize("initial", [(), ("other.pth",), ("a.pth", "b.pth")])
+def test_a_card_describes_the_training(initial, teacher):
     score = {"n": 3, "accuracy": 0.5, "accuracy_without_duplicates": None, "duplicates": 0}
     score |= {"balanced_accuracy": 0.5, "ece": 0.1, "landmark_error": None}
-    score |= {"auroc_confidence": 0.75, "auroc_importance": None if started else 0.25}
+    score |= {"auroc_confidence": 0.75, "auroc_importance": None if initial else 0.25}
     scores = {"PublicTest": score, "PrivateTest": score}
     by_class = [
         {"name": name, "n": 1, "recall": 0.5, "predicted": 1, "precision": None} for name in "ab"
     ]
-    switches = {"landmarks": not started, "importance": not started, "ema": 0.0 if started else 0.9}
+    switches = {"landmarks": not initial, "importance": not initial, "ema": 0.0 if initial else 0.9}
     card = release.write_card(
-        {"plain": scores, "views": scores, "corruptions": [], "by_class": by_class},
+        {"clean": scores, "tta": scores, "corruptions": [], "by_class": by_class},
         network="net",
-        faces=synthetic_faces(training=1, public=1, private=1),
+        dataset=synthetic_dataset(training=1, public=1, private=1),
         epoch=1,
         command="--recipe full",
-        options=replace(Options(), model_path=started, teacher=teacher, **switches),
-        channels=3 if started else 1,
+        options=replace(Options(), model_path=initial, teacher=teacher, **switches),
+        channels=3 if initial else 1,
         note="",
     )
-    assert ("From scratch" in card) == (not started)
-    assert ("From the weights of another run" in card) == (len(started) == 1)
-    assert ("From the weights of 2 runs, side by side in one network" in card) == (
-        len(started) == 2
-    )
-    assert ("no other network's weights" in card.replace("\n", " ")) == (not (started or teacher))
-    assert ("and from the opinions of 2 trained networks, on the 7 Tr" in card) == bool(teacher)
-    assert ("landmarks that dlib finds" in card) == ("68 landmarks" in card) == (not started)
-    assert ("an importance, and 68 landmarks" in card) == (not started)
-    assert ("averaged over steps" in card) == (not started)
-    assert ("one colour face" in card) == bool(started)
-    assert ("in\n  75.00 % of all pairs" in card) == (not started)
-    start = " --model_path THOSE_WEIGHTS" if started else ""
-    start += " --teacher THOSE_NETWORKS" if teacher else ""
-    assert f"\n    python train.py --recipe full{start}\n" in card
+    assert ("From scratch" in card) == (not initial)
+    assert ("Initialized with the weights of another run" in card) == (len(initial) == 1)
+    merged = "Initialized with the weights of 2 runs, merged block-diagonally"
+    assert (merged in card) == (len(initial) == 2)
+    assert ("no pretrained weights" in card.replace("\n", " ")) == (not (initial or teacher))
+    distilled = "with distillation from 2 trained networks, on the 7 Training images"
+    assert (distilled in card) == bool(teacher)
+    assert ("landmarks that dlib detects" in card) == ("68 landmarks" in card) == (not initial)
+    assert ("an importance, and 68 landmarks" in card) == (not initial)
+    assert ("exponential moving average of epoch 1" in card) == (not initial)
+    assert ("a color image" in card) == bool(initial)
+    assert ("75.00 % by the predicted probability, 25.00 %" in card) == (not initial)
+    command = " --model_path INITIAL_WEIGHTS" if initial else ""
+    command += " --teacher TEACHER_WEIGHTS" if teacher else ""
+    assert f"\n    python train.py --recipe full{command}\n" in card

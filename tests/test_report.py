@@ -1,4 +1,4 @@
-"""report.py: one page, whole in itself, with the numbers of its runs."""
+"""tools.report: a single-file page with the metrics of its runs; and figures."""
 
 import base64
 import json
@@ -7,25 +7,34 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
 from kills import write_csv
+from matplotlib import rcParams
 from matplotlib.colors import to_hex
+from matplotlib.font_manager import findfont
 from test_ferplus import write_votes
 
-import report
 import train
-from data.faces import EMOTIONS
-from data.ferplus import with_votes
-from data.sample import synthetic_faces
+from data.dataset import EMOTIONS
+from data.ferplus import with_ferplus_labels
+from data.synthetic.generate import synthetic_dataset
+from tools import report, report_pairs
 from utils.errors import DataError, OptionError, RunError
-from utils.figures import BLUE, RED, learning_curves, relabeled_faces, two_readings
+from utils.figures import BLUE, RED, figure_style, save_figure
+from utils.image_grids import plot_disagreements, plot_relabeled
 from utils.metrics import expected_calibration_error, reliability
-from utils.run import RunFolder
+from utils.plots import (
+    plot_confusion_matrix,
+    plot_expressions_over_time,
+    plot_importance_by_class,
+    plot_learning_curves,
+    plot_reliability,
+)
+from utils.run_folder import ROOT, RunFolder
 
 
 def run(script, *argv):
@@ -37,21 +46,11 @@ def run(script, *argv):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    faces = synthetic_faces(training=7, public=3, private=3)
-    csv = write_csv(faces, folder / "faces.csv")
-    argv = (
-        "--data",
-        csv,
-        "--gpu_ids",
-        "-1",
-        "--width",
-        0.1,
-        "--image_width",
-        32,
-        "--batch_size",
-        16,
-    )
-    argv += ("--total_epoch", 2, "--relabel_epoch", 1, "--margin_2", 0, "--no_landmarks")
+    dataset = synthetic_dataset(training=7, public=3, private=3)
+    csv = write_csv(dataset, folder / "images.csv")
+    argv = ("--data", csv, "--gpu_ids", "-1", "--width", 0.1, "--image_width", 32)
+    argv += ("--batch_size", 16, "--total_epoch", 2, "--relabel_epoch", 1, "--margin_2", 0)
+    argv += ("--relabel", "--no_landmarks")
     run(train, *argv, "--out", folder / "one")
     run(train, *argv, "--seed", 1, "--label_noise", 0.2, "--out", folder / "<two>")
     return folder
@@ -62,74 +61,85 @@ def test_a_page_of_two_runs(runs, tmp_path):
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "<two>" not in page  # the name is text, not HTML
     assert "&lt;two&gt;" in page
-    assert not re.search(r'(src|href)="(?!data:)', page)  # nothing from elsewhere
-    pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
-    assert len(pictures) == 12  # curves, matrix, reliability, two of importance, relabels; twice
-    assert all(base64.b64decode(picture).startswith(b"\x89PNG") for picture in pictures)
+    assert not re.search(r'(src|href)="(?!data:)', page)  # nothing is loaded
+    figures = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    assert len(figures) == 12  # curves, matrix, reliability, two of importance, relabels; twice
+    assert all(base64.b64decode(figure).startswith(b"\x89PNG") for figure in figures)
     scores = json.loads((runs / "one/metrics.json").read_text())
     cells = re.findall(r"<td>(.*?)</td>", page)
     shown = f"<b>{100 * scores['PrivateTest']['accuracy']:.2f}</b>"
     assert shown in cells
     tables = [pd.read_csv(runs / name / "predictions.csv") for name in ("one", "<two>")]
-    right = [(t["label"] == t["predicted"])[t["usage"] == "PrivateTest"] for t in tables]
-    difference = 100 * (right[1].mean() - right[0].mean())
+    correct = [(t["label"] == t["predicted"])[t["split"] == "PrivateTest"] for t in tables]
+    difference = 100 * (correct[1].mean() - correct[0].mean())
     assert f"<b>{difference:+.2f}</b>" in cells
-    assert "Of 10 labels that were made wrong" in page
+    assert "10 Training labels are incorrect" in page
     assert "batch_size = 16" in page
     assert all(f"<td>{name}</td>" in page for name in EMOTIONS)
 
 
-def test_faces_that_two_runs_read_otherwise(runs, tmp_path):
+def test_images_on_which_two_runs_differ(runs, tmp_path):
     out = ("--out", tmp_path / "page.html")
-    both = (runs / "one", runs / "<two>", "--data", runs / "faces.csv", *out)
-    run(report, *both, "--picture", tmp_path / "faces.png")
+    both = (runs / "one", runs / "<two>", "--data", runs / "images.csv", *out)
+    run(report, *both, "--figure", tmp_path / "differ.png")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     tables = [pd.read_csv(runs / name / "predictions.csv") for name in ("one", "<two>")]
-    right = [t["label"] == t["predicted"] for t in tables]
+    correct = [t["label"] == t["predicted"] for t in tables]
     differ = [
-        usage
-        for usage, part in tables[0].groupby("usage")
-        if (right[0] ^ right[1])[part.index].any()
+        split
+        for split, part in tables[0].groupby("split")
+        if (correct[0] ^ correct[1])[part.index].any()
     ]
     assert differ
-    assert page.count("&lt;two&gt; on the same faces") == len(differ)
-    pictures = re.findall(r'on the same faces"\s+src="data:image/png;base64,([^"]+)"', page)
-    assert base64.b64decode(pictures[-1]) == (tmp_path / "faces.png").read_bytes()
-    other = write_csv(synthetic_faces(training=6, public=3, private=3), tmp_path / "other.csv")
-    with pytest.raises(DataError, match="has not the faces and labels by which one and <two>"):
+    assert page.count("only &lt;two&gt; predicts correctly") == len(differ)
+    figures = re.findall(r'predicts correctly"\s+src="data:image/png;base64,([^"]+)"', page)
+    assert base64.b64decode(figures[-1]) == (tmp_path / "differ.png").read_bytes()
+    other = write_csv(synthetic_dataset(training=6, public=3, private=3), tmp_path / "other.csv")
+    with pytest.raises(DataError, match="does not have the images and labels that one and\\s<two>"):
         run(report, runs / "one", runs / "<two>", "--data", other, *out)
 
 
-def test_faces_are_pictured_by_the_labels_that_judged_them(tmp_path):
-    faces = synthetic_faces(training=1, public=1, private=1)
-    votes = np.zeros((len(faces), 10), int)
-    votes[:, 7] = 10  # contempt, all of them
-    judge = with_votes(faces, write_votes(tmp_path / "v.csv", faces, votes))
+def test_images_are_shown_with_the_labels_of_the_evaluation(tmp_path):
+    dataset = synthetic_dataset(training=1, public=1, private=1)
+    votes = np.zeros((len(dataset), 10), int)
+    votes[:, 7] = 10  # contempt for all images
+    ferplus = with_ferplus_labels(dataset, write_votes(tmp_path / "v.csv", dataset, votes))
     rows = pd.DataFrame({"index": [0, 1], "label": "contempt"})
     rows["predicted_a"], rows["predicted_b"] = ["contempt", "sad"], "sad"
-    pair = {"one": "a", "other": "b", "usage": "Training", "rows": rows}
-    assert report.pictured(pair, faces, judge).startswith(b"\x89PNG")
-    with pytest.raises(DataError, match="for FER\\+ labels the --ferplus"):
-        report.pictured(pair, faces)
+    pair = {"one": "a", "other": "b", "split": "Training", "rows": rows}
+    assert report_pairs.plot_pair(pair, dataset, ferplus).startswith(b"\x89PNG")
+    with pytest.raises(DataError, match="for FER\\+ labels the same --ferplus"):
+        report_pairs.plot_pair(pair, dataset)
 
 
-def test_runs_of_other_classes_find_their_faces(tmp_path):
+def test_better_and_worse_are_those_of_the_second_run():
+    def result(name, predicted):
+        rows = {"index": range(4), "split": "PublicTest", "label": "a", "predicted": predicted}
+        return {"name": name, "path": name, "predictions": pd.DataFrame(rows)}
+
+    (pair,) = report_pairs.compare_runs(result("one", list("abbb")), result("other", list("baab")))
+    assert (pair["better"], pair["worse"]) == (2, 1)
+    assert pair["difference"] == pytest.approx(25)
+    assert pair["agreement"] == pytest.approx(0.25)
+
+
+def test_runs_with_other_classes_are_compared(tmp_path):
     rng = np.random.default_rng(0)
-    for name in ("angry", "happy"):  # two of FER2013's, so that they must be named
-        (tmp_path / "faces/train" / name).mkdir(parents=True)
+    for name in ("angry", "happy"):  # two of FER2013's, so that --class_names is required
+        (tmp_path / "images/train" / name).mkdir(parents=True)
         for i in range(20):
-            face = rng.integers(0, 256, (48, 48)).astype(np.uint8)
-            cv2.imwrite(str(tmp_path / f"faces/train/{name}/{i}.png"), face)
-    argv = ("--data", tmp_path / "faces", "--class_names", "happy", "angry", "--no_landmarks")
+            image = rng.integers(0, 256, (48, 48)).astype(np.uint8)
+            cv2.imwrite(str(tmp_path / f"images/train/{name}/{i}.png"), image)
+    argv = ("--data", tmp_path / "images", "--class_names", "happy", "angry", "--no_landmarks")
     argv += ("--gpu_ids", "-1", "--width", 0.1, "--batch_size", 16, "--total_epoch", 1)
     for seed in range(2):
         run(train, *argv, "--seed", seed, "--out", tmp_path / str(seed))
     both = (tmp_path / "0", tmp_path / "1")
-    run(report, *both, "--data", tmp_path / "faces", "--out", tmp_path / "page.html")
+    run(report, *both, "--data", tmp_path / "images", "--out", tmp_path / "page.html")
     assert "<td>happy</td>" in (tmp_path / "page.html").read_text()
 
 
-def test_classes_in_relabels_are_words_whatever_they_look_like(runs, tmp_path):
+def test_class_names_in_relabels_are_text(runs, tmp_path):
     shutil.copytree(runs / "one", tmp_path / "run")
     (tmp_path / "run/relabels.csv").write_text("row,from,to,epoch\n3,0,NA,2\n")
     moves = report.describe_run(RunFolder(tmp_path / "run"), "a")["relabels"]
@@ -138,37 +148,33 @@ def test_classes_in_relabels_are_words_whatever_they_look_like(runs, tmp_path):
 
 def test_relabels_of_one_epoch_fill_three_rows():
     relabels = [(i % 5, 0, 1, 7) for i in range(40)]
-    figure = relabeled_faces(relabels, np.zeros((5, 8, 8), np.uint8), ("a", "b"), "t")
+    figure = plot_relabeled(relabels, np.zeros((5, 8, 8), np.uint8), ("a", "b"), "t")
     titles = [part.get_suptitle() for part in figure.subfigs]
     assert titles == ["t: relabeled in epoch 7", *["relabeled in epoch 7"] * 2]
-    few = relabeled_faces(relabels[:3], np.zeros((5, 8, 8), np.uint8), ("a", "b"), "t")
+    few = plot_relabeled(relabels[:3], np.zeros((5, 8, 8), np.uint8), ("a", "b"), "t")
     assert len(few.subfigs) == 1
 
 
-def test_the_picture_of_two_readings():
+def test_the_figure_of_disagreements():
     images = np.zeros((3, 8, 8), np.uint8)
-    readings = {"off": ["b", "b", "a"], "on": ["a", "c", "a"]}
-    figure = two_readings(images, ["a", "b", "a"], readings, "t")
+    predictions = {"off": ["b", "b", "a"], "on": ["a", "c", "a"]}
+    figure = plot_disagreements(images, ["a", "b", "a"], predictions, "t")
     frames = [axes.spines["left"].get_edgecolor() for axes in figure.axes]
     assert [to_hex(frame) for frame in frames] == [RED, BLUE, BLUE, BLUE, RED, BLUE]
     assert [axes.get_xlabel() for axes in figure.axes] == ["b", "b", "a", "a", "c", "a"]
     assert [axes.get_title() for axes in figure.axes] == ["a", "b", "a", "", "", ""]
 
 
-def test_ferplus_as_the_judge_by_hand(tmp_path):
-    faces = synthetic_faces(training=1, public=1, private=1)  # a face of each class, three times
-    majority = list(faces.labels)
-    majority[1:5] = [
-        0,
-        0,
-        7,
-        -1,
-    ]  # not disgust, fear, happy, sad
-    columns = [4, 5, 6, 1, 3, 2, 0, 7, 8]  # of the file, by CLASSES, then "unknown"
-    votes = np.zeros((len(faces), 10), int)
-    votes[np.arange(len(faces)), [columns[k] for k in majority]] = 10
-    judge = with_votes(faces, write_votes(tmp_path / "votes.csv", faces, votes))
-    moves = pd.DataFrame(
+def test_relabel_agreement_by_hand(tmp_path):
+    dataset = synthetic_dataset(training=1, public=1, private=1)  # an image per class and split
+    majority = list(dataset.labels)
+    majority[1:5] = [0, 0, 7, -1]  # instead of disgust, fear, happy, sad
+    columns = [4, 5, 6, 1, 3, 2, 0, 7, 8]  # of the file, in the order of CLASSES, then "unknown"
+    votes = np.zeros((len(dataset), 10), int)
+    votes[np.arange(len(dataset)), [columns[k] for k in majority]] = 10
+    path = write_votes(tmp_path / "votes.csv", dataset, votes)
+    ferplus = with_ferplus_labels(dataset, path)
+    relabels = pd.DataFrame(
         [
             (1, "disgust", "fear"),
             (2, "fear", "neutral"),
@@ -179,60 +185,64 @@ def test_ferplus_as_the_judge_by_hand(tmp_path):
         ],
         columns=("row", "from", "to"),
     )
-    told = {"name": "a", "relabels": moves, "options": {}}
-    # Counted are rows 0, 1, 2, 5, 6: 1 came to the majority at last, 2 did not, 5 left it.
-    assert report.judged(told, faces, judge) == {
+    described = {"name": "a", "relabels": relabels, "options": {}}
+    # Rows 0, 1, 2, 5, 6 count: 1 ends at the majority, 2 does not, 5 leaves it.
+    assert report.relabel_agreement(described, dataset, ferplus) == {
         **{"noisy": 2, "relabeled": 3, "relabel_precision": pytest.approx(1 / 3)},
         **{"relabel_harm": pytest.approx(1 / 3), "relabel_recall": 0.5},
     }
-    assert report.judged(told | {"options": {"ferplus": "v.csv"}}, faces, judge) == {}
-    assert report.judged(told | {"relabels": moves[:0]}, faces, judge) == {}
-    for others in (moves.assign(row=moves["row"] + 1), moves.assign(row=10**6)):
-        with pytest.raises(DataError, match="has not the faces that a relabeled"):
-            report.judged(told | {"relabels": others}, faces, judge)
+    on_ferplus = described | {"options": {"ferplus": "v.csv"}}
+    assert report.relabel_agreement(on_ferplus, dataset, ferplus) == {}
+    without = described | {"relabels": relabels[:0]}
+    assert report.relabel_agreement(without, dataset, ferplus) == {}
+    for others in (relabels.assign(row=relabels["row"] + 1), relabels.assign(row=10**6)):
+        with pytest.raises(DataError, match="does not have the images that a relabeled"):
+            report.relabel_agreement(described | {"relabels": others}, dataset, ferplus)
 
 
 def test_a_page_with_ferplus(runs, tmp_path):
-    data = ("--data", runs / "faces.csv")
-    faces = synthetic_faces(training=7, public=3, private=3)
-    votes = np.zeros((len(faces), 10), int)
-    votes[:, 4] = 10  # all are angry
-    path = write_votes(tmp_path / "votes.csv", faces, votes)
+    data = ("--data", runs / "images.csv")
+    dataset = synthetic_dataset(training=7, public=3, private=3)
+    votes = np.zeros((len(dataset), 10), int)
+    votes[:, 4] = 10  # angry for all images
+    path = write_votes(tmp_path / "votes.csv", dataset, votes)
     run(report, runs / "one", *data, "--ferplus", path, "--out", tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert "it contradicts 42 of the" in page
-    with pytest.raises(OptionError, match="name the faces too"):
+    assert "the majority label differs from 42 Training labels" in page
+    with pytest.raises(OptionError, match="give --data, too"):
         run(report, runs / "one", "--ferplus", path, "--out", tmp_path / "page.html")
 
 
-def test_the_interval_by_hand():
+def test_the_wilson_interval_by_hand():
     rows = pd.DataFrame({"label": ["a"] * 100, "predicted": ["a"] * 60 + ["b"] * 40})
-    interval = report.usage_of("PublicTest", dict.fromkeys(report.SHOWN) | {"n": 100}, rows)
+    interval = report.describe_split(
+        "PublicTest", dict.fromkeys(report.REQUIRED) | {"n": 100}, rows
+    )
     # Wilson: (p + z^2/2n +- z sqrt(p q/n + z^2/4n^2)) / (1 + z^2/n) with z = 1.96
     assert interval["low"] == pytest.approx(0.5020, abs=1e-4)
     assert interval["high"] == pytest.approx(0.6906, abs=1e-4)
 
 
-def test_mistakes(runs, tmp_path):
+def test_errors(runs, tmp_path):
     out = ("--out", tmp_path / "page.html")
-    with pytest.raises(OptionError, match="name the folder"):
+    with pytest.raises(OptionError, match="give the folder"):
         run(report)
     with pytest.raises(OptionError, match="twice"):
         run(report, runs / "one", runs / "one")
     with pytest.raises(OptionError, match="two runs and --data"):
-        run(report, runs / "one", "--picture", tmp_path / "faces.png")
-    shutil.copytree(runs / "one", tmp_path / "one")  # and of the same name
-    alike = (runs / "one", tmp_path / "one", "--data", runs / "faces.csv")
-    with pytest.raises(DataError, match=r"read the same faces right: .*faces\.png is not drawn"):
-        run(report, *alike, "--picture", tmp_path / "faces.png", *out)
-    assert "<html" in (tmp_path / "page.html").read_text()  # which there is, all the same
+        run(report, runs / "one", "--figure", tmp_path / "differ.png")
+    shutil.copytree(runs / "one", tmp_path / "one")  # of the same name
+    alike = (runs / "one", tmp_path / "one", "--data", runs / "images.csv")
+    with pytest.raises(DataError, match=r"correct on the same images, so .*differ\.png is not"):
+        run(report, *alike, "--figure", tmp_path / "differ.png", *out)
+    assert "<html" in (tmp_path / "page.html").read_text()
     (tmp_path / "page.html").unlink()
-    with pytest.raises(RunError, match="no finished run"):
+    with pytest.raises(RunError, match="the run is not finished"):
         run(report, tmp_path, *out)
     shutil.copytree(runs / "one", tmp_path / "cut")
     table = (tmp_path / "cut/predictions.csv").read_text().splitlines()
     (tmp_path / "cut/predictions.csv").write_text("\n".join(table[:-5]))
-    with pytest.raises(RunError, match="do not fit its run"):
+    with pytest.raises(RunError, match="are inconsistent"):
         run(report, tmp_path / "cut", *out)
     for name, text in (
         ("metrics.json", '{"PublicTest": 5}'),
@@ -242,7 +252,7 @@ def test_mistakes(runs, tmp_path):
     ):
         shutil.copytree(runs / "one", tmp_path / "damaged", dirs_exist_ok=True)
         (tmp_path / "damaged" / name).write_text(text)
-        with pytest.raises(RunError, match="do not fit its run"):
+        with pytest.raises(RunError, match="are inconsistent"):
             run(report, tmp_path / "damaged", *out)
     with pytest.raises(OptionError, match="twice"):
         run(report, runs / "one", runs / "<two>/../one")
@@ -250,12 +260,12 @@ def test_mistakes(runs, tmp_path):
     moved = pd.read_csv(tmp_path / "other/predictions.csv")
     moved["index"] += 1000
     moved.to_csv(tmp_path / "other/predictions.csv", index=False)
-    with pytest.raises(DataError, match="no labelled face in common"):
+    with pytest.raises(DataError, match="share no labeled image"):
         run(report, runs / "one", tmp_path / "other", *out)
-    judged = pd.read_csv(runs / "one/predictions.csv")
-    judged.loc[3, "label"] = "sad" if judged.loc[3, "label"] != "sad" else "fear"
-    judged.to_csv(tmp_path / "other/predictions.csv", index=False)
-    with pytest.raises(DataError, match="other faces or labels"):
+    relabeled = pd.read_csv(runs / "one/predictions.csv")
+    relabeled.loc[3, "label"] = "sad" if relabeled.loc[3, "label"] != "sad" else "fear"
+    relabeled.to_csv(tmp_path / "other/predictions.csv", index=False)
+    with pytest.raises(DataError, match="different images or labels"):
         run(report, runs / "one", tmp_path / "other", *out)
     assert not (tmp_path / "page.html").exists()
 
@@ -270,16 +280,77 @@ def test_reliability_by_hand():
     assert expected_calibration_error(labels, probabilities, bins=5) == pytest.approx(error)
 
 
-def test_figures_need_no_notebook():
-    # Which asks for this in all that it starts, also where its package is not.
-    asked = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-    command = [sys.executable, "-c", "import utils.figures"]
-    subprocess.run(command, env=os.environ | asked, cwd=Path(report.__file__).parent, check=True)
+def test_figures_do_not_need_a_notebook(tmp_path):
+    # A notebook sets this for all processes that it starts, also if its package is not installed.
+    backend = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    code = (
+        "import sys\n"
+        "from utils.figures import save_figure\n"
+        "from utils.plots import plot_reliability\n"
+        "assert 'matplotlib' not in sys.modules\n"
+        f"save_figure(plot_reliability([(0.5, 0.5, 1)], 0.0, 't'), {str(tmp_path / 'a.png')!r})\n"
+    )
+    command = [sys.executable, "-c", code]
+    subprocess.run(command, env=os.environ | backend, cwd=ROOT, check=True)
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_loss_of_some_epochs_is_drawn_there():
-    first = {"epoch": 1, "loss_a": 2.0, "loss_b": 1.0, "train_accuracy": 0.5}
-    second = {"epoch": 2, "loss_a": 1.0, "loss_c": 3.0, "train_accuracy": 0.6}
-    figure = learning_curves([row | {"public_accuracy": 0.5} for row in (first, second)], "t")
-    lines = {line.get_label(): line.get_ydata().tolist() for line in figure.axes[0].lines}
-    np.testing.assert_equal(lines, {"a": [2, 1], "b": [1, np.nan], "c": [np.nan, 3]})
+def test_figures_leave_the_global_style_unchanged(tmp_path):
+    before = dict(rcParams)
+    figure = plot_confusion_matrix(np.eye(2, dtype=int), ("a", "b"), "t")
+    save_figure(figure, tmp_path / "a.png")
+    with figure_style():
+        families = list(rcParams["font.family"])
+    assert dict(rcParams) == before
+    assert families[0] == "DejaVu Sans"  # Matplotlib's own
+    for name in families:
+        assert findfont(name, fallback_to_default=False)
+    assert figure.axes[0].title.get_fontfamily() == families
+
+
+def history(**columns):
+    rows = [dict(zip(columns, values)) for values in zip(*columns.values())]
+    shared = {"train_accuracy": 0.5, "public_accuracy": 0.5}
+    return [
+        {"epoch": i, **shared, **{k: v for k, v in row.items() if v is not None}}
+        for i, row in enumerate(rows, 1)
+    ]
+
+
+def curves(rows):
+    lines = plot_learning_curves(rows, "t").axes[0].lines
+    return {line.get_label(): line.get_ydata().tolist() for line in lines}
+
+
+def test_a_loss_of_some_epochs_only_is_plotted():
+    rows = history(loss_a=[2, 1, 1], loss_b=[1, 1, None], loss_c=[None, 3, 3])
+    expected = {"a": [2, 1, 1], "b": [1, 1, np.nan], "c": [np.nan, 3, 3]}
+    np.testing.assert_equal(curves(rows), expected)
+
+
+def test_the_logarithmic_axis_has_no_isolated_points():
+    # A rank loss is often 0 after the first epoch, and rises for single epochs.
+    rows = history(loss_a=[2, 1, 1, 1, 1], loss_rank=[0.1, 0, 0.01, 1e-5, 0])
+    assert list(curves(rows)) == ["a"]
+    rows = history(loss_a=[2, 1, 1, 1, 1], loss_rank=[0.1, 0.2, 0, 0.01, 0])
+    np.testing.assert_equal(curves(rows)["rank"], [0.1, 0.2, np.nan, np.nan, np.nan])
+    assert curves(history(loss_a=[2])) == {"a": [2]}  # a run of one epoch
+
+
+def test_axes_are_labeled_with_units():
+    def labels(figure):
+        return [(axes.get_xlabel(), axes.get_ylabel()) for axes in figure.axes]
+
+    rows = history(loss_a=[2, 1])
+    expected = [("Epoch", "Loss (unweighted)"), ("Epoch", "Accuracy (%)")]
+    assert labels(plot_learning_curves(rows, "t")) == expected
+    figure = plot_confusion_matrix(np.eye(2, dtype=int), ("a", "b"), "t")
+    assert labels(figure) == [("Predicted class", "True class")]
+    figure = plot_reliability([(0.5, 0.5, 1)], 0.0, "t")
+    assert labels(figure) == [("", "Accuracy (%)"), ("Confidence (%)", "Images")]
+    assert figure.axes[0].get_legend().get_texts()[0].get_text() == "Perfect calibration"
+    figure = plot_importance_by_class({"a": np.array([0.1, 0.2])}, "t")
+    assert figure.axes[-1].get_xlabel() == "Importance"
+    probabilities = np.full((2, 2), 0.5)
+    figure = plot_expressions_over_time({"face 0": (np.arange(3.0), probabilities)}, "ab", "t")
+    assert labels(figure) == [("Time (s)", "Probability (%)")]

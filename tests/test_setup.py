@@ -1,6 +1,7 @@
-"""setup.sh: one environment, installed once, and a clear word where that cannot be."""
+"""Tests of setup.sh, and of tools/release.sh, which sources it."""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -9,46 +10,56 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
+REQUIREMENTS = (
+    "requirements.txt",
+    "requirements-export.txt",
+    "requirements-demo.txt",
+    "tests/requirements.txt",
+)
+LOCK = "requirements.lock"
 BASH = shutil.which("bash")
-TOOLS = ("bash", "dirname", "df", "awk", "touch", "rm", "cat", "mkdir", "sleep")
+COMMANDS = ("bash", "dirname", "df", "awk", "rm", "cat", "mkdir", "sleep")
 
-# Stands in for an environment's Python: pip is noted down instead of run.
+# Replaces the Python of an environment. The arguments of pip are logged; pip, Ruff and pytest do
+# not run.
 PYTHON = f"""#!{BASH}
 [ "$WITHOUT_PIP" ] && [[ "$*" = "-c import pip" || "$2" = ensurepip ]] && exit 1
-if [ "$1 $2" = "-m pip" ]; then
-  echo "$@" >> "$(dirname "$0")/../pip.log"
-  exit "${{PIP_STATUS:-0}}"
-fi
+case "$1 $2" in
+"-m pip") echo "$@" >> "$(dirname "$0")/../pip.log"; exit "${{PIP_STATUS:-0}}" ;;
+"-m ruff" | "-m pytest") exit 0 ;;
+esac
 exec "{sys.executable}" "$@"
 """
 
 
 @pytest.fixture
 def checkout(tmp_path):
-    """Return a copy of the drivers with train.py replaced by one that tells its arguments."""
+    """Return a copy of the scripts with a train.py that prints its arguments."""
     root = tmp_path / "check out"  # a path with a space in it
-    root.mkdir()
-    for name in ("setup.sh", "train.sh", "release.sh", "requirements.txt"):
-        shutil.copy(ROOT / name, root)
+    (root / "tools").mkdir(parents=True)
+    (root / "tests").mkdir()
+    for name in ("setup.sh", "train.sh", "tools/release.sh", "tests/run.sh", *REQUIREMENTS, LOCK):
+        shutil.copy(ROOT / name, root / name)
     (root / "train.py").write_text("import sys; print('trained', sys.argv[1:])\n")
     return root
 
 
 @pytest.fixture
-def tools(tmp_path):
-    """Return a folder that holds the few commands that are there, and no Python."""
-    folder = tmp_path / "tools"
+def commands(tmp_path):
+    """Return a folder with the commands that setup.sh requires, without Python."""
+    folder = tmp_path / "commands"
     folder.mkdir()
-    for name in TOOLS:
+    for name in COMMANDS:
         (folder / name).symlink_to(shutil.which(name))
     return folder
 
 
 @pytest.fixture
 def environment(tmp_path):
-    """Return an environment whose pip only takes notes."""
+    """Return an environment whose pip only logs its arguments."""
     folder = tmp_path / "environment"
     (folder / "bin").mkdir(parents=True)
     write_executable(folder / "bin/python", PYTHON)
@@ -60,7 +71,7 @@ def write_executable(path, text):
     path.chmod(0o755)
 
 
-def train(checkout, *argv, path, script="train.sh", **env):
+def run(checkout, *argv, path, script="train.sh", **env):
     return subprocess.run(
         [BASH, str(checkout / script), *argv],
         capture_output=True,
@@ -70,104 +81,116 @@ def train(checkout, *argv, path, script="train.sh", **env):
     )
 
 
-def installs(environment):
+def pip_calls(environment):
     log = environment / "pip.log"
-    return len(log.read_text().splitlines()) if log.exists() else 0
+    return log.read_text().splitlines() if log.exists() else []
 
 
-def test_the_active_environment_is_used_and_installed_once(checkout, tools, environment):
+def test_the_active_environment_is_used_and_installed_once(checkout, commands, environment):
     for _ in range(2):
-        result = train(checkout, "--seed", "1", path=tools, VIRTUAL_ENV=environment)
+        result = run(checkout, "--seed", "1", path=commands, VIRTUAL_ENV=environment)
         assert result.returncode == 0, result.stderr
         assert "trained ['--seed', '1']" in result.stdout
-    assert installs(environment) == 1
+    assert len(pip_calls(environment)) == 1
     with open(checkout / "requirements.txt", "a") as file:
         file.write("# changed\n")
-    train(checkout, path=tools, VIRTUAL_ENV=environment)
-    assert installs(environment) == 2
+    run(checkout, path=commands, VIRTUAL_ENV=environment)
+    assert len(pip_calls(environment)) == 2
     assert not (checkout / ".venv").exists()
 
 
-def test_an_active_conda_environment_is_used_but_not_its_base(checkout, tools, environment):
-    result = train(checkout, path=tools, CONDA_PREFIX=environment, CONDA_DEFAULT_ENV="fer")
+def test_a_conda_environment_is_used_except_base(checkout, commands, environment):
+    result = run(checkout, path=commands, CONDA_PREFIX=environment, CONDA_DEFAULT_ENV="fer")
     assert "trained" in result.stdout
-    result = train(checkout, path=tools, CONDA_PREFIX=environment, CONDA_DEFAULT_ENV="base")
-    assert "no Python 3.10" in result.stderr  # it went on to make a .venv, and found none to do so
+    result = run(checkout, path=commands, CONDA_PREFIX=environment, CONDA_DEFAULT_ENV="base")
+    assert "Python 3.10 or newer was not found" in result.stderr  # for the creation of .venv
 
 
 @pytest.mark.parametrize("active", ["VIRTUAL_ENV", "CONDA_PREFIX"])
-def test_an_environment_without_python_takes_no_other_one(checkout, tools, environment, active):
-    (environment / "bin/python").rename(tools / "python")
+def test_an_environment_without_python_is_not_replaced(checkout, commands, environment, active):
+    (environment / "bin/python").rename(commands / "python")
     active = {active: environment, "CONDA_DEFAULT_ENV": "fer"}
-    result = train(checkout, path=tools, **active)
+    result = run(checkout, path=commands, **active)
     assert result.returncode == 1
-    assert f"the active environment {environment} has no python" in result.stderr
-    assert not (tools.parent / "pip.log").exists()
+    assert f"the active environment {environment} has no Python" in result.stderr
+    assert not (commands.parent / "pip.log").exists()
     (environment / "Scripts").mkdir()
-    (tools / "python").rename(environment / "Scripts/python.exe")  # as Windows has it
-    assert "trained" in train(checkout, path=tools, **active).stdout
+    (commands / "python").rename(environment / "Scripts/python.exe")  # as on Windows
+    assert "trained" in run(checkout, path=commands, **active).stdout
 
 
-def test_without_python(checkout, tools):
-    result = train(checkout, path=tools)
+def test_error_without_python(checkout, commands):
+    result = run(checkout, path=commands)
     assert result.returncode == 1
-    assert result.stderr.startswith("error: no Python 3.10 or newer")
+    assert result.stderr.startswith("error: Python 3.10 or newer was not found")
 
 
-def test_with_an_old_python(checkout, tools):
-    write_executable(tools / "python3", f"#!{BASH}\nexit 1\n")  # what `version < 3.10` comes to
-    assert "no Python 3.10" in train(checkout, path=tools).stderr
+def test_error_with_an_old_python(checkout, commands):
+    write_executable(commands / "python3", f"#!{BASH}\nexit 1\n")  # the result of `version < 3.10`
+    assert "Python 3.10 or newer was not found" in run(checkout, path=commands).stderr
 
 
-def test_without_the_venv_module(checkout, tools):
+def test_error_with_an_old_python_in_the_active_environment(checkout, commands, environment):
+    old = '[ "$1" = --version ] && echo Python 3.9.18 && exit\nexit 1'
+    write_executable(environment / "bin/python", f"#!{BASH}\n{old}\n")
+    result = run(checkout, path=commands, VIRTUAL_ENV=environment)
+    assert result.returncode == 1
+    expected = f"{environment} has Python 3.9.18, but Python 3.10 or newer is required"
+    assert expected in result.stderr
+
+
+def test_error_without_the_venv_module(checkout, commands):
     fake = '[[ "$2" = *print* ]] && echo 3.12; [ "$1" = -c ]'
-    write_executable(tools / "python3", f"#!{BASH}\n{fake}\n")
-    result = train(checkout, path=tools)
+    write_executable(commands / "python3", f"#!{BASH}\n{fake}\n")
+    result = run(checkout, path=commands)
     assert result.returncode == 1
     assert "apt install python3.12-venv" in result.stderr
     assert not (checkout / ".venv").exists()
     assert not (checkout / ".venv.lock").exists()
 
 
-def test_without_what_brings_pip_into_an_environment(checkout, tools, environment):
+def test_an_environment_is_created_without_ensurepip(checkout, commands, environment):
     fake = f"""case "$*" in
 "-m venv --without-pip "*) mkdir -p "$4/bin" && cat "{environment}/bin/python" > "$4/bin/python" &&
   "{shutil.which("chmod")}" +x "$4/bin/python" ;;
 "-m pip --python "*) echo "$@" > "{checkout}/pip" ;;
 *) [ "$1" = -c ]
 esac"""
-    write_executable(tools / "python3", f"#!{BASH}\n{fake}\n")
-    result = train(checkout, path=tools)
+    write_executable(commands / "python3", f"#!{BASH}\n{fake}\n")
+    result = run(checkout, path=commands)
     assert "trained" in result.stdout, result.stderr
-    told = (checkout / "pip").read_text()
-    assert told == f"-m pip --python {checkout}/.venv/bin/python install --quiet pip\n"
-    assert installs(checkout / ".venv") == 1
+    call = (checkout / "pip").read_text()
+    assert call == f"-m pip --python {checkout}/.venv/bin/python install --quiet pip\n"
+    assert len(pip_calls(checkout / ".venv")) == 1
 
 
-def test_without_a_network(checkout, tools, environment):
-    result = train(checkout, path=tools, VIRTUAL_ENV=environment, PIP_STATUS=1)
+def test_error_without_a_network_and_retry(checkout, commands, environment):
+    result = run(checkout, path=commands, VIRTUAL_ENV=environment, PIP_STATUS=1)
     assert result.returncode == 1
-    assert "is there a network?" in result.stderr
+    assert "the packages of requirements.txt could not be installed" in result.stderr
+    assert "Check the network connection" in result.stderr
     assert "trained" not in result.stdout
-    assert installs(environment) == 1
-    assert "trained" in train(checkout, path=tools, VIRTUAL_ENV=environment).stdout  # tried again
+    assert len(pip_calls(environment)) == 1
+    assert "trained" in run(checkout, path=commands, VIRTUAL_ENV=environment).stdout
+    assert len(pip_calls(environment)) == 2
 
 
-def test_without_pip(checkout, tools, environment):
-    result = train(checkout, path=tools, VIRTUAL_ENV=environment, WITHOUT_PIP=1)
+def test_error_without_pip_and_retry(checkout, commands, environment):
+    result = run(checkout, path=commands, VIRTUAL_ENV=environment, WITHOUT_PIP=1)
     assert result.returncode == 1
     assert f"the environment {environment} has no pip" in result.stderr
-    assert "trained" in train(checkout, path=tools, VIRTUAL_ENV=environment).stdout  # tried again
+    assert "trained" in run(checkout, path=commands, VIRTUAL_ENV=environment).stdout
 
 
-def test_an_environment_that_cannot_be_marked_is_used(checkout, tools, environment):
-    (tools / "touch").unlink()
-    write_executable(tools / "touch", f"#!{BASH}\necho Read-only >&2; exit 1\n")
-    result = train(checkout, path=tools, VIRTUAL_ENV=environment)
-    assert ("trained" in result.stdout, result.stderr) == (True, "")
+def test_a_read_only_environment_is_used(checkout, commands, environment):
+    (environment / ".installed-requirements.txt").mkdir()  # cannot be written to, even by root
+    for count in (1, 2):
+        result = run(checkout, path=commands, VIRTUAL_ENV=environment)
+        assert ("trained" in result.stdout, result.stderr) == (True, "")
+        assert len(pip_calls(environment)) == count
 
 
-def test_one_process_at_a_time_sets_up(checkout, tools, environment):
+def test_one_process_at_a_time_changes_the_environment(checkout, commands, environment):
     lock = environment.with_name("environment.lock")
     lock.mkdir()
     (lock / "owner").write_text(f"{socket.gethostname()} {os.getpid()}\n")
@@ -175,27 +198,29 @@ def test_one_process_at_a_time_sets_up(checkout, tools, environment):
         [BASH, str(checkout / "train.sh")],
         stdout=subprocess.PIPE,
         text=True,
-        env={"PATH": str(tools), "VIRTUAL_ENV": str(environment)},
+        env={"PATH": str(commands), "VIRTUAL_ENV": str(environment)},
     )
-    assert f"waiting for another process that sets up {environment}" in waiting.stdout.readline()
-    assert installs(environment) == 0
+    assert f"Waiting for another process that sets up {environment}" in waiting.stdout.readline()
+    assert not pip_calls(environment)
     shutil.rmtree(lock)
     assert "trained" in waiting.communicate(timeout=60)[0]
-    assert installs(environment) == 1
+    assert len(pip_calls(environment)) == 1
     assert not lock.exists()
 
 
-def test_the_lock_of_a_process_that_was_killed_is_taken_over(checkout, tools, environment):
+def test_the_lock_of_a_killed_process_is_removed(checkout, commands, environment):
     ended = subprocess.Popen([BASH, "-c", ":"])
     ended.wait()
     lock = environment.with_name("environment.lock")
     lock.mkdir()
     (lock / "owner").write_text(f"{socket.gethostname()} {ended.pid}\n")
-    assert "trained" in train(checkout, path=tools, VIRTUAL_ENV=environment).stdout
+    result = run(checkout, path=commands, VIRTUAL_ENV=environment)
+    assert "trained" in result.stdout
+    assert "Waiting" not in result.stdout
     assert not lock.exists()
 
 
-def test_a_search_path_for_folders_leads_nowhere_else(checkout, tools, environment):
+def test_cdpath_is_ignored(checkout, commands, environment):
     (checkout / "elsewhere/check out").mkdir(parents=True)
     result = subprocess.run(
         [BASH, "check out/train.sh"],
@@ -203,7 +228,7 @@ def test_a_search_path_for_folders_leads_nowhere_else(checkout, tools, environme
         text=True,
         cwd=checkout.parent,
         env={
-            "PATH": str(tools),
+            "PATH": str(commands),
             "VIRTUAL_ENV": str(environment),
             "CDPATH": f"{checkout}/elsewhere",
         },
@@ -212,35 +237,95 @@ def test_a_search_path_for_folders_leads_nowhere_else(checkout, tools, environme
     assert "trained" in result.stdout, result.stderr
 
 
-def test_without_disk(checkout, tools, environment):
-    (tools / "df").unlink()
-    write_executable(tools / "df", f"#!{BASH}\necho head; echo disk 9 9 2097152 9% /\n")
-    # No torch yet, so 10 GB would be needed.
-    write_executable(
-        environment / "bin/python",
-        PYTHON.replace("exec", '[ "$2" = "import torch" ] && exit 1\nexec'),
-    )
-    result = train(checkout, path=tools, VIRTUAL_ENV=environment)
+def test_error_without_disk_space(checkout, commands, environment):
+    (commands / "df").unlink()
+    write_executable(commands / "df", f"#!{BASH}\necho head; echo disk 9 9 2097152 9% /\n")
+    without_torch = PYTHON.replace("exec", '[ "$2" = "import torch" ] && exit 1\nexec')
+    write_executable(environment / "bin/python", without_torch)
+    result = run(checkout, path=commands, VIRTUAL_ENV=environment)
     assert result.returncode == 1
-    assert "2 GB of disk left" in result.stderr
-    assert installs(environment) == 0
+    assert "2 GB of disk space left, but about 10 GB are required" in result.stderr
+    assert not pip_calls(environment)
+    with_torch = PYTHON.replace("exec", '[ "$2" = "import torch" ] && exit 0\nexec')
+    write_executable(environment / "bin/python", with_torch)
+    assert "trained" in run(checkout, path=commands, VIRTUAL_ENV=environment).stdout
 
 
-def test_a_real_environment_is_made(checkout):
+def test_three_processes_create_one_environment(checkout):
     path = os.pathsep.join((str(Path(sys.executable).parent), "/usr/bin", "/bin"))
     (checkout / "requirements.txt").write_text("# nothing\n")
-    with ThreadPoolExecutor(3) as pool:  # jobs that start at once
-        results = list(pool.map(lambda i: train(checkout, "--x", str(i), path=path), range(3)))
+    with ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(lambda i: run(checkout, "--x", str(i), path=path), range(3)))
     for i, result in enumerate(results):
         assert f"trained ['--x', '{i}']" in result.stdout, result.stderr
-    told = "".join(result.stdout for result in results)
-    assert told.count("making a virtual environment") == told.count("installing") == 1
+    output = "".join(result.stdout for result in results)
+    assert output.count("Creating a virtual environment") == output.count("Installing") == 1
     assert (checkout / ".venv/bin/python").exists()
 
 
-# release.sh, which shares it
+# FER_LOCKED
 
-RELEASED = """
+
+def test_fer_locked_installs_the_versions_of_the_lock(checkout, commands, environment):
+    install = f"-m pip install --quiet --disable-pip-version-check -r {checkout}/requirements.txt"
+    locked = f"{install} -c {checkout}/requirements.lock"
+
+    def calls(**env):
+        count = len(pip_calls(environment))
+        result = run(checkout, path=commands, VIRTUAL_ENV=environment, **env)
+        assert "trained" in result.stdout, result.stderr
+        return pip_calls(environment)[count:]
+
+    assert calls() == [install]
+    assert calls(FER_LOCKED=0) == []
+    assert calls(FER_LOCKED=1) == [locked]
+    assert calls(FER_LOCKED=1) == []
+    with open(checkout / LOCK, "a") as file:
+        file.write("# changed\n")
+    assert calls(FER_LOCKED=1) == [locked]
+    assert calls() == [install]
+    assert calls(FER_LOCKED=1) == [locked]
+
+
+def test_fer_locked_with_another_python_names_the_cause(checkout, commands, environment):
+    env = {"path": commands, "VIRTUAL_ENV": environment, "PIP_STATUS": 1}
+    cause = "requires the version of Python that requirements.lock names"
+    assert cause in run(checkout, FER_LOCKED=1, **env).stderr
+    assert cause not in run(checkout, **env).stderr
+
+
+@pytest.mark.parametrize("env", [{}, {"FER_LOCKED": 1}])
+def test_the_test_run_installs_all_requirements(checkout, commands, environment, env):
+    result = run(checkout, path=commands, script="tests/run.sh", VIRTUAL_ENV=environment, **env)
+    assert result.returncode == 0, result.stderr
+    calls = pip_calls(environment)
+    assert len(calls) == len(REQUIREMENTS)
+    constraints = f" -c {checkout}/requirements.lock" if env else ""
+    for call, name in zip(calls, REQUIREMENTS):
+        assert call.endswith(f" -r {checkout}/{name}{constraints}")
+
+
+def test_the_lock_has_an_allowed_version_of_each_requirement():
+    lines = [line for line in (ROOT / LOCK).read_text().splitlines() if line[0] != "#"]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)  # no URL, hash or +cpu
+    versions = dict(line.split("==") for line in lines)
+    versions = {normalized(name): version for name, version in versions.items()}
+    text = "".join((ROOT / name).read_text() for name in REQUIREMENTS)
+    lines = (line.partition("#")[0].strip() for line in text.splitlines())
+    requirements = [Requirement(line) for line in lines if line]
+    assert len(requirements) > 20
+    for requirement in requirements:
+        if requirement.marker is None:
+            assert versions[normalized(requirement.name)] in requirement.specifier, requirement
+
+
+def normalized(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+# tools/release.sh
+
+TRAIN = """
 import os, sys
 argv = sys.argv[1:]
 out = argv[argv.index("--out" if "--out" in argv else "--resume") + 1]
@@ -253,24 +338,24 @@ open(f"{out}/metrics.json", "w").close()
 """
 
 
-def test_a_release_is_four_runs_each_from_earlier_ones(checkout, tools, environment, tmp_path):
-    (checkout / "train.py").write_text(RELEASED)
+def test_a_release_is_four_runs_that_use_previous_ones(checkout, commands, environment, tmp_path):
+    (checkout / "train.py").write_text(TRAIN)
     runs = tmp_path / "the runs"
 
-    def released(**env):
+    def release(**env):
         argv = (str(runs), "--data", "faces.csv")
         env |= {"VIRTUAL_ENV": environment}
-        result = train(checkout, *argv, path=tools, script="release.sh", **env)
+        result = run(checkout, *argv, path=commands, script="tools/release.sh", **env)
         return result, [line for line in result.stdout.splitlines() if "trained" in line]
 
-    stopped, lines = released(STOP="second")
+    stopped, lines = release(STOP="second")
     assert stopped.returncode == 143
     start = "trained --recipe release --no_final_test --out"
     assert lines == [
         f"{start} {runs}/first --data faces.csv",
         f"{start} {runs}/second --model_path {runs}/first/best.pth --jpeg 0.3 --data faces.csv",
     ]
-    finished, lines = released()
+    finished, lines = release()
     assert finished.returncode == 0, finished.stderr
     assert f"done     {runs}/first" in finished.stdout
     assert lines[0] == f"trained --resume {runs}/second"
@@ -280,12 +365,12 @@ def test_a_release_is_four_runs_each_from_earlier_ones(checkout, tools, environm
     assert lines[2].startswith(f"{start} {runs}/fourth --width 1 --clip 1 --model_path {both}")
     assert f" --teacher {both} " in lines[2]
     assert len(lines) == 3
-    assert f"release.py {runs}/fourth" in finished.stdout
-    assert released()[1] == []  # all is done
+    assert f"-m tools.release {runs}/fourth" in finished.stdout
+    assert release()[1] == []  # all runs are finished
 
 
 @pytest.mark.parametrize("argv", [(), ("--data", "faces.csv")])
-def test_a_release_wants_a_folder(checkout, tools, environment, argv):
-    result = train(checkout, *argv, path=tools, script="release.sh", VIRTUAL_ENV=environment)
+def test_a_release_requires_a_folder(checkout, commands, environment, argv):
+    result = run(checkout, *argv, path=commands, script="tools/release.sh", VIRTUAL_ENV=environment)
     assert (result.returncode, result.stdout) == (2, "")
     assert "error: name a folder for the runs" in result.stderr

@@ -1,4 +1,4 @@
-"""Which data set is taken, the cache it comes from, and the faces held out of it."""
+"""Choice of the data set, its cache, and the images that are held out."""
 
 import sys
 import time
@@ -12,24 +12,25 @@ from PIL import Image
 from data import download as download_module
 from data import source as source_module
 from data.cache import cached, load_arrays, store_arrays
+from data.dataset import EMOTIONS, UNLABELED, FaceDataset
 from data.download import download
-from data.faces import EMOTIONS, UNKNOWN, Faces
-from data.source import Source, find_source, hold_out, load_faces
+from data.readers.layouts import CsvLayout
+from data.source import Source, find_source, hold_out, load_dataset
 from utils.errors import DataError
 
 
-def make_csv(path, n=70, seed=0, usages=("Training", "PublicTest", "PrivateTest")):
-    """Write n faces of 4 x 4 pixels, the classes by turns; return their pixels."""
+def make_csv(path, n=70, seed=0, splits=("Training", "PublicTest", "PrivateTest")):
+    """Write n images of 4 x 4 pixels with alternating classes; return them."""
     images = np.random.default_rng(seed).integers(0, 256, (n, 4, 4), dtype=np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = ["emotion,pixels,Usage"]
     for i, image in enumerate(images):
-        rows.append(f"{i % 7},{' '.join(map(str, image.ravel()))},{usages[i % len(usages)]}")
+        rows.append(f"{i % 7},{' '.join(map(str, image.ravel()))},{splits[i % len(splits)]}")
     path.write_text("\n".join(rows) + "\n")
     return images
 
 
-def make_tree(root, classes=EMOTIONS):
+def make_folders(root, classes=EMOTIONS):
     for name in classes:
         (root / "train" / name).mkdir(parents=True)
         image = np.full((4, 4), len(name), np.uint8)
@@ -38,11 +39,11 @@ def make_tree(root, classes=EMOTIONS):
 
 @pytest.fixture
 def data_dir(tmp_path, monkeypatch):
-    """An empty data folder in place of the repository's, no network, another working folder."""
+    """An empty folder instead of data/, no network, and another working folder."""
     folder = tmp_path / "data"
     folder.mkdir()
     monkeypatch.setattr(source_module, "DATA_DIR", folder)
-    monkeypatch.setattr(download_module, "_reachable", lambda: False)
+    monkeypatch.setattr(download_module, "_is_reachable", lambda: False)
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "kagglehub"))
     monkeypatch.delenv("FER_OFFLINE", raising=False)
     (tmp_path / "elsewhere").mkdir()
@@ -50,208 +51,225 @@ def data_dir(tmp_path, monkeypatch):
     return folder
 
 
-# Which data set
+# Choice of the data set
 
 
-def test_the_user_comes_first(tmp_path, data_dir):
+def test_data_option_has_priority(tmp_path, data_dir):
     make_csv(data_dir / "fer2013.csv")
-    make_csv(tmp_path / "mine.csv", seed=1)
-    source = find_source(str(tmp_path / "mine.csv"))
-    assert (source.path, source.is_sample) == (tmp_path / "mine.csv", False)
-    assert "mine.csv" in source.line
+    path = tmp_path / "custom.csv"
+    make_csv(path, seed=1)
+    source = find_source(str(path))
+    assert (source.layout.root, source.data, source.is_synthetic) == (path, str(path), False)
+    assert (source.name, source.description) == ("custom.csv", f"{path}, as given by --data")
 
 
-def test_then_the_data_folder(data_dir):
+def test_data_folder_is_second(data_dir):
     make_csv(data_dir / "raw" / "fer2013.csv")
-    (data_dir / "faces.py").write_text("import this")
-    source = find_source(None)
-    assert source.path == data_dir / "raw" / "fer2013.csv"
-    assert source.line == f"{source.path}, in the data folder"
-    assert len(load_faces(source, 4, cache=data_dir / "cache")) == 70
+    (data_dir / "dataset.py").write_text("import this")
+    source = find_source()
+    path = data_dir / "raw" / "fer2013.csv"
+    assert (source.layout.root, source.data) == (path, str(path))
+    assert source.description == f"{path}, found under data/"
+    assert len(load_dataset(source, 4, cache=data_dir / "cache")) == 70
 
 
-def test_a_broken_csv_in_the_data_folder_is_no_reason_for_the_sample(data_dir):
+def test_stored_source_stays_after_another_dataset_appears(data_dir):
+    make_csv(data_dir / "raw" / "small.csv")
+    source = find_source()
+    make_csv(data_dir / "fer2013.csv", seed=1)
+    assert find_source().data != source.data
+    assert find_source(source.data).layout == source.layout
+    assert find_source("sample").data == "sample"
+
+
+def test_damaged_csv_in_the_data_folder_is_an_error(data_dir):
     (data_dir / "fer2013.csv").write_bytes(b"")
-    source = find_source(None)
-    assert source.path == data_dir / "fer2013.csv"
+    source = find_source()
+    assert source.layout.root == data_dir / "fer2013.csv"
     with pytest.raises(DataError, match=r"fer2013.csv is empty"):
-        load_faces(source, cache=data_dir / "cache")
+        load_dataset(source, cache=data_dir / "cache")
 
 
-def test_then_a_download(data_dir, tmp_path, monkeypatch):
-    make_tree(tmp_path / "downloaded")
+def test_download_is_third(data_dir, tmp_path, monkeypatch):
+    make_folders(tmp_path / "downloaded")
     hub = types.SimpleNamespace(dataset_download=lambda name: str(tmp_path / "downloaded"))
     monkeypatch.setitem(sys.modules, "kagglehub", hub)
-    monkeypatch.setattr(download_module, "_reachable", lambda: True)
-    source = find_source(None)
-    assert source.path == tmp_path / "downloaded"
-    assert "Kaggle" in source.line
+    monkeypatch.setattr(download_module, "_is_reachable", lambda: True)
+    source = find_source()
+    assert source.layout.root == tmp_path / "downloaded"
+    assert "Kaggle" in source.description
     monkeypatch.setenv("FER_OFFLINE", "1")
-    assert find_source(None).is_sample
+    assert find_source().is_synthetic
 
 
-def test_then_an_earlier_download(data_dir, tmp_path):
+def test_earlier_download_is_used(data_dir, tmp_path):
     folder = tmp_path / "kagglehub" / "datasets" / "msambare" / "fer2013"
     for version in ("9", "10", "11"):
-        make_tree(folder / "versions" / version)
+        make_folders(folder / "versions" / version)
     for complete in ("9", "10"):
         (folder / f"{complete}.complete").touch()
-    assert find_source(None).path == folder / "versions" / "10"
+    assert find_source().layout.root == folder / "versions" / "10"
 
 
-def test_then_the_sample(data_dir):
-    source = find_source(None)
-    assert (source.path, source.is_sample) == (None, True)
-    for part in ("sample", "FER2013", "--data", str(data_dir), "https://www.kaggle.com/"):
-        assert part in source.line
+def test_synthetic_dataset_is_last(data_dir):
+    source = find_source()
+    assert (source.data, source.is_synthetic) == ("sample", True)
+    assert source.name == "synthetic data set"
+    for part in (
+        "synthetic data set",
+        "FER2013",
+        "--data",
+        str(data_dir),
+        "https://www.kaggle.com/",
+    ):
+        assert part in source.description
 
 
-def test_a_download_that_fails_is_a_warning(data_dir, monkeypatch, capsys):
-    def fail(name):
+def test_failed_download_is_a_warning(data_dir, monkeypatch, capsys):
+    def raise_error(name):
         raise RuntimeError("403")
 
-    hub = types.SimpleNamespace(dataset_download=fail)
-    monkeypatch.setattr(download_module, "_reachable", lambda: True)
-    for module in (hub, None):  # None: as if it were not installed
+    hub = types.SimpleNamespace(dataset_download=raise_error)
+    monkeypatch.setattr(download_module, "_is_reachable", lambda: True)
+    for module in (hub, None):  # None: not installed
         monkeypatch.setitem(sys.modules, "kagglehub", module)
         assert download() is None
-        assert "warning: no download from Kaggle" in capsys.readouterr().err
+        assert "warning: the download from Kaggle failed" in capsys.readouterr().err
 
 
-def test_offline_gives_up_within_seconds(monkeypatch):
-    def no_answer(*_, **__):
+def test_probe_of_the_network_has_a_timeout(monkeypatch):
+    def wait(*_, **__):
         time.sleep(30)
 
-    monkeypatch.setattr("urllib.request.urlopen", no_answer)
+    monkeypatch.setattr("urllib.request.urlopen", wait)
     monkeypatch.setattr(download_module, "PROBE_SECONDS", 0.1)
     start = time.monotonic()
-    assert not download_module._reachable()
+    assert not download_module._is_reachable()
     assert time.monotonic() - start < 2
 
 
-def sample_faces():
+def small_dataset():
     n = 30
-    usage = np.array(["Training"] * 10 + ["PublicTest"] * 10 + ["PrivateTest"] * 10)
+    split = np.array(["Training"] * 10 + ["PublicTest"] * 10 + ["PrivateTest"] * 10)
     landmarks = np.zeros((n, 68, 2), np.float32)
     images = np.zeros((n, 48, 48), np.uint8)
-    return Faces(images, np.arange(n) % 7, usage, landmarks=landmarks, source="the sample")
+    return FaceDataset(images, np.arange(n) % 7, split, landmarks=landmarks, source="a test")
 
 
-def test_the_sample_by_name(tmp_path, monkeypatch):
+def test_synthetic_dataset_by_name_is_cached(tmp_path, monkeypatch):
     calls = []
 
-    def synthetic_faces():
+    def synthetic_dataset():
         calls.append(1)
-        return sample_faces()
+        return small_dataset()
 
-    stub = types.SimpleNamespace(synthetic_faces=synthetic_faces)
-    monkeypatch.setitem(sys.modules, "data.sample", stub)
+    stub = types.SimpleNamespace(synthetic_dataset=synthetic_dataset)
+    monkeypatch.setitem(sys.modules, "data.synthetic.generate", stub)
     source = find_source("sample")
-    assert source.is_sample
-    for _ in range(2):  # drawn, then from the cache
-        faces = load_faces(source, width=24, cache=tmp_path)
-        assert faces.images.shape == (30, 24, 24)
-        assert faces.has_landmarks.all()
-        assert faces.source == "the synthetic sample"
+    assert source.is_synthetic
+    for _ in range(2):  # rendered, then cached
+        dataset = load_dataset(source, width=24, cache=tmp_path)
+        assert dataset.images.shape == (30, 24, 24)
+        assert dataset.has_landmarks.all()
+        assert dataset.source == "the synthetic data set"
     assert len(calls) == 1
     with pytest.raises(DataError, match=r"classes angry .*--class_names"):
-        load_faces(source, class_names=("cat", "dog"), cache=tmp_path)
+        load_dataset(source, class_names=("cat", "dog"), cache=tmp_path)
 
 
-def test_data_that_does_not_exist(tmp_path):
+def test_missing_data_is_an_error(tmp_path):
     with pytest.raises(DataError, match=r"--data .*nowhere: no such .*fer2013.csv.*\.zip"):
         find_source(str(tmp_path / "nowhere"))
 
 
-def test_data_of_no_known_layout(tmp_path):
-    with pytest.raises(DataError, match=r"found: nothing.*known are: a CSV"):
+def test_unknown_layout_is_an_error(tmp_path):
+    with pytest.raises(DataError, match=r"found: nothing.*supported are: a CSV"):
         find_source(str(tmp_path))
     (tmp_path / "notes.md").touch()
     (tmp_path / "papers").mkdir()
-    with pytest.raises(DataError, match=r"found: notes.md, papers/.*known are: a CSV"):
+    with pytest.raises(DataError, match=r"found: notes.md, papers/.*supported are: a CSV"):
         find_source(str(tmp_path))
 
 
-def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
-    def refuse(self):
+def test_unreadable_folder_is_an_error(tmp_path, monkeypatch):
+    def raise_error(self):
         raise PermissionError(13, "Permission denied", str(self))
 
-    monkeypatch.setattr(Path, "iterdir", refuse)
+    monkeypatch.setattr(Path, "iterdir", raise_error)
     with pytest.raises(DataError, match=r"cannot be read \(Permission denied\).*permissions"):
         find_source(str(tmp_path))
 
 
-def test_several_csvs_of_faces(tmp_path):
+def test_several_csvs_are_an_error(tmp_path):
     for name in ("fer2013.csv", "icml_face_data.csv"):
         make_csv(tmp_path / name)
-    assert find_source(str(tmp_path)).path == tmp_path
+    assert find_source(str(tmp_path)).data == str(tmp_path)
     assert len(load(tmp_path, tmp_path / "cache")) == 70
     make_csv(tmp_path / "balanced.csv", n=35)
-    with pytest.raises(DataError, match=r"several CSVs of faces .*balanced\.csv.*--data"):
+    with pytest.raises(DataError, match=r"several CSVs of images .*balanced\.csv.*--data"):
         load(tmp_path, tmp_path / "cache")
     assert len(load(tmp_path / "balanced.csv", tmp_path / "cache")) == 35
 
 
-def test_data_that_vanishes(tmp_path):
-    source = Source(tmp_path / "gone", "")
+def test_data_that_is_deleted_after_detection_is_an_error(tmp_path):
+    path = tmp_path / "gone"
+    source = Source(CsvLayout(path, (path,)), str(path), "")
     with pytest.raises(DataError, match=r"gone cannot be read \(No such file"):
-        load_faces(source, cache=tmp_path / "cache")
+        load_dataset(source, cache=tmp_path / "cache")
 
 
-# Held-out faces
+# Held-out images
 
 
-def test_hold_out_takes_every_tenth_of_each_class():
-    labels = np.array([0] * 25 + [1] * 9 + [2] * 2 + [3] + [UNKNOWN])
-    usage = np.array(["Training"] * 37 + ["PrivateTest"])
-    faces = Faces(np.zeros((38, 4, 4), np.uint8), labels, usage, source="here")
-    held = hold_out(faces)
-    assert np.flatnonzero(held.usage == "PublicTest").tolist() == [9, 19, 33, 35]
-    assert held.source.startswith("here (every tenth Training face held out as PublicTest")
+def test_hold_out_moves_every_tenth_image_of_each_class():
+    labels = np.array([0] * 25 + [1] * 9 + [2] * 2 + [3] + [UNLABELED])
+    split = np.array(["Training"] * 37 + ["PrivateTest"])
+    dataset = FaceDataset(np.zeros((38, 4, 4), np.uint8), labels, split, source="here")
+    held = hold_out(dataset)
+    assert np.flatnonzero(held.split == "PublicTest").tolist() == [9, 19, 33, 35]
+    assert held.source.startswith("here (every tenth Training image is held out as PublicTest")
     assert hold_out(held) is held
-    assert faces.counts() == {"Training": 37, "PrivateTest": 1}
+    assert dataset.counts() == {"Training": 37, "PrivateTest": 1}
 
 
-def test_hold_out_leaves_a_set_without_training_faces():
-    usage = np.array(["PrivateTest"] * 10)
-    faces = Faces(np.zeros((10, 4, 4), np.uint8), np.zeros(10, np.int64), usage)
-    assert hold_out(faces) is faces
+def test_hold_out_needs_training_images():
+    split = np.array(["PrivateTest"] * 10)
+    dataset = FaceDataset(np.zeros((10, 4, 4), np.uint8), np.zeros(10, np.int64), split)
+    assert hold_out(dataset) is dataset
 
 
-def test_a_set_without_validation_gets_one(tmp_path):
-    make_csv(tmp_path / "a.csv", 210, usages=("Training",) * 7 + ("PrivateTest",) * 7)
-    faces = load_faces(find_source(str(tmp_path / "a.csv")), 4, cache=tmp_path / "cache")
-    assert faces.counts() == {"Training": 98, "PublicTest": 7, "PrivateTest": 105}
-    assert "held out" in faces.source
+def test_dataset_without_validation_gets_a_public_test(tmp_path):
+    make_csv(tmp_path / "a.csv", 210, splits=("Training",) * 7 + ("PrivateTest",) * 7)
+    dataset = load_dataset(find_source(str(tmp_path / "a.csv")), 4, cache=tmp_path / "cache")
+    assert dataset.counts() == {"Training": 98, "PublicTest": 7, "PrivateTest": 105}
+    assert "held out" in dataset.source
 
 
 # The cache
 
 
 def load(path, cache, **options):
-    return load_faces(find_source(str(path)), **{"width": 4, **options}, cache=cache)
+    return load_dataset(find_source(str(path)), **{"width": 4, **options}, cache=cache)
 
 
-def equal(a, b):
-    arrays = ("images", "labels", "usage", "landmarks")
-    for name in arrays:
+def assert_equal(a, b):
+    for name in ("images", "labels", "split", "landmarks"):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
     assert (a.class_names, a.source) == (b.class_names, b.source)
-    return True
 
 
-def test_the_second_load_comes_from_the_cache(tmp_path, monkeypatch):
+def test_second_load_uses_the_cache(tmp_path, monkeypatch):
     names = ("contempt", "bored")
-    make_tree(tmp_path / "set", names)
+    make_folders(tmp_path / "set", names)
     first = load(tmp_path / "set", tmp_path / "cache", class_names=names)
-    monkeypatch.setattr("data.folders.read_images", None)  # it would fail if it were called
+    monkeypatch.setattr("data.readers.folders.read_images", None)  # a call would fail
     second = load(tmp_path / "set", tmp_path / "cache", class_names=names)
-    assert equal(first, second)
+    assert_equal(first, second)
     assert second.class_names == names
     assert all(type(name) is str for name in second.class_names)
 
 
-def test_the_cache_goes_by_content_and_options(tmp_path):
+def test_cache_key_is_content_and_options(tmp_path):
     make_csv(tmp_path / "a.csv")
     cache = tmp_path / "cache"
     first = load(tmp_path / "a.csv", cache)
@@ -268,17 +286,17 @@ def test_the_cache_goes_by_content_and_options(tmp_path):
     assert (changed.images != first.images).any()
 
 
-def test_the_cache_goes_by_what_a_folder_s_name_says(tmp_path):
-    make_tree(tmp_path)
+def test_cache_key_includes_the_split_of_the_root_folder(tmp_path):
+    make_folders(tmp_path)
     (tmp_path / "train").rename(tmp_path / "test")
     first = load(tmp_path / "test", tmp_path / "cache")
-    (tmp_path / "test").rename(tmp_path / "mine")
-    second = load(tmp_path / "mine", tmp_path / "cache")
+    (tmp_path / "test").rename(tmp_path / "other")
+    second = load(tmp_path / "other", tmp_path / "cache")
     assert set(first.counts()) == {"PrivateTest"}
     assert "Training" in second.counts()
 
 
-def test_landmark_files_are_content(tmp_path):
+def test_cache_key_includes_landmark_files(tmp_path):
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "a.png")
     (tmp_path / "train_images.txt").write_text("a.png\n")
     (tmp_path / "train_labels.txt").write_text("0\n")
@@ -289,7 +307,7 @@ def test_landmark_files_are_content(tmp_path):
             assert (load(tmp_path, tmp_path / "cache").landmarks == value).all()
 
 
-def test_a_damaged_cache_is_made_anew(tmp_path):
+def test_damaged_cache_is_replaced(tmp_path):
     images = make_csv(tmp_path / "a.csv")
     load(tmp_path / "a.csv", tmp_path / "cache")
     (stored,) = (tmp_path / "cache").iterdir()
@@ -300,14 +318,14 @@ def test_a_damaged_cache_is_made_anew(tmp_path):
         flipped = bytearray(content)
         flipped[position] ^= 1 << rng.integers(8)
         damaged.append(bytes(flipped))
-    for bad in damaged:
-        stored.write_bytes(bad)
+    for content_of_file in damaged:
+        stored.write_bytes(content_of_file)
         np.testing.assert_array_equal(load(tmp_path / "a.csv", tmp_path / "cache").images, images)
     assert stored.read_bytes() == content or load_arrays(stored) is not None
 
 
-@pytest.mark.parametrize("name", ["images", "labels", "usage", "class_names", "landmarks"])
-def test_a_cache_of_another_shape_is_made_anew(tmp_path, name):
+@pytest.mark.parametrize("name", ["images", "labels", "split", "class_names", "landmarks"])
+def test_cache_of_another_shape_is_replaced(tmp_path, name):
     images = make_csv(tmp_path / "a.csv")
     load(tmp_path / "a.csv", tmp_path / "cache")
     (stored,) = (tmp_path / "cache").iterdir()
@@ -318,30 +336,30 @@ def test_a_cache_of_another_shape_is_made_anew(tmp_path, name):
         assert load_arrays(stored).keys() == arrays.keys()
 
 
-def test_a_cache_that_cannot_be_written_is_a_warning(tmp_path, capsys):
+def test_unwritable_cache_is_a_warning(tmp_path, capsys):
     images = make_csv(tmp_path / "a.csv")
     (tmp_path / "file").touch()
-    faces = load(tmp_path / "a.csv", tmp_path / "file" / "cache")
-    np.testing.assert_array_equal(faces.images, images)
-    assert "warning: no cache" in capsys.readouterr().err
+    dataset = load(tmp_path / "a.csv", tmp_path / "file" / "cache")
+    np.testing.assert_array_equal(dataset.images, images)
+    assert "warning: no cache file" in capsys.readouterr().err
 
 
-def test_cached_makes_once(tmp_path):
+def test_cached_computes_once(tmp_path):
     calls = []
 
-    def make():
+    def compute():
         calls.append(1)
         return {"a": np.arange(3), "names": np.array(["x", "\u00e9"])}
 
     for _ in range(2):
-        arrays = cached("kind", "key", make, tmp_path / "new" / "folder")
+        arrays = cached("kind", "key", compute, tmp_path / "new" / "folder")
         assert arrays["a"].tolist() == [0, 1, 2]
         assert arrays["names"].tolist() == ["x", "\u00e9"]
-    cached("kind", "other", make, tmp_path / "new" / "folder")
+    cached("kind", "other", compute, tmp_path / "new" / "folder")
     assert len(calls) == 2
 
 
-def test_a_cache_of_objects_is_never_unpickled(tmp_path):
+def test_cache_of_objects_is_not_unpickled(tmp_path):
     path = tmp_path / "a.npz"
     np.savez(path, a=np.array([print], dtype=object))
     assert load_arrays(path) is None

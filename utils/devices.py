@@ -1,4 +1,4 @@
-"""The device to compute on, and the number format that pays there."""
+"""The device to compute on, its number format, threads, and torch.compile."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import joblib
+import psutil
 import torch
 from torch import nn
 
@@ -20,10 +22,10 @@ from utils.errors import OptionError
 
 
 def listed_gpus(gpu_ids: str) -> list[int]:
-    """Return the numbers that `--gpu_ids` names: "" is [], "0,1" is [0, 1], "-1" (the CPU) [-1].
+    """Parse `--gpu_ids`: "" is [], "0,1" is [0, 1], "-1" (the CPU) is [-1].
 
     Raises:
-        OptionError: something that is no number, or one twice.
+        OptionError: A part is not a number, or a GPU is given twice.
     """
     try:
         ids = [int(part) for part in gpu_ids.split(",")] if gpu_ids.strip() else []
@@ -32,90 +34,87 @@ def listed_gpus(gpu_ids: str) -> list[int]:
             f"--gpu_ids {gpu_ids}: give numbers such as 0 or 0,1, or -1 for the CPU"
         ) from None
     if len(set(ids)) < len(ids) or (-1 in ids and len(ids) > 1):
-        raise OptionError(f"--gpu_ids {gpu_ids}: name each GPU once, or -1 alone for the CPU")
+        raise OptionError(f"--gpu_ids {gpu_ids}: give each GPU once, or -1 alone for the CPU")
     return ids
 
 
 def usable_gpus(gpu_ids: str) -> list[int]:
-    """Return the numbers of the GPUs that `--gpu_ids` means, none for the CPU; no GPU is touched.
+    """Return the GPUs that `--gpu_ids` selects, none for the CPU, without initializing them.
 
     Raises:
-        OptionError: one that is not there, or something that is no number.
+        OptionError: A GPU does not exist, or a part is not a number.
     """
     ids = listed_gpus(gpu_ids)
     if ids == [-1]:
         return []
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if wrong := [i for i in ids if not 0 <= i < count]:
+        reason = "" if count else _unavailable_reason()
         raise OptionError(
-            f"--gpu_ids {gpu_ids}: there is no GPU {wrong[0]}, PyTorch sees {count} CUDA GPUs "
-            f"here{_out_of_reach() if not count else ''}; -1 names the CPU"
+            f"--gpu_ids {gpu_ids}: there is no GPU {wrong[0]}; PyTorch finds {count} CUDA GPUs"
+            f"{reason}; -1 selects the CPU"
         )
     return ids or list(range(count))
 
 
-def pick_device(gpu_ids: str, place: int = 0) -> torch.device:
-    """Return the device that `--gpu_ids` names: "" the first GPU if any, "-1" the CPU, "0" GPU 0.
+def pick_device(gpu_ids: str, local_rank: int = 0) -> torch.device:
+    """Return the device of `--gpu_ids`: "" is the first GPU if any, "-1" the CPU, "0" GPU 0.
 
-    A GPU that nobody named and PyTorch cannot use, for it has no kernels for such an old one or
-    is made for a newer driver, is passed over for the CPU, with a warning.
+    If no GPU was selected and PyTorch cannot use the first one (too old for its kernels, or a
+    driver that is too old), the CPU is returned with a warning.
 
     Args:
-        gpu_ids: the option.
-        place: of this process among those of the machine; each one takes a GPU of its own.
+        gpu_ids: The option.
+        local_rank: Of this process; each process of a machine has its own GPU.
 
     Raises:
-        OptionError: no such GPU, or one that cannot compute, or something that is no number.
+        OptionError: The GPU does not exist or cannot compute, or a part is not a number.
     """
-    named, ids = listed_gpus(gpu_ids), usable_gpus(gpu_ids)
-    if not ids:
-        if not named and (why := _out_of_reach()):
-            print(f"warning: the CPU computes{why}", file=sys.stderr)
-        return _cpu()
-    if place >= len(ids):
+    is_selected, ids = bool(listed_gpus(gpu_ids)), usable_gpus(gpu_ids)
+    if ids and local_rank >= len(ids):
         raise OptionError(
-            f"process {place + 1} of this machine has no GPU of its own, for there are {len(ids)}; "
-            f"start torchrun with --nproc_per_node {len(ids)}, or name more --gpu_ids"
+            f"process {local_rank + 1} of this machine has no GPU, because there are {len(ids)}; "
+            f"start torchrun with --nproc_per_node {len(ids)}, or give more --gpu_ids"
         )
-    device = torch.device("cuda", ids[place])
-    if not _has_kernels(device):
+    reason = "" if ids or is_selected else _unavailable_reason()
+    if ids:
+        device = torch.device("cuda", ids[local_rank])
+        if _has_kernels(device):
+            torch.backends.cudnn.allow_tf32 = False  # reported figures are computed in full float32
+            return device
         name = torch.cuda.get_device_name(device)
-        lack = f"this PyTorch ({torch.__version__}) has no kernels for GPU {device.index}, {name}"
-        if named:
+        fault = f"PyTorch {torch.__version__} has no kernels for GPU {device.index}, {name}"
+        if is_selected:
             raise OptionError(
-                f"--gpu_ids {gpu_ids}: {lack}; install one that has, or name -1, the CPU"
+                f"--gpu_ids {gpu_ids}: {fault}; install a version that has, or give -1, the CPU"
             )
-        print(f"warning: the CPU computes, for {lack}", file=sys.stderr)
-        return _cpu()
-    torch.backends.cudnn.allow_tf32 = False  # float32 means float32, to the last digit reported
-    return device
-
-
-def _out_of_reach() -> str:
-    """Return why PyTorch sees none of the NVIDIA GPUs that are here; nothing where none is."""
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1")
-    there = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi")
-    if hidden or not there or torch.backends.mps.is_built():
-        return ""
-    if not torch.version.cuda:
-        return f", for this PyTorch ({torch.__version__}) is one without CUDA"
-    return (
-        f", for this PyTorch ({torch.__version__}) is made for CUDA {torch.version.cuda}, and the "
-        "NVIDIA driver may be older: install a newer driver, or the PyTorch for an older CUDA "
-        "(pytorch.org tells how)"
-    )
-
-
-def _cpu() -> torch.device:
+        reason = f", because {fault}"
+    if reason:
+        print(f"warning: computing on the CPU{reason}", file=sys.stderr)
     _keep_freed_memory()
     return torch.device("cpu")
 
 
+def _unavailable_reason() -> str:
+    """Return why PyTorch finds none of this machine's NVIDIA GPUs; empty if there is none."""
+    is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1")
+    has_gpu = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi")
+    if is_hidden or not has_gpu or torch.backends.mps.is_built():
+        return ""
+    if not torch.version.cuda:
+        return f", because this PyTorch ({torch.__version__}) has no CUDA"
+    return (
+        f", because this PyTorch ({torch.__version__}) needs CUDA {torch.version.cuda}, and the "
+        "NVIDIA driver may be older: install a newer driver, or a PyTorch for an older CUDA (see "
+        "pytorch.org)"
+    )
+
+
 def _has_kernels(gpu: torch.device) -> bool:
-    """Tell whether PyTorch can compute on a GPU: it also counts those too old or new for it.
+    """Return whether PyTorch has kernels for a GPU; it also lists those that it does not support.
 
     Raises:
-        OptionError: the GPU answers nothing, as one that is another's alone.
+        OptionError: The GPU does not respond, as one in exclusive use.
     """
     try:
         torch.zeros(1, device=gpu).add_(1).item()
@@ -124,19 +123,18 @@ def _has_kernels(gpu: torch.device) -> bool:
             return False
         reason = str(error).strip().splitlines()[0]
         raise OptionError(
-            f"GPU {gpu.index} cannot be used ({reason}); name another one, or -1 for the CPU, with "
-            "--gpu_ids"
+            f"GPU {gpu.index} cannot be used ({reason}); select another one, or -1 for the CPU, "
+            "with --gpu_ids"
         ) from error
     return True
 
 
-@cache
 def _keep_freed_memory() -> None:
-    """Have the C library keep blocks of up to 1 GiB that are freed, for the next ones.
+    """Let glibc keep freed blocks of up to 1 GiB for the next allocation.
 
-    glibc takes blocks of more than 32 MB, such as a batch's maps, from the system anew each time,
-    which clears them page by page: half of the time of a batch of 256 faces that are read.
-    Elsewhere, nothing happens.
+    By default glibc returns blocks of more than 32 MB, such as a batch's feature maps, to the
+    system, which clears them at every allocation: up to half of the time of an evaluation. Without
+    glibc this does nothing.
     """
     with contextlib.suppress(AttributeError, OSError, TypeError, ValueError):
         mallopt = ctypes.CDLL(None).mallopt
@@ -144,11 +142,36 @@ def _keep_freed_memory() -> None:
             mallopt(threshold, 1 << 30)
 
 
-def seed_device(device: torch.device, seed: int) -> None:
-    """Seed what PyTorch draws on a device by itself, such as dropout, and no other device.
+def set_threads(threads: int) -> int:
+    """Set PyTorch's CPU threads, 0 for one per idle core, and return their number.
 
-    torch.manual_seed would also put off the seeding of accelerators that are not there, and keep
-    a note with a traceback for each: a millisecond a step, and memory for ever.
+    OpenMP threads spin while they wait for each other. Where other processes use the cores, a
+    second thread makes a step many times slower. OMP_NUM_THREADS overrides the default, except in
+    several processes: torchrun sets it to 1, which leaves cores idle.
+    """
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if not threads and processes > 1:
+        threads = max(1, joblib.cpu_count() // processes)
+    elif not threads and "OMP_NUM_THREADS" not in os.environ:
+        threads = min(idle_cores(), torch.get_num_threads())
+        if threads < torch.get_num_threads():
+            print(f"threads  {threads}: other processes use the CPU (--threads overrides this)")
+    if threads:
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
+
+
+def idle_cores(seconds: float = 0.3) -> int:
+    """Return the number of cores that are idle, measured for some seconds; at least 1."""
+    idle = 1 - psutil.cpu_percent(seconds) / 100
+    return max(1, round(idle * (psutil.cpu_count() or 1)))
+
+
+def seed_device(device: torch.device, seed: int) -> None:
+    """Seed the default random generator of one device, which dropout uses.
+
+    torch.manual_seed would also queue the seeding of every accelerator type that is not
+    initialized, with a traceback each: a millisecond per step, and a memory leak.
     """
     generator = torch.default_generator
     if device.type == "cuda":
@@ -157,24 +180,24 @@ def seed_device(device: torch.device, seed: int) -> None:
     generator.manual_seed(seed)
 
 
-def describe_device(device: torch.device) -> str:
-    """Return the device in words: "NVIDIA H100 80GB HBM3" or "CPU (x86_64, AVX512), 8 threads"."""
+def describe_device(device: torch.device, processes: int = 1) -> str:
+    """Return such as "NVIDIA H100 80GB HBM3" or "CPU (x86_64, AVX512), 8 threads"."""
+    suffix = f", {processes} processes" if processes > 1 else ""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+        return torch.cuda.get_device_name(device) + suffix
     simd = torch.backends.cpu.get_cpu_capability()
-    return f"CPU ({platform.machine()}, {simd}), {torch.get_num_threads()} threads"
+    count = torch.get_num_threads()
+    threads = "1 thread" if count == 1 else f"{count} threads"
+    return f"CPU ({platform.machine()}, {simd}), {threads}{suffix}"
 
 
-def takes_bf16(amp: str, device: torch.device) -> bool:
-    """Tell whether `--amp` means bfloat16: auto does where the hardware computes it."""
-    return amp == "bf16" or (amp == "auto" and bf16_pays(device))
-
-
-def bf16_pays(device: torch.device) -> bool:
-    """Tell whether bfloat16 is computed by the hardware, rather than emulated slowly."""
+def use_bf16(amp: str, device: torch.device) -> bool:
+    """Return whether `--amp` selects bfloat16; auto does unless the hardware emulates it slowly."""
+    if amp != "auto":
+        return amp == "bf16"
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    try:  # no public question exists for the CPU's instruction sets
+    try:  # there is no public function for the CPU's instruction sets
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     except AttributeError:
         return False
@@ -185,36 +208,29 @@ def autocast(device: torch.device, enabled: bool) -> contextlib.AbstractContextM
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
-def compiled(module: nn.Module, *, graphs: bool = True) -> nn.Module:
-    """Return the module with kernels of its own, written by torch.compile at its first calls.
+def compile_module(module: nn.Module, *, cuda_graphs: bool = True) -> nn.Module:
+    """Return a module compiled by torch.compile, on a GPU by default with CUDA graphs.
 
-    Args:
-        module: to compile.
-        graphs: on a GPU each pass is one CUDA graph besides: at a batch of 128 small faces,
-            starting hundreds of kernels by hand takes longer than they do.
+    Launching hundreds of kernels takes longer than computing them for a batch of small images.
     """
-    return _compile(module, mode="reduce-overhead" if graphs else "default")
+    return _compile(module, mode="reduce-overhead" if cuda_graphs else "default")
 
 
 @cache
-def fused(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function whose many small operators torch.compile joins into a few kernels."""
+def compile_function(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function whose small operators torch.compile fuses."""
     return _compile(function)
 
 
-def _compile(function: Callable[..., Any], **how: Any) -> Callable[..., Any]:
-    # Anew for each of --sizes, and each length of a teacher's share.
+def _compile(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    # One compilation for each width of progressive resizing, and each length of a shard.
     torch._dynamo.config.recompile_limit = 32
-    return torch.compile(function, dynamic=False, **how)
+    return torch.compile(function, dynamic=False, **options)
 
 
 @contextlib.contextmanager
-def compile_faults_told() -> Iterator[None]:
-    """Tell in a sentence why torch.compile does not work here: mostly for want of a compiler.
-
-    Raises:
-        OptionError: it did not.
-    """
+def report_compile_errors() -> Iterator[None]:
+    """Turn an error of torch.compile, usually a missing compiler, into an OptionError."""
     try:
         yield
     except RuntimeError as error:
@@ -223,5 +239,5 @@ def compile_faults_told() -> Iterator[None]:
         reason = str(error).strip().splitlines()[0]
         raise OptionError(
             f"--compile does not work here ({reason}); install a C++ compiler such as g++ (and "
-            "Triton for a GPU), or train without it"
+            "Triton for a GPU), or leave out --compile"
         ) from error

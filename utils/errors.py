@@ -1,4 +1,4 @@
-"""The project's own errors: each says what is wrong, where, and what to do about it."""
+"""Errors of this project. Each message says what is wrong, where, and what to do."""
 
 from __future__ import annotations
 
@@ -8,66 +8,66 @@ import signal
 import sys
 from collections.abc import Callable
 
-from utils.signals import Interrupted, termination_raised
+from utils.signals import Interrupted, raise_on_termination
 
-FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows has no quota
+DISK_FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))  # not on Windows
 
 
 class ProjectError(Exception):
-    """A fault that the user can mend; its text names the place and the remedy."""
+    """An error that the user can correct. Its message is shown without a traceback."""
 
 
 class DataError(ProjectError):
-    """A data set, an image, a landmark file or a cache that cannot be used."""
+    """A data set, an image, a landmark file or a cache cannot be used."""
 
 
 class WeightsError(ProjectError):
-    """A weight file that cannot be loaded, or that holds another network."""
+    """A weight file cannot be loaded, or belongs to another network."""
 
 
 class OptionError(ProjectError):
-    """Options that contradict each other or this machine."""
+    """Options contradict each other or this machine."""
 
 
 class RunError(ProjectError):
-    """A run folder that cannot be written, overwritten or resumed."""
+    """A run folder cannot be written, overwritten or resumed, or a process failed."""
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Call `main`, and end the process with one clear sentence where it cannot go on.
+    """Call the entry point of a script; turn expected errors into one line and an exit status.
 
-    Exit status: 0 done, 1 a ProjectError, 130 Ctrl-C, 143 SIGTERM, 141 where what reads
-    the output has ended, as `| head` does (as a shell reports them).
+    The status is 0 on success, 1 for an expected error, 130 for Ctrl-C, 143 for SIGTERM, and 141
+    if the reader of the output has ended, as in `| head`.
     """
-    if hasattr(sys.stdout, "reconfigure"):  # whatever a file's name holds, it can be told
+    if hasattr(sys.stdout, "reconfigure"):  # a file name may not be encodable
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        with termination_raised():
+        with raise_on_termination():
             main()
             sys.stdout.flush()
     except ProjectError as error:
         sys.exit(f"error: {error}")
     except (MemoryError, RuntimeError) as error:
-        if not _is_of_memory(error):
+        if not _is_out_of_memory(error):
             raise
-        reason = (str(error).strip() or "no more to be had").splitlines()[0]
-        sys.exit(f"error: out of memory ({reason}); take a smaller --batch_size, or free some")
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        sys.exit(f"error: out of memory ({reason}); use a smaller --batch_size, or free memory")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
-        print("stopped: nothing reads the output any more", file=sys.stderr)
-        sys.exit(141)  # 128 + SIGPIPE, which Windows has not
+        print("stopped: the reader of the output has ended", file=sys.stderr)
+        sys.exit(141)  # 128 + SIGPIPE, which Windows does not define
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in DISK_FULL:
             raise
-        place = error.filename or "the disk that takes the output"
-        sys.exit(f"error: {place}: {error.strerror}; free some space, and start again")
+        path = error.filename or "standard output"
+        sys.exit(f"error: {path}: {error.strerror}; free disk space and start again")
     except KeyboardInterrupt as interrupt:
         number = interrupt.number if isinstance(interrupt, Interrupted) else signal.SIGINT
         print(f"\n{str(interrupt) or 'interrupted'}", file=sys.stderr)
         sys.exit(128 + number)
 
 
-def _is_of_memory(error: Exception) -> bool:
-    """Tell whether memory ran out: NumPy's, a GPU's, or a CPU's, for which PyTorch has no class."""
-    by_name = type(error).__name__ == "OutOfMemoryError"  # torch's, which is slow to import
-    return isinstance(error, MemoryError) or by_name or "can't allocate memory" in str(error)
+def _is_out_of_memory(error: Exception) -> bool:
+    # By name, because importing torch is slow. On a CPU, PyTorch raises a plain RuntimeError.
+    is_torch_error = type(error).__name__ == "OutOfMemoryError"
+    return isinstance(error, MemoryError) or is_torch_error or "can't allocate memory" in str(error)

@@ -1,288 +1,70 @@
-"""The figures of a run. Each function returns a Matplotlib figure; the run folder writes it."""
+"""Creating and saving Matplotlib figures.
+
+Matplotlib is imported within the functions, because scripts without figures start faster so.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from itertools import cycle
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
-import numpy as np
-from matplotlib import colormaps, rcParams
-from matplotlib.figure import Figure
-from matplotlib.font_manager import fontManager
-from matplotlib.patches import Patch
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-BLUE, RED, GREEN, GREY = "#2166ac", "#d6604d", "#4d9221", "#777777"
-EXPRESSIONS = {
-    "angry": "#c0392b",
-    "disgust": "#6b8e23",
-    "fear": "#7d5ba6",
-    "happy": "#f2c14e",
-    "sad": "#3b75af",
-    "surprise": "#ef8a62",
-    "neutral": "#b8b8b8",
-}
-LEAST = 1e-4  # losses below it are not drawn
-# A class may have a name in any script: Matplotlib's own font lacks those of East Asia.
-_EAST_ASIAN = (
+BLUE, RED, GREEN, GRAY = "#2166ac", "#d6604d", "#4d9221", "#777777"
+# Class names may be in any script, and Matplotlib's own font has no East Asian ones.
+EAST_ASIAN_FONTS = (
     *("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Droid Sans Fallback"),
     *("Microsoft YaHei", "SimHei", "Yu Gothic", "Malgun Gothic", "PingFang SC", "Hiragino Sans GB"),
 )
-_installed = {font.name for font in fontManager.ttflist}
-rcParams["font.family"] = ["DejaVu Sans", *filter(_installed.__contains__, _EAST_ASIAN)]
-logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # of weights that one lacks
 
 
-def learning_curves(history: Sequence[Mapping[str, float]], title: str) -> Figure:
-    """Draw the losses and accuracies over the epochs of a run's metrics.csv."""
-    epochs = [row["epoch"] for row in history]
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    # Some may be of some epochs only.
-    names = dict.fromkeys(name for row in history for name in row)
-    losses = [name for name in names if name.startswith("loss_")]
-    for name, color in zip(losses, cycle((BLUE, GREEN, RED, GREY))):
-        values = _column(history, name)
-        values[values < LEAST] = np.nan  # a rank loss of 0 has no place on a log axis
-        left.plot(epochs, values, color=color, label=name[5:], marker=".")
-    left.set(xlabel="epoch", ylabel="loss (unweighted)", yscale="log")
-    for name, color, label in (
-        ("train_accuracy", GREY, "Training, augmented"),
-        ("public_accuracy", BLUE, "PublicTest"),
-    ):
-        right.plot(epochs, 100 * _column(history, name), color=color, label=label, marker=".")
-    best = int(_column(history, "public_accuracy").argmax())
-    accuracy = 100 * history[best]["public_accuracy"]
-    right.scatter([epochs[best]], [accuracy], color=RED, zorder=3, label=f"best: {accuracy:.2f} %")
-    right.set(xlabel="epoch", ylabel="accuracy, %")
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    figure.suptitle(_plain(title))
-    return figure
+@contextmanager
+def figure_style() -> Iterator[None]:
+    """Set the fonts in the block, in which a figure is drawn or saved; also a decorator."""
+    # A notebook sets MPLBACKEND for all processes that it starts. Without its package, Matplotlib
+    # cannot be imported.
+    if "inline" in os.environ.get("MPLBACKEND", "") and find_spec("matplotlib_inline") is None:
+        del os.environ["MPLBACKEND"]
+    from matplotlib import rc_context  # noqa: PLC0415
+
+    with rc_context({"font.family": _installed_fonts()}):
+        yield
 
 
-def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str) -> Figure:
-    """Draw counts [C, C] as shares of each true class, a row; "-" where it has no faces."""
-    totals = counts.sum(1, keepdims=True)
-    shares = counts / np.maximum(totals, 1)
-    size = 1.6 + 0.75 * len(class_names)
-    figure = Figure(figsize=(size, size * 0.92), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for (row, column), share in np.ndenumerate(shares):
-        axes.text(
-            column,
-            row,
-            f"{100 * share:.0f} %\n{counts[row, column]}" if totals[row] else "-",
-            ha="center",
-            va="center",
-            fontsize=8,
-            color="white" if share > 0.5 else "black",
-        )
-    names = [_plain(name) for name in class_names]
-    axes.set_xticks(range(len(names)), names, rotation=35, ha="right")
-    axes.set_yticks(range(len(names)), names)
-    axes.set(xlabel="predicted", ylabel="label (a row is 100 %)", title=_plain(title))
-    return figure
+@cache
+def _installed_fonts() -> list[str]:
+    """Return the font families of all figures: Matplotlib's own, and installed East Asian ones."""
+    from matplotlib.font_manager import fontManager  # noqa: PLC0415
+
+    # It warns of font weights that are not installed.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+    names = {font.name for font in fontManager.ttflist}
+    return ["DejaVu Sans", *(name for name in EAST_ASIAN_FONTS if name in names)]
 
 
-def reliability(bins: Sequence[tuple[float, float, int]], error: float, title: str) -> Figure:
-    """Draw how often a network is right when it is so sure: on the diagonal it is honest.
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure; width and height in inches."""
+    from matplotlib.figure import Figure  # noqa: PLC0415
 
-    Args:
-        bins: confidence and accuracy, the means of the faces of each bin, and their number.
-        error: the expected calibration error.
-        title: of the figure.
-    """
-    confidence, accuracy, count = (np.array(column) for column in zip(*bins))
-    figure = Figure(figsize=(5, 5.6), layout="constrained")
-    top, below = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
-    top.plot([0, 100], [0, 100], color=GREY, lw=1, ls="--", label="as sure as right")
-    top.plot(100 * confidence, 100 * accuracy, color=BLUE, marker="o", label=f"ECE {error:.3f}")
-    top.set(ylabel="accuracy, %", ylim=(0, 100), xlim=(0, 100))
-    top.grid(alpha=0.3)
-    top.legend(frameon=False)
-    below.bar(100 * confidence, count, width=100 / 20, color=BLUE)
-    below.set(xlabel="confidence, %", ylabel="faces")
-    figure.suptitle(_plain(title))
-    return figure
+    return Figure(figsize=(width, height), layout="constrained")
 
 
-def importance_by_class(importance: Mapping[str, np.ndarray], title: str) -> Figure:
-    """Draw a histogram of the importances of each class, one below the other, on one axis."""
-    figure = Figure(figsize=(7, 0.8 + 0.8 * len(importance)), layout="constrained")
-    all_axes = figure.subplots(len(importance), 1, squeeze=False, sharex=True)[:, 0]
-    values = np.concatenate([np.ravel(each) for each in importance.values()])
-    edges = np.linspace(values.min(), max(values.max(), values.min() + 1e-3), 31)
-    for axes, (name, each) in zip(all_axes, importance.items()):
-        axes.hist(each, edges, color=EXPRESSIONS.get(name, BLUE))
-        axes.axvline(np.mean(each), color="black", lw=1)
-        axes.set_ylabel(_plain(name), rotation=0, ha="right", va="center")
-        axes.set_yticks([])
-        axes.annotate(
-            f"mean {np.mean(each):.2f}\n{len(each):,} faces",
-            (1.01, 0.5),
-            xycoords="axes fraction",
-            va="center",
-            fontsize=8,
-        )
-    all_axes[-1].set(xlabel="importance (the line: the class's mean)")
-    figure.suptitle(_plain(title))
-    return figure
+@figure_style()
+def save_figure(figure: Figure, file: Path | BinaryIO) -> None:
+    """Write a figure as PNG."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a character in no font is drawn as a box
+        figure.savefig(file, format="png", dpi=120, bbox_inches="tight")
 
 
-def landmark_faces(
-    images: np.ndarray,
-    landmarks: Mapping[str, np.ndarray | None],
-    captions: Sequence[str],
-    title: str,
-) -> Figure:
-    """Draw faces with their landmarks, in rows of seven.
-
-    Args:
-        images: [N, W, W] or [N, W, W, 3].
-        landmarks: "true" (drawn blue) and "predicted" (red): [N, 68, 2] in pixels, NaN
-            or None where there are none.
-        captions: N texts.
-        title: of the figure.
-    """
-    columns = min(7, len(images))
-    rows = -(-len(images) // columns)
-    figure = Figure(figsize=(1.6 * columns, 2.0 * rows + 0.5), layout="constrained")
-    all_axes = figure.subplots(rows, columns, squeeze=False).flat
-    for i, axes in enumerate(all_axes):
-        axes.axis("off")
-        if i >= len(images):
-            continue
-        _face(axes, images[i], captions[i])
-        for (name, points), color in zip(landmarks.items(), (BLUE, RED)):
-            if points is not None:
-                style = {"s": 8, "color": color, "linewidths": 0.3, "edgecolors": "white"}
-                axes.scatter(*points[i].T, label=name, **style)
-    handles, names = all_axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=2, markerscale=3, frameon=False)
-    figure.suptitle(_plain(title))
-    return figure
-
-
-def galleries(rows: Sequence[tuple[str, np.ndarray, Sequence[str]]]) -> Figure:
-    """Draw one row of captioned faces (title, images, captions) below the other."""
-    columns = max(len(images) for _, images, _ in rows)
-    figure = Figure(figsize=(1.1 * columns, 2.1 * len(rows)), layout="constrained")
-    parts = figure.subfigures(len(rows), 1, squeeze=False).flat
-    for part, (title, images, captions) in zip(parts, rows):
-        part.suptitle(_plain(title), fontsize=10)
-        for i, axes in enumerate(part.subplots(1, columns, squeeze=False).flat):
-            axes.axis("off")
-            if i < len(images):
-                _face(axes, images[i], captions[i])
-    return figure
-
-
-def relabeled_faces(
-    relabels: Sequence[tuple[int, int, int, int]],
-    images: np.ndarray,
-    class_names: Sequence[str],
-    title: str,
-) -> Figure:
-    """Draw up to 36 faces that were relabeled, from which label to which, evenly out of all.
-
-    Args:
-        relabels: one or more, each the face's row, from, to, epoch.
-        images: [N, W, W] or [N, W, W, 3] of the whole set.
-        class_names: of the labels.
-        title: of the figure.
-    """
-    columns = 12
-    count = min(3 * columns, len(relabels))
-    some = [relabels[i] for i in np.linspace(0, len(relabels) - 1, count).astype(int)]
-    rows = []
-    for i in range(0, count, columns):
-        part = some[i : i + columns]
-        captions = [f"{class_names[a]}\n> {class_names[b]}" for _, a, b, _ in part]
-        epochs = sorted({epoch for *_, epoch in part})
-        when = f"epoch {epochs[0]}" + (f" to {epochs[-1]}" if len(epochs) > 1 else "")
-        named = f"relabeled in {when}" if i else f"{title}: relabeled in {when}"
-        rows.append((named, images[[row for row, *_ in part]], captions))
-    return galleries(rows)
-
-
-def two_readings(
-    images: np.ndarray, labels: Sequence[str], readings: Mapping[str, Sequence[str]], title: str
-) -> Figure:
-    """Draw the same faces as several runs read them, a row each: framed blue if right, else red.
-
-    Args:
-        images: [N, W, W] or [N, W, W, 3].
-        labels: N class names.
-        readings: by run: N class names.
-        title: of the figure.
-    """
-    size = (0.6 + 1.1 * len(images), 0.5 + 1.45 * len(readings))
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(len(readings), len(images), squeeze=False)
-    for i, (row, (name, read)) in enumerate(zip(grid, readings.items())):
-        for axes, image, label, text in zip(row, images, labels, read):
-            color = BLUE if text == label else RED
-            _face(axes, image, "" if i else label)
-            axes.axis("on")
-            axes.set(xticks=[], yticks=[])
-            axes.set_xlabel(_plain(text), fontsize=8, color=color, labelpad=2)
-            for spine in axes.spines.values():
-                spine.set(color=color, linewidth=3)
-        row[0].set_ylabel(_plain(name), fontsize=8)
-    explained = "above: the label; below: what the run reads, blue if right, red if wrong"
-    figure.suptitle(f"{_plain(title)}\n{explained}", fontsize=10)
-    return figure
-
-
-def expressions_over_time(
-    tracks: Mapping[str, tuple[np.ndarray, np.ndarray]], class_names: Sequence[str], title: str
-) -> Figure:
-    """Draw the probabilities of the faces of a video, stacked, a panel for each face.
-
-    Args:
-        tracks: by name: when, in seconds [T + 1] (the edges of T steps), and probabilities
-            [T, C], NaN where the face was not seen.
-        class_names: C names.
-        title: of the figure.
-    """
-    figure = Figure(figsize=(9, 1.0 + 1.8 * len(tracks)), layout="constrained")
-    others = cycle(colormaps["tab20"].colors)
-    colors = [EXPRESSIONS.get(name) or next(others) for name in class_names]
-    all_axes = figure.subplots(len(tracks), 1, squeeze=False, sharex=True)[:, 0]
-    for axes, (name, (edges, shares)) in zip(all_axes, tracks.items()):
-        tops = 100 * np.cumsum(shares, axis=1)
-        tops = np.concatenate((np.zeros((len(tops), 1)), tops), 1)
-        # Each step has its two ends, also where the face was not seen before or after it.
-        ends, tops = np.repeat(edges, 2)[1:-1], np.repeat(tops, 2, axis=0)
-        for i, color in enumerate(colors):
-            axes.fill_between(ends, tops[:, i], tops[:, i + 1], color=color, lw=0)
-        axes.set(ylabel=f"{name}, %", ylim=(0, 100))
-        axes.margins(x=0)
-    all_axes[-1].set(xlabel="seconds")
-    handles = [Patch(color=color, label=_plain(name)) for name, color in zip(class_names, colors)]
-    columns = min(len(handles), 8)
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
-    figure.suptitle(_plain(title))
-    return figure
-
-
-def _face(axes, image: np.ndarray, caption: str) -> None:
-    height, width = image.shape[:2]
-    axes.imshow(image, cmap="gray", vmin=0, vmax=255)
-    axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
-    axes.set_title(_plain(caption), fontsize=7)
-    axes.axis("off")
-
-
-def _column(history: Sequence[Mapping[str, float]], name: str) -> np.ndarray:
-    values = [row.get(name) for row in history]
-    return np.array([np.nan if value is None else value for value in values], dtype=float)
-
-
-def _plain(text: str) -> str:
-    """Return a text in which a dollar is a dollar: Matplotlib reads mathematics between two."""
+def escape_math(text: str) -> str:
+    """Return a text whose dollar signs do not start Matplotlib's math mode."""
     return text.replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Atomic writing of files."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ PARTIAL = ".part"
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that takes its name when the block ends well.
+    """Yield a temporary path next to `path`, and rename it to `path` if the block succeeds.
 
-    A reader, or a process killed at any moment, sees the old file or the new
-    one, never a part; two writers do not mix, because each has its own
-    temporary file. When the block raises, the old file stays.
+    If the block raises or the process is killed, the old file is unchanged. Missing folders are
+    created.
 
     Raises:
-        RunError: the folder cannot be written, or the disk is full.
+        RunError: The folder is not writable, or the disk is full.
     """
     path = Path(path)
     partial = None
@@ -32,14 +31,15 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         os.close(handle)
         partial = Path(name)
         yield partial
-        with open(partial, "r+b") as file:  # Windows syncs only what can be written
+        with open(partial, "r+b") as file:  # Windows syncs only files that are open for writing
             os.fsync(file.fileno())
-        partial.chmod(0o666 & ~_umask())  # mkstemp makes it private to its owner
+        os.umask(umask := os.umask(0))  # it can only be read by setting it
+        partial.chmod(0o666 & ~umask)  # mkstemp creates private files
         partial.replace(path)
     except OSError as error:
         raise RunError(
-            f"{path} could not be written ({error.strerror or error}); "
-            "free disk space or name another folder. What stood there before is unchanged."
+            f"{path} could not be written ({error.strerror or error}); free disk space or choose "
+            "another folder. A previous version of the file is unchanged."
         ) from error
     finally:
         if partial is not None:
@@ -47,16 +47,10 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 
 def partial_files(folder: Path) -> list[Path]:
-    """Return what `atomic_write` left in a folder where its process was killed."""
+    """Return the temporary files of `atomic_write` in a folder; a killed process leaves some."""
     return list(folder.glob(f".*{PARTIAL}"))
 
 
 def printable(name: str) -> str:
-    """Return a file's name as it can be printed: what is not UTF-8 in it becomes question marks."""
+    """Return a file name for printing, with a replacement character for what is not UTF-8."""
     return os.fsencode(name).decode("utf-8", "replace")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -3,207 +3,166 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+Width = Annotated[int, Field(ge=24, le=224)]
 
 
 @dataclass(frozen=True)
 class Options:
     """Options of train.py, its command line and the saved config."""
 
-    recipe: Literal["auto", "full", "release", "cpu", "sample"] = "auto"
-    """A set of defaults for the options below: full (a GPU), release (half the width, two hours on
-    two cores), cpu (half the width, few epochs), sample (a minute on the synthetic faces); auto
-    takes full, or sample on the sample."""
-    data: str = ""
-    """FER2013, RAF-DB or faces of your own in any layout (CSV, folder tree, list files, zip,
-    tar.gz), or "sample" for the synthetic faces. By default what lies under data/, else a
-    download, else the sample."""
-    resume: str = ""
-    """Go on with the run in this folder, under its own options."""
-    out: str = ""
-    """The run folder; by default a new one under model_save/."""
-    model_path: tuple[str, ...] = ()
-    """Weights to start from: a best.pth of this project, or the original method's resnet18.pth.
-    Several are put side by side in one network, whose --width is the sum of theirs."""
-    teacher: tuple[str, ...] = ()
-    """Weights of trained networks, of any trunk but of the same classes and image_width, from whose
-    opinions of each face this one learns (distillation)."""
-    teacher_weight: float = 0.7
-    """How much the teachers' opinion counts beside the label, 0 to 1."""
-    gpu_ids: str = ""
-    """The GPUs to train on, such as 0 or 0,1; -1 is the CPU. By default the first GPU, if any."""
-    store: Literal["auto", "device", "host", "disk"] = "auto"
-    """Where the Training faces wait: on the device, in host memory, or in the cache file on disk;
-    auto takes the first that has room."""
-    compile: bool = False
-    """Let torch.compile write the network's kernels: it takes up to a minute, for use on a GPU."""
-    seed: int = 0
-    """Two runs with the same seed on one CPU give the same bits."""
+    __pydantic_config__: ClassVar = {"allow_inf_nan": False}
 
-    trunk: Literal["resnet18", "vgg11", "vgg13", "vgg16", "vgg19"] = "resnet18"
-    """The network's trunk."""
-    width: float = 1.0
-    """A factor on the trunk's channel counts; 0.5 is about three times faster."""
-    image_width: int = 48
-    """The side of the faces in pixels, 32 to 224; other faces are resized to it."""
+    recipe: Literal["auto", "full", "release", "cpu", "sample"] = "auto"
+    """Defaults for the options below: full (for a GPU), release (width 0.5, two hours on two
+    cores), cpu (width 0.5, few epochs), sample (a minute on the synthetic data set). auto is sample
+    for the synthetic data set and full otherwise."""
+    data: str = ""
+    """A data set (CSV, folders, list files, zip, tar.gz), or "sample" for the synthetic one.
+    Default: the data set in data/, else a download, else the synthetic data set."""
+    resume: str = ""
+    """Resume the run in this folder, with its own options."""
+    out: str = ""
+    """The run folder. Default: a new folder under model_save/."""
+    model_path: tuple[str, ...] = ()
+    """Initial weights: a best.pth of this project, or the original method's resnet18.pth. Several
+    files are merged block-diagonally into one network, whose --width is the sum of theirs."""
+    teacher: tuple[str, ...] = ()
+    """Weights of trained networks whose predictions are soft targets (distillation)."""
+    teacher_weight: Fraction = 0.7
+    """Weight of the soft targets in the expression loss; the labels have the rest."""
+    gpu_ids: str = ""
+    """The GPUs to train on, such as 0 or 0,1; -1 is the CPU. Default: the first GPU, if any."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads of PyTorch, and processes for the landmarks; 0 is one per idle core."""
+    compile: bool = False
+    """Use torch.compile. It takes up to a minute and is faster on a GPU."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Random seed. Two runs with the same seed, CPU and threads are bit-identical."""
+
+    backbone: Literal["resnet18", "vgg11", "vgg13", "vgg16", "vgg19"] = "resnet18"
+    """The backbone."""
+    width: Annotated[float, Field(gt=0, le=8)] = 1.0
+    """A factor on the backbone's channels; 0.5 is about three times as fast."""
+    image_width: tuple[Width, ...] = (48,)
+    """Images are resized to this width in pixels. Several values are progressive resizing: each
+    is used for an equal share of the epochs, and the last one for evaluation."""
     channels: Literal[1, 3] = 1
-    """1 reads faces as grey, 3 as colour."""
+    """1 reads images as grayscale, 3 as RGB."""
     class_names: tuple[str, ...] = ()
-    """The classes, in order, of a set of your own; by default FER2013's seven."""
+    """The classes of your own data set, in the order of the labels. Default: the folders' names, or
+    FER2013's seven."""
     ferplus: str = ""
-    """FER+'s fer2013new.csv: train and test on its labels, eight classes, instead of FER2013's."""
+    """FER+'s fer2013new.csv: train and test on its labels (eight classes) instead of FER2013's."""
     ferplus_target: Literal["majority", "distribution"] = "majority"
-    """What FER+ teaches: the label of most taggers, or the shares of their votes."""
-    dropout: float = 0.2
-    """The share of features hidden from the classifier while training."""
+    """Training target with --ferplus: the majority label, or the distribution of the votes."""
+    dropout: BelowOne = 0.2
+    """Dropout probability of the features before the classifier."""
 
     importance: bool = True
-    """SCN's self-attention importance weighting."""
+    """SCN's importance weighting of the logits."""
     importance_smoothing: bool = True
-    """Let label smoothing and teachers' opinions move the importances too, as the released weights
-    did: the surest faces end with the smallest. Without it, labels alone move them."""
-    rank: bool = True
-    """SCN's rank regularization, which keeps the importances from all becoming 1."""
-    rank_weight: float = 1.0
-    """Weight of the rank regularization in the loss."""
-    beta: float = 0.7
-    """The share of a batch that belongs to the high-importance group."""
-    margin_1: float = 0.15
-    """How far the mean importances of the two groups should stand apart."""
-    relabel: bool = True
-    """SCN's relabeling of Training faces."""
-    relabel_epoch: int = 100
+    """Let label smoothing and soft targets have a gradient on the importance, too."""
+    rank_weight: NonNegative = 1.0
+    """Weight of SCN's rank regularization in the loss; 0 turns it off."""
+    beta: Annotated[float, Field(gt=0, lt=1)] = 0.7
+    """Share of a batch that belongs to the high-importance group."""
+    margin_1: NonNegative = 0.15
+    """Margin between the mean importances of the two groups."""
+    relabel: bool = False
+    """SCN's relabeling of Training images. It lowers the accuracy (docs/experiments.md)."""
+    relabel_epoch: Count = 100
     """The first epoch that relabels, counted from 1."""
-    margin_2: float = 0.2
-    """Relabel where the best probability exceeds that of the label by more than this."""
+    margin_2: Fraction = 0.2
+    """Relabel where the largest probability exceeds that of the label by more than this."""
     relabel_group: Literal["low", "all"] = "low"
-    """Who may be relabeled: the low-importance group (the paper) or every face (its code)."""
+    """Images that may be relabeled: the low-importance group (SCN's paper) or all (its code)."""
     relabel_logits: Literal["plain", "weighted"] = "plain"
-    """What relabeling judges: plain logits, or those weighted by the importance (SCN's code)."""
-    label_noise: float = 0.0
-    """Share of the Training labels replaced by wrong ones, to see what relabeling finds."""
+    """Logits that decide about relabeling: plain, or weighted by the importance (SCN's code)."""
+    label_noise: BelowOne = 0.0
+    """Share of the Training labels that are replaced by wrong ones, to test relabeling."""
     landmarks: bool = True
     """The parallel landmark task; --no_landmarks needs no dlib."""
     landmark_pool: bool = False
-    """Add features of brows, eyes, nose, mouth and jaw, taken where their landmarks are predicted,
-    to those of the whole face."""
-    landmark_num: Literal[68] = 68
-    """The number of landmarks, always dlib's 68."""
-    landmark_weight: float = 2.0
-    """Weight of the landmark loss (mean absolute error in half widths of the face)."""
+    """Add features pooled at the predicted landmarks to the globally pooled features."""
+    landmark_weight: NonNegative = 2.0
+    """Weight of the landmark loss (L1 in normalized coordinates)."""
 
-    total_epoch: int = 200
-    """Epochs in all."""
-    cycles: int = 1
-    """How often the learning rate falls to 0 and the sizes are gone through, each time in an equal
-    share of the epochs: warm restarts."""
-    sizes: tuple[int, ...] = ()
-    """Train on smaller faces first: their widths in pixels, each for an equal share of the
-    epochs (of a cycle), the last one the image_width; 32 40 48 saves three tenths of the
-    arithmetic. A ResNet can begin at 24, a VGG at 32."""
-    batch_size: int = 128
-    """Faces per step, of all GPUs together."""
+    total_epoch: Count = 200
+    """Number of epochs."""
+    batch_size: Count = 128
+    """Images per step, of all GPUs together."""
     optimizer: Literal["sgd", "adam"] = "sgd"
-    """sgd is with Nesterov momentum 0.9; adam is AdamW, and a start_lr of about 0.001 fits it."""
-    start_lr: float = 0.1
-    """The learning rate after the warm-up; it falls to 0 along a cosine."""
-    warmup_epoch: float = 5.0
-    """Epochs over which the learning rate rises."""
-    weight_decay: float = 5e-4
-    """On convolution and linear weights (of two dimensions or more), not on biases and batch
-    norm."""
-    clip: float = 1.0
-    """The longest gradient that a step follows: one of a larger norm is scaled down to it, lest a
-    whole ResNet-18 lose its importances; 0 leaves all as they are."""
-    label_smoothing: float = 0.1
-    """The share of each label that is spread over all classes."""
-    sam: float = 0.0
-    """Sharpness-aware minimization (SAM): how far uphill the gradient is taken, about 0.05 to 0.2;
-    it doubles the arithmetic."""
-    ema: float = 0.999
-    """Decay of the averaged weights, which are evaluated and kept; 0 turns it off."""
+    """sgd has Nesterov momentum 0.9; adam is AdamW, for which --start_lr 0.001 is suitable."""
+    start_lr: Annotated[float, Field(gt=0)] = 0.1
+    """Learning rate after the warm-up; it follows a cosine to 0."""
+    warmup_epoch: NonNegative = 5.0
+    """Epochs of linear warm-up."""
+    weight_decay: NonNegative = 5e-4
+    """Weight decay of convolution and linear weights; biases and batch norm have none."""
+    clip: NonNegative = 1.0
+    """Maximum gradient norm; 0 for none. A full-width ResNet-18's importances may collapse then."""
+    label_smoothing: BelowOne = 0.1
+    """Label smoothing."""
+    ema: BelowOne = 0.999
+    """Decay of the exponential moving average of the weights, which is evaluated; 0 for none."""
     amp: Literal["auto", "bf16", "fp32"] = "auto"
-    """Number format of the convolutions; auto takes bf16 where the hardware computes it."""
+    """Number format of the convolutions; auto is bf16 where the hardware supports it."""
 
-    flip: float = 0.5
-    """Share of faces mirrored."""
-    rotation: float = 15.0
-    """Rotation up to so many degrees."""
-    scale: float = 0.2
-    """Scale between 1 - scale and 1 + scale."""
-    shift: float = 0.1
-    """Shift up to this share of the width."""
-    light: float = 0.3
-    """Contrast between 1 - light and 1 + light, and brightness moved by up to half of this share of
-    the range of greys."""
-    erasing: float = 0.5
-    """Share of faces with one rectangle hidden."""
-    erased_area: float = 0.2
-    """The largest such rectangle, a share of the face."""
-    degraded: float = 0.0
-    """Share of faces made coarse, as many noisy, as many dark or bright: for use on photographs."""
-    jpeg: float = 0.0
-    """Share of faces that went through a JPEG file of low quality: likewise."""
-    mixup: float = 0.0
-    """Share of faces laid over another one, up to half and half, and taught both labels; not in
-    the last tenth of the epochs."""
-    cutmix: float = 0.0
-    """Share of faces of which a square, up to half of the face, is another one's: likewise."""
+    affine: tuple[NonNegative, NonNegative, BelowOne] = (15.0, 0.1, 0.2)
+    """Random rotation in degrees, translation as a share of the width, and scale 1 - s to 1 + s."""
+    color_jitter: NonNegative = 0.3
+    """Random contrast from 1 - c to 1 + c, and brightness by up to c / 2 of the gray levels."""
+    erasing: Fraction = 0.5
+    """Random-erasing probability."""
+    degraded: Fraction = 0.0
+    """Probability of low resolution, of noise, and of a gamma curve, for use on photographs."""
+    jpeg: Fraction = 0.0
+    """Probability of JPEG compression of quality 20 to 100, for use on photographs."""
+    mix: Literal["none", "mixup", "cutmix"] = "none"
+    """Mix half of the images of a batch with others; not in the last tenth of the epochs."""
 
-    jobs: int = 0
-    """Processes that look for landmarks; 0 takes one per core."""
     final_test: bool = True
-    """Look at PrivateTest at the end, once. Turn it off while you are still choosing."""
+    """Evaluate PrivateTest at the end, once. Turn it off while you are still choosing."""
 
-    def mixes_in(self, epoch: int) -> bool:
-        """Tell whether faces are mixed in an epoch, counted from 1."""
-        return self.mixup + self.cutmix > 0 and 10 * epoch <= 9 * self.total_epoch
+    @property
+    def eval_width(self) -> int:
+        """Image width in pixels of the evaluation, and of the trained network."""
+        return self.image_width[-1]
 
-    def width_in(self, epoch: int) -> int:
-        """Return the width in pixels of the faces trained on in an epoch, counted from 1."""
-        if not self.sizes:
-            return self.image_width
-        stages = self.cycles * len(self.sizes)
-        return self.sizes[(epoch - 1) * stages // self.total_epoch % len(self.sizes)]
+    def mixes_at(self, epoch: int) -> bool:
+        """Return whether images are mixed in an epoch, counted from 1."""
+        return self.mix != "none" and 10 * epoch <= 9 * self.total_epoch
+
+    def width_at(self, epoch: int) -> int:
+        """Return the width in pixels of the Training images in an epoch, counted from 1."""
+        return self.image_width[(epoch - 1) * len(self.image_width) // self.total_epoch]
 
 
-# A short run gains from Adam, small batches and mild changes: in one epoch of FER2013 at a quarter
-# of the width they took the accuracy on Training to 45 %, SGD as in the full recipe to 27 %.
+# Short trainings gain from Adam, small batches and weak augmentation: after one epoch at width 0.25
+# the accuracy on Training is 45 %, with the full recipe's SGD 27 %.
 _SHORT: dict[str, Any] = {
-    "clip": 0.0,
-    "optimizer": "adam",
-    "start_lr": 0.001,
-    "batch_size": 32,
-    "warmup_epoch": 1.0,
-    "rotation": 10.0,
-    "scale": 0.1,
-    "shift": 0.05,
+    **{"batch_size": 32, "affine": (10.0, 0.05, 0.1)},
+    **{"optimizer": "adam", "start_lr": 0.001, "warmup_epoch": 1.0, "clip": 0.0},
 }
 RECIPES: dict[str, dict[str, Any]] = {
     "full": {},
-    # What two hours of two cores allow. Relabeling is off, for where it was measured it does harm
-    # (plans/scn.results.csv), and so it is in "cpu".
     "release": {
-        "width": 0.5,
-        "landmark_pool": True,
-        "relabel": False,
-        "total_epoch": 51,
-        "sizes": (32, 40, 48),
-        "warmup_epoch": 3.0,
-        "clip": 0.0,
-        "erasing": 0.25,
-        "degraded": 0.1,
+        **{"width": 0.5, "landmark_pool": True, "erasing": 0.25, "degraded": 0.1},
+        **{"total_epoch": 51, "image_width": (32, 40, 48), "warmup_epoch": 3.0, "clip": 0.0},
     },
-    "cpu": _SHORT
-    | {"width": 0.5, "relabel": False, "total_epoch": 20, "relabel_epoch": 15, "erasing": 0.25},
-    "sample": _SHORT
-    | {
-        "width": 0.25,
-        "start_lr": 0.002,
-        "total_epoch": 16,
-        "relabel_epoch": 13,
-        "erasing": 0.0,
-        "ema": 0.99,
+    "cpu": _SHORT | {"width": 0.5, "total_epoch": 20, "relabel_epoch": 15, "erasing": 0.25},
+    "sample": {
+        **_SHORT,
+        **{"width": 0.25, "start_lr": 0.002, "total_epoch": 16, "erasing": 0.0, "ema": 0.99},
+        **{"relabel": True, "relabel_epoch": 13},
     },
 }
 
@@ -213,10 +172,6 @@ def with_recipe(recipe: str) -> Options:
     return replace(Options(), recipe=recipe, **RECIPES[recipe])
 
 
-def least_width(trunk: str) -> int:
-    """Return the width in pixels of the smallest faces that a trunk can look at.
-
-    A VGG halves them five times. A ResNet could go on below half of FER2013's 48 pixels, but they
-    would be read with gaps.
-    """
-    return 24 if trunk.startswith("resnet") else 32
+def min_image_width(backbone: str) -> int:
+    """Return the smallest image width in pixels that a backbone accepts."""
+    return 24 if backbone.startswith("resnet") else 32  # a VGG halves the image five times

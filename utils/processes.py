@@ -1,4 +1,4 @@
-"""Work shared among processes that end with their parent, however it ends."""
+"""Parallel computation in worker processes, which also end if their parent is killed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import joblib
@@ -15,41 +15,39 @@ from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from utils.errors import RunError
-from utils.signals import signals_ignored
+from utils.signals import ignore_signals
 
 
 def map_unordered(
     function: Callable[[Any], Any], items: Sequence[Any], jobs: int = 0
 ) -> Iterator[tuple[int, Any]]:
-    """Yield (index, function(item)) of each item, in whichever order they are done.
+    """Yield (index, function(item)) for each item, in the order in which they are finished.
 
-    Args:
-        function: of a module, so that a new process can import it.
-        items: what it is called with, one at a time.
-        jobs: processes; 0 is one per core that this process may use.
+    The function is one of a module, which a worker process can import. There are `jobs` processes,
+    by default one per core that this process may use.
 
     Raises:
-        RunError: the system ended a process. Errors of `function` come as they are.
+        RunError: The system ended a process. Errors of `function` are passed on.
     """
     jobs = min(jobs or joblib.cpu_count(), len(items))
     parallel = joblib.Parallel(
         jobs,
-        backend="loky",  # its workers do not import the main script, so not torch either
+        backend="loky",  # its workers do not import the main script, so they do not import torch
         return_as="generator_unordered",
         batch_size=1,
-        max_nbytes=None,  # no temporary files, which a kill would leave behind
+        max_nbytes=None,  # no temporary files, which would remain after a kill
     )
     call = joblib.delayed(_call)
     try:
-        with signals_ignored():  # the workers; this process ends them
+        with ignore_signals():  # inherited by the workers, which this process ends
             results = parallel(call(function, i, x, os.getpid()) for i, x in enumerate(items))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # joblib's, where Ctrl-C leaves results unread
+            warnings.simplefilter("ignore")  # joblib warns of unread results after Ctrl-C
             yield from results
     except BrokenProcessPool as error:
         raise RunError(
-            "the system ended a process, mostly for want of memory; run again: what was done "
-            "is kept. Fewer --jobs take less memory"
+            "the system ended a process, probably because memory ran out; run again with fewer "
+            "--threads: finished work is kept"
         ) from error
     finally:
         if jobs > 1:
@@ -57,13 +55,13 @@ def map_unordered(
 
 
 def _call(function: Callable[[Any], Any], i: int, item: Any, parent: int) -> tuple[int, Any]:
-    _end_with(parent)
+    _exit_with_parent(parent)
     return i, function(item)
 
 
-@lru_cache(maxsize=1)
-def _end_with(parent: int) -> None:
-    """Let this process end when its parent is killed: loky's workers would wait for ever."""
+@cache
+def _exit_with_parent(parent: int) -> None:
+    """End this worker process when its parent is killed; loky's workers would wait forever."""
 
     def watch() -> None:
         while os.getppid() == parent:

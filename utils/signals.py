@@ -1,82 +1,70 @@
-"""Ctrl-C, SIGTERM and SIGHUP: a person, a scheduler or a closing terminal ends a process."""
+"""Handlers of Ctrl-C (SIGINT), SIGTERM and SIGHUP."""
 
 from __future__ import annotations
 
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 
 class Interrupted(KeyboardInterrupt):
-    """The end that was asked for.
-
-    Args:
-        number: of the signal.
-        text: what to tell the user.
-    """
+    """A signal asked the process to end; `text` is the message for the user."""
 
     def __init__(self, number: int, text: str) -> None:
         super().__init__(text)
         self.number = number
 
 
-@contextmanager
-def termination_raised() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP raise Interrupted in the block, which cleans up as after Ctrl-C."""
+def raise_on_termination() -> AbstractContextManager[None]:
+    """Let SIGTERM and SIGHUP raise Interrupted in the block, as Ctrl-C raises KeyboardInterrupt."""
 
-    def end(number: int, frame: object) -> None:
+    def interrupt(number: int, frame: object) -> None:
         raise Interrupted(number, "terminated")
 
-    with _handled(_ends(), end):
-        yield
+    return _handlers(_termination_signals(), interrupt)
 
 
 @contextmanager
-def signals_noted(patient: bool = False) -> Iterator[list[int]]:
-    """Yield a list that gets the number of such a signal, which does nothing else.
+def record_signals(wait: bool = False) -> Iterator[list[int]]:
+    """Yield a list to which the number of each signal is appended, with no other effect.
 
-    The block looks at the list where it can stop without a loss. A second
-    signal does not wait for that: it raises Interrupted, unless the block is
-    patient, for torchrun passes on what the terminal has sent already.
+    The block ends itself where it can do so without a loss. A second signal raises Interrupted,
+    unless `wait` is True: torchrun repeats the signal that the terminal has sent.
     """
-    noted: list[int] = []
+    signals: list[int] = []
 
-    def note(number: int, frame: object) -> None:
-        if noted and not patient:
-            raise Interrupted(number, "interrupted at once")
-        noted.append(number)
+    def record(number: int, frame: object) -> None:
+        if signals and not wait:
+            raise Interrupted(number, "interrupted without saving")
+        signals.append(number)
 
-    with _handled((signal.SIGINT, *_ends()), note):
-        yield noted
-
-
-@contextmanager
-def signals_ignored() -> Iterator[None]:
-    """Ignore them: a process started in the block inherits that, and leaves them to its parent."""
-    with _handled((signal.SIGINT, *_ends()), signal.SIG_IGN):
-        yield
+    with _handlers((signal.SIGINT, *_termination_signals()), record):
+        yield signals
 
 
-@contextmanager
-def signals_end_at_once() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the process in the block as they do by themselves."""
-    with _handled(_ends(), signal.SIG_DFL):
-        yield
+def ignore_signals() -> AbstractContextManager[None]:
+    """Ignore signals in the block; processes that are started there inherit this."""
+    return _handlers((signal.SIGINT, *_termination_signals()), signal.SIG_IGN)
 
 
-def _ends() -> tuple[int, ...]:
-    """Return SIGTERM, and the SIGHUP of a terminal that closes, unless nohup has it ignored."""
-    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
-    ignored = hangup is None or signal.getsignal(hangup) == signal.SIG_IGN
-    return (signal.SIGTERM,) if ignored else (signal.SIGTERM, hangup)
+def default_signal_handlers() -> AbstractContextManager[None]:
+    """Let SIGTERM and SIGHUP end the process at once in the block."""
+    return _handlers(_termination_signals(), signal.SIG_DFL)
+
+
+def _termination_signals() -> tuple[int, ...]:
+    """Return SIGTERM, and SIGHUP (a closing terminal) unless nohup ignores it."""
+    hangup = getattr(signal, "SIGHUP", None)  # not on Windows
+    is_ignored = hangup is None or signal.getsignal(hangup) == signal.SIG_IGN
+    return (signal.SIGTERM,) if is_ignored else (signal.SIGTERM, hangup)
 
 
 @contextmanager
-def _handled(
+def _handlers(
     numbers: tuple[int, ...], handler: Callable[[int, object], None] | int
 ) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # it cannot set handlers
+    if threading.current_thread() is not threading.main_thread():  # cannot set handlers
         yield
         return
     before = {number: signal.signal(number, handler) for number in numbers}

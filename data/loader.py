@@ -1,0 +1,149 @@
+"""The batches of an epoch: every Training image once, in a new order, augmented and mixed."""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.in_memory import InMemoryDataset, to_device
+from data.mix import mix
+from data.transforms import Augmentation, augment
+from utils.errors import OptionError
+from utils.options import Options
+
+
+class Batch(NamedTuple):
+    """A batch of n augmented images, or one process's shard of it."""
+
+    index: Tensor  # int64 [n], indices into the InMemoryDataset
+    images: Tensor  # float [n, C, W, W], 0 to 255
+    landmarks: Tensor | None  # [n, 68, 2], normalized, moved like the images, NaN if none
+    targets: Tensor | None  # [n, classes], class probabilities instead of labels
+    lam: Tensor | None  # [n], weight of each image in its mixture, see `mix`
+    clean_images: Tensor | None  # the images with weak augmentation only, for teachers
+    start: int  # position of the first of these images in the whole batch
+    whole: int  # number of images in the whole batch
+    loss_scale: float  # size of the shard relative to the mean shard
+    num_with_landmarks: (
+        Tensor  # of the whole batch (at least 1), divided by the number of processes
+    )
+    seed: int
+
+
+class BatchLoader:
+    """The batches of one epoch. Each has its own seed, so it does not depend on the others.
+
+    Args:
+        images: The Training images.
+        options: Of the run.
+        epoch: Counted from 1.
+        rank: Number of this process, which gets a shard of each batch, augmented as one process
+            would augment it.
+        world_size: Number of processes.
+        clean_images: Whether teachers need images with weak augmentation, too.
+        equal_lengths: Whether all batches have the same length, so that some images occur twice:
+            torch.compile compiles for each length.
+    """
+
+    def __init__(
+        self,
+        images: InMemoryDataset,
+        options: Options,
+        epoch: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        clean_images: bool = False,
+        equal_lengths: bool = False,
+    ) -> None:
+        self._images, self._options, self._epoch = images, options, epoch
+        self._rank, self._world_size, self._clean = rank, world_size, clean_images
+        self.equal_lengths = equal_lengths
+        degrees, translation, scale = options.affine
+        self._augmentation = Augmentation(
+            flip=0.5,
+            degrees=degrees,
+            translation=translation,
+            scale=scale,
+            color_jitter=options.color_jitter,
+            erasing=options.erasing,
+            degraded=options.degraded,
+            jpeg=options.jpeg,
+            width=options.width_at(epoch),
+        )
+        n, device = len(images), images.labels.device
+        self._generator = torch.Generator(device)
+        # Drawn on the CPU, so that the order does not depend on the device.
+        order = torch.Generator().manual_seed(_seed(options.seed, epoch))
+        order = to_device(torch.randperm(n, generator=order), device)
+        # Lengths differ by at most one: a small last batch would disturb batch norm and ranking.
+        num_batches = math.ceil(n / options.batch_size)
+        if equal_lengths:
+            order = torch.cat((order, order[: -n % num_batches]))
+        self.num_images = len(order)
+        self._batches = order.tensor_split(num_batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def stream(self, first: int = 0) -> Iterator[Batch]:
+        """Yield this process's shard of each batch, from number `first` on."""
+        batches = self._batches[first:]
+        shards = [shard(len(batch), self._rank, self._world_size) for batch in batches]
+        stream = self._images.stream([batch[part] for batch, part in zip(batches, shards)])
+        for i, (pixels, landmarks) in enumerate(stream):
+            yield self._augment(first + i, shards[i], pixels, landmarks)
+
+    def _augment(self, i: int, part: slice, pixels: Tensor, landmarks: Tensor | None) -> Batch:
+        options, generator, batch = self._options, self._generator, self._batches[i]
+        position = {"shard": part, "whole": len(batch)}
+        shared = {**position, "compile": options.compile}
+        seed = _seed(options.seed, self._epoch, i)
+        generator.manual_seed(seed)
+        landmarks = landmarks if options.landmarks else None
+        images, landmarks = augment(pixels, landmarks, self._augmentation, generator, **shared)
+        clean_images, lam = None, None
+        if self._clean:
+            generator.manual_seed(seed)  # for the same affine transform
+            clean_images, _ = augment(pixels, None, self._augmentation.weak, generator, **shared)
+        if options.mixes_at(self._epoch):
+            generator.manual_seed(_seed(options.seed, self._epoch, i, 1))
+            images, lam = mix(images, options.mix, generator, **position)
+        index, targets = batch[part], self._images.targets
+        count = self._images.has_landmarks[batch].sum().clamp(min=1)
+        return Batch(
+            index=index,
+            images=images,
+            landmarks=landmarks,
+            targets=None if targets is None else targets[index],
+            lam=lam,
+            clean_images=clean_images,
+            start=part.start,
+            whole=len(batch),
+            loss_scale=self._world_size * len(index) / len(batch),
+            num_with_landmarks=count / self._world_size,
+            seed=seed,
+        )
+
+
+def shard(n: int, rank: int, world_size: int) -> slice:
+    """Return one process's part of n items; the parts of all processes are disjoint."""
+    return slice(n * rank // world_size, n * (rank + 1) // world_size)
+
+
+def check_batch_size(n: int, options: Options, world_size: int) -> None:
+    """Raise an OptionError if a process would get no image of a batch."""
+    smallest = n // math.ceil(n / options.batch_size)
+    if smallest < world_size:
+        raise OptionError(
+            f"--batch_size {options.batch_size} makes batches of {smallest} of these {n:,} images, "
+            f"too few for {world_size} processes; give larger batches or fewer processes"
+        )
+
+
+def _seed(*numbers: int) -> int:
+    """Return one seed from a run's seed, an epoch, and a batch."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

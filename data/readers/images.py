@@ -1,0 +1,102 @@
+"""Image files of any format and mode, read upright as grayscale or RGB arrays."""
+
+import warnings
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from data.dataset import resize_image
+from utils.errors import DataError
+from utils.progress import progress_bar
+
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"),
+    # Formats of cameras and phones. Not every system can decode them; the error names the file.
+    *(".jfif", ".jpe", ".jp2", ".avif", ".heic", ".heif"),
+)
+MAX_PIXELS = 80_000_000  # of one image; below Pillow's own limit
+EXIF_ORIENTATION = 0x0112
+TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def is_image(path: Path) -> bool:
+    """Return whether a path is a file with the suffix of an image."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+
+
+def read_images(paths: Sequence[Path], width: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Read N image files as uint8 [N, width, width], or [N, width, width, 3] for 3 channels.
+
+    Also return width and height of each original image in pixels, int64 [N, 2].
+    """
+    shape = (len(paths), width, width) if channels == 1 else (len(paths), width, width, 3)
+    images, sizes = np.empty(shape, np.uint8), np.empty((len(paths), 2), np.int64)
+    for i, path in enumerate(progress_bar(paths, "reading images", unit="image")):
+        image = read_image(path, channels)
+        images[i], sizes[i] = resize_image(image, width), image.shape[1::-1]
+    return images, sizes
+
+
+def read_image(path: Path, channels: int) -> np.ndarray:
+    """Read one image file upright: uint8 [H, W], or [H, W, 3] in RGB for 3 channels.
+
+    Images with 16 bits are reduced to 8, and transparent pixels become gray. A file that is no
+    image, damaged or too large is a DataError.
+    """
+    _ignore_pillow_warnings()
+    size = ""
+    try:
+        with _open(path) as image:
+            size = f"{image.width} x {image.height} pixels, "
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            image.load()
+            # Not ImageOps.exif_transpose, which rewrites all tags and fails on an invalid one.
+            transpose = TRANSPOSE.get(image.getexif().get(EXIF_ORIENTATION))
+            upright = image if transpose is None else image.transpose(transpose)
+        if upright.mode.startswith("I"):  # 16 bits, which `convert` would clip at 255
+            upright = Image.fromarray((np.asarray(upright) / 257).clip(0, 255).astype(np.uint8))
+        elif upright.mode == "F":
+            raise ValueError("floating-point pixels")
+        elif upright.has_transparency_data:
+            background = Image.new("RGBA", upright.size, (128, 128, 128, 255))
+            upright = Image.alpha_composite(background, upright.convert("RGBA"))
+        return np.array(upright.convert("L" if channels == 1 else "RGB"))
+    except Image.DecompressionBombError as error:
+        limit = f"{size}the limit is {MAX_PIXELS:,}"
+        raise DataError(f"{path} is too large ({limit}); make it smaller") from error
+    except Exception as error:  # Pillow raises many types for a damaged file
+        fault = f"cannot be read as an image ({error})"
+        raise DataError(f"{path} {fault}; replace, convert or remove it") from error
+
+
+def _open(path: Path) -> Image.Image:
+    """Open an image with Pillow, or with OpenCV if only that supports the format."""
+    try:
+        return Image.open(path)
+    except UnidentifiedImageError:
+        content = np.frombuffer(path.read_bytes(), np.uint8)
+        if not content.size:
+            raise ValueError("the file is empty") from None
+        pixels = cv2.imdecode(content, cv2.IMREAD_COLOR)  # 8 bits, upright
+        if pixels is None:
+            raise
+        return Image.fromarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
+
+
+@cache
+def _ignore_pillow_warnings() -> None:
+    """Ignore warnings about metadata, once for all threads: catch_warnings is not thread-safe."""
+    warnings.filterwarnings("ignore", module="PIL")

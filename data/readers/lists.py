@@ -1,0 +1,114 @@
+"""A data set as lists: one image path per line, one integer label per line, landmark files."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data.dataset import EMOTIONS, NUM_LANDMARKS, FaceDataset, resize_landmarks
+from data.readers.images import read_images
+from utils.errors import DataError
+
+SPLIT_OF_LIST = {"train": "Training", "validation": "PublicTest", "test": "PrivateTest"}
+MAX_LIST_BYTES = 256 << 20
+MAX_LANDMARK_BYTES = 1 << 16
+MAX_DISTANCE = 10  # of landmarks from the origin, in image sizes; larger ones are not in pixels
+
+
+@dataclass(frozen=True)
+class ListLayout:
+    """Lists of images and labels: `train_images.txt` with `train_labels.txt`, and so on."""
+
+    root: Path  # the folder of the lists
+    splits: tuple[str, ...]  # the keys of SPLIT_OF_LIST whose lists exist
+
+    def files(self) -> list[Path]:
+        """Return all files that the data set depends on; a missing image is a DataError."""
+        names = [f"{split}_{kind}.txt" for split in self.splits for kind in ("images", "labels")]
+        images = [path for split in self.splits for path in self._images(split)]
+        optional = [self.root / name for name in names]  # `read` reports missing labels
+        optional += [path.with_suffix(".txt") for path in images]
+        return images + [path for path in optional if path.is_file()]
+
+    def read(self, width: int, channels: int, class_names: Sequence[str] = ()) -> FaceDataset:
+        """Read the images as width x width pixels, grayscale or RGB, and the landmarks if any."""
+        class_names = tuple(class_names) or EMOTIONS
+        paths, labels, split = [], [], []
+        for name in self.splits:
+            images = self._images(name)
+            paths += images
+            labels += self._labels(name, len(images), len(class_names))
+            split += [SPLIT_OF_LIST[name]] * len(images)
+        images, sizes = read_images(paths, width, channels)
+        landmarks = np.full((len(paths), NUM_LANDMARKS, 2), np.nan, np.float32)
+        for i, (path, size) in enumerate(zip(paths, sizes)):
+            if (file := path.with_suffix(".txt")).is_file():
+                landmarks[i] = resize_landmarks(_read_landmarks(file, size), size, width)
+        landmarks = None if np.isnan(landmarks).all() else landmarks
+        labels, split = np.array(labels, np.int64), np.array(split, "U12")
+        return FaceDataset(images, labels, split, class_names, landmarks, source=str(self.root))
+
+    def _images(self, split: str) -> list[Path]:
+        file = self.root / f"{split}_images.txt"
+        paths = [self.root / line for line in read_lines(file)]
+        for number, path in enumerate(paths, start=1):
+            if not path.is_file():
+                remedy = "give a path relative to the folder of the list, or an absolute one"
+                raise DataError(f"{file}, line {number}: there is no image {path}; {remedy}")
+        return paths
+
+    def _labels(self, split: str, count: int, num_classes: int) -> list[int]:
+        file = self.root / f"{split}_labels.txt"
+        if not file.is_file():
+            raise DataError(f"{file} is missing; write the labels there, one integer per line")
+        lines = read_lines(file)
+        for number, line in enumerate(lines, start=1):
+            if not re.fullmatch("[0-9]{1,9}", line) or int(line) >= num_classes:
+                raise DataError(
+                    f"{file}, line {number}: '{line[:60]}' is not a label from 0 to "
+                    f"{num_classes - 1}; correct it, or train with other --class_names"
+                )
+        if len(lines) != count:
+            raise DataError(
+                f"{file} has {len(lines)} lines, but {split}_images.txt has {count}; they differ "
+                f"from line {min(len(lines), count) + 1} on, so give each image one label"
+            )
+        return [int(line) for line in lines]
+
+
+def find_lists(folder: Path) -> ListLayout | None:
+    """Return the lists that lie directly in a folder, or None."""
+    splits = tuple(split for split in SPLIT_OF_LIST if (folder / f"{split}_images.txt").is_file())
+    return ListLayout(folder, splits) if splits else None
+
+
+def read_lines(file: Path, max_bytes: int = MAX_LIST_BYTES) -> list[str]:
+    """Return the lines of a text file, stripped; an empty, binary or large file is a DataError."""
+    if (size := file.stat().st_size) > max_bytes:
+        raise DataError(f"{file} has {size:,} bytes, the limit is {max_bytes:,}; correct it")
+    try:
+        lines = file.read_text(encoding="utf-8-sig").rstrip().splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8 text ({error}); save it as UTF-8") from error
+    if not lines:
+        raise DataError(f"{file} is empty; write one entry per line, or remove the file")
+    return [line.strip() for line in lines]
+
+
+def _read_landmarks(file: Path, size: np.ndarray) -> np.ndarray:
+    """Return the landmarks float64 [68, 2] of a file, in pixels of an image of size [2]."""
+    remedy = "expected 136 numbers, x and y in pixels of the image; correct or remove the file"
+    numbers = []
+    for number, line in enumerate(read_lines(file, MAX_LANDMARK_BYTES), start=1):
+        try:
+            numbers += map(float, line.replace(",", " ").split())
+        except ValueError as error:
+            raise DataError(f"{file}, line {number}: {error}; {remedy}") from error
+    if len(numbers) != 2 * NUM_LANDMARKS:
+        raise DataError(f"{file} has {len(numbers)} numbers; {remedy}")
+    landmarks = np.array(numbers).reshape(NUM_LANDMARKS, 2)
+    if not (np.abs(landmarks) <= MAX_DISTANCE * size.max()).all():  # false for NaN, too
+        raise DataError(f"{file} has numbers that are not finite or far off the image; {remedy}")
+    return landmarks

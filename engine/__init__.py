@@ -1,0 +1,1 @@
+"""Training and evaluation. Networks are in `models`, data sets in `data`."""

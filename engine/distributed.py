@@ -1,0 +1,159 @@
+"""The processes that train one network together, one per device; usually there is only one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from data.loader import shard
+from utils.errors import OptionError, RunError
+from utils.signals import default_signal_handlers
+
+SYNC_EVERY = 20  # batches between two exchanges of signals, each of which waits for the GPU
+SHUTDOWN = 120  # seconds that GPU processes have to save a run after SIGTERM
+REMEDY = "start several processes with torchrun, which sets them, or unset them for one process"
+TIMEOUT = timedelta(hours=1)  # the first process may parse, download, or compute landmarks so long
+
+
+class DistributedContext:
+    """The `world_size` processes of a run, of which this is number `rank`.
+
+    `python` starts one process, `torchrun` several, and sets RANK, WORLD_SIZE and LOCAL_RANK. All
+    draw the same random numbers, except for dropout, and each works on its shard of every batch.
+    Only the main process writes and prints.
+    """
+
+    def __init__(self) -> None:
+        self.device = torch.device("cpu")
+        try:
+            self.rank = int(os.environ.get("RANK", "0"))
+            self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
+            self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        except ValueError as error:
+            fault = f"RANK, WORLD_SIZE or LOCAL_RANK in the environment is not a number ({error})"
+            raise OptionError(f"{fault}; {REMEDY}") from error
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @contextmanager
+    def initialize(self, device: torch.device) -> Iterator[None]:
+        """Set up the process group, and silence the output of all but the main process.
+
+        Raises:
+            OptionError: This PyTorch has no NCCL, or the environment lacks an address.
+            RunError: A process was lost, or did not start.
+        """
+        if self.world_size == 1:
+            yield
+            return
+        if device.type == "cuda" and not dist.is_nccl_available():
+            raise OptionError(
+                "training on several GPUs needs NCCL, which this PyTorch does not have (NCCL is "
+                "for Linux); train on one: --gpu_ids 0"
+            )
+        self.device = device
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        output = sys.stdout
+        try:
+            backend, device_id = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+            try:
+                dist.init_process_group(backend, timeout=TIMEOUT, device_id=device_id)
+            except ValueError as error:  # of environment variables
+                raise OptionError(
+                    f"WORLD_SIZE in the environment is {self.world_size}, but other variables of "
+                    f"torchrun are missing ({error}); {REMEDY}"
+                ) from error
+            if not self.is_main:
+                sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (until exit)
+            yield
+            dist.destroy_process_group()
+        except RuntimeError as error:  # gloo raises no subclass
+            words = ("gloo", "NCCL", "Connection", "Timed out", "Broken pipe")
+            if not (isinstance(error, dist.DistError) or any(word in str(error) for word in words)):
+                raise
+            raise RunError(
+                f"process {self.rank} lost one of the {self.world_size} processes; its message may "
+                f"be above ({str(error).splitlines()[0][:200]}). The last checkpoint is valid; "
+                "resume it with --resume"
+            ) from error
+        finally:
+            sys.stdout = output
+
+    @contextmanager
+    def local_main_first(self) -> Iterator[None]:
+        """Run the block in the first process of each machine before the others: it fills caches."""
+        if self.world_size > 1 and self.local_rank:
+            with default_signal_handlers():  # Python's would not run before the barrier ends
+                dist.barrier()
+        yield
+        if self.world_size > 1 and not self.local_rank:
+            dist.barrier()
+
+    def shard(self, n: int) -> slice:
+        """Return this process's part of n items; the parts of all processes are disjoint."""
+        return shard(n, self.rank, self.world_size)
+
+    def should_sync(self, batch: int) -> bool:
+        """Return whether signals are exchanged at this batch."""
+        every = SYNC_EVERY if self.device.type == "cuda" else 1  # a batch on a CPU may take minutes
+        return self.world_size == 1 or batch % every == 0
+
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is set in any process. Synchronizes with the device."""
+        if self.world_size == 1:
+            return flag
+        result = torch.tensor(int(flag), device=self.device)
+        dist.all_reduce(result, dist.ReduceOp.MAX)
+        return bool(result)
+
+    def all_reduce(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the sum of each scalar over all processes, which have the same names."""
+        if self.world_size == 1 or not values:
+            return values
+        total = torch.stack(list(values.values())).double()
+        dist.all_reduce(total)
+        return dict(zip(values, total.unbind()))
+
+    def all_reduce_max(self, values: Tensor) -> Tensor:
+        """Return the elementwise maximum over all processes."""
+        if self.world_size > 1:
+            dist.all_reduce(values, dist.ReduceOp.MAX)
+        return values
+
+    def gather(self, part: Any) -> Sequence[Any]:
+        """Return the objects of all processes, in the order of their ranks."""
+        if self.world_size == 1:
+            return [part]
+        parts = [None] * self.world_size
+        dist.all_gather_object(parts, part)
+        return parts
+
+
+def launch(script: str, argv: Sequence[str], processes: int) -> int:
+    """Run a script in several processes of this machine, as torchrun does; return the status."""
+    from torch.distributed import run as torchrun  # noqa: PLC0415  (slow)
+    from torch.distributed.elastic.multiprocessing import SignalException, errors  # noqa: PLC0415
+
+    options = ["--standalone", f"--nproc_per_node={processes}"]
+    if (
+        "--shutdown" in torchrun.get_args_parser().format_help()
+    ):  # else processes are killed after 30 s
+        options.append(f"--shutdown_timeout={SHUTDOWN}")
+    try:
+        torchrun.main([*options, script, *argv])
+    except errors.ChildFailedError as error:  # the process has printed its message
+        return abs(error.get_first_failure()[1].exitcode)
+    except SignalException as error:
+        return 128 + error.sigval
+    return 0

@@ -1,0 +1,130 @@
+"""Evaluation of one network or an ensemble on the splits of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from data import ferplus
+from data.corruptions import CORRUPTIONS, corrupt
+from data.dataset import UNLABELED, FaceDataset
+from data.in_memory import images_to_device
+from data.source import Source, load_dataset
+from engine.results import Evaluation
+from models.checkpoint import Checkpoint
+from models.fernet import FERNet
+from models.predict import predict
+from utils.errors import DataError, WeightsError
+from utils.predictions import Predictions
+from utils.progress import progress_bar
+
+
+def load_dataset_for(
+    checkpoint: Checkpoint, source: Source, class_names: Sequence[str] = ()
+) -> FaceDataset:
+    """Load a data set as a checkpoint needs it: image width, channels, and order of the classes.
+
+    `class_names` is what its numeric labels mean, if not the checkpoint's classes.
+    """
+    has_votes = bool(checkpoint.options.get("ferplus"))
+    names = ferplus.explicit_class_names(checkpoint.class_names, has_votes)
+    if names and not class_names:
+        print(f"classes  {', '.join(names)}: numeric labels count in this order")
+    width, channels = checkpoint.image_width, checkpoint.channels
+    dataset = load_dataset(source, width, channels, class_names or names)
+    is_subset = class_names and set(dataset.class_names) <= set(checkpoint.class_names)
+    return dataset.with_class_order(checkpoint.class_names) if is_subset else dataset
+
+
+def check_compatible(checkpoints: Sequence[Checkpoint], paths: Sequence[str]) -> Checkpoint:
+    """Return the first checkpoint; raise a WeightsError if the networks cannot be an ensemble."""
+    first = checkpoints[0]
+    for path, other in zip(paths, checkpoints):
+        for name in ("class_names", "image_width", "channels"):
+            if getattr(first, name) != getattr(other, name):
+                raise WeightsError(
+                    f"{path} and {paths[0]} cannot be an ensemble: {name} is "
+                    f"{getattr(other, name)} and {getattr(first, name)}"
+                )
+    return first
+
+
+def evaluate(
+    networks: Sequence[FERNet],
+    dataset: FaceDataset,
+    splits: Sequence[str],
+    batch_size: int = 256,
+    tta: bool = False,
+) -> Evaluation:
+    """Predict splits of a data set in float32, one split after the other.
+
+    Args:
+        networks: One, or an ensemble, in evaluation mode.
+        dataset: The whole data set.
+        splits: To evaluate.
+        batch_size: Images per step.
+        tta: Use test-time augmentation.
+
+    Raises:
+        DataError: The splits are empty.
+    """
+    present = dataset.counts()
+    if not present.keys() & set(splits):
+        raise DataError(
+            f"{dataset.source} has no images of {' or '.join(splits)}, only {', '.join(present)}; "
+            f"give another split, such as --splits {next(iter(present))}"
+        )
+    rows = [np.flatnonzero(dataset.split == split) for split in dict.fromkeys(splits)]
+    rows = np.concatenate(rows)
+    part = dataset.select(rows)
+    predictions = predict_ensemble(networks, part.images, batch_size, tta)
+    return Evaluation(
+        class_names=dataset.class_names,
+        rows=rows,
+        split=part.split,
+        images=part.images,
+        labels=part.labels,
+        landmarks=part.landmarks,
+        duplicates=dataset.duplicates()[rows] if "Training" in present else None,
+        probabilities=predictions.probabilities,
+        importance=predictions.importance,
+        predicted_landmarks=predictions.landmarks,
+        label_kind="" if dataset.votes is None else "FER+",
+    )
+
+
+def predict_ensemble(
+    networks: Sequence[FERNet], images: np.ndarray, batch_size: int, tta: bool
+) -> Predictions:
+    """Return the mean predictions for uint8 images [N, W, W] or [N, W, W, 3]."""
+    pixels = images_to_device(images, networks[0].pixel_mean.device)
+    return Predictions.average([predict(net, pixels, batch_size, tta) for net in networks])
+
+
+def evaluate_corruptions(
+    networks: Sequence[FERNet],
+    dataset: FaceDataset,
+    clean: Evaluation,
+    batch_size: int = 256,
+    tta: bool = False,
+) -> pd.DataFrame:
+    """Evaluate the labeled images of an evaluation after each of CORRUPTIONS.
+
+    Returns:
+        A row per corruption, after one for the clean images ("none"): `corruption`, and for each
+        split its accuracy and its accuracy drop (`<split> drop`), in percent.
+    """
+    labeled = clean.labels != UNLABELED
+    rows, labels, split = clean.rows[labeled], clean.labels[labeled], clean.split[labeled]
+    correct = {"none": clean.predicted[labeled] == labels}
+    for name in progress_bar(CORRUPTIONS, "corruptions", unit="corruption"):
+        images = corrupt(dataset.images[rows], name)
+        predictions = predict_ensemble(networks, images, batch_size, tta)
+        correct[name] = predictions.probabilities.argmax(1) == labels
+    table = pd.DataFrame({"corruption": list(correct)})
+    for name in dict.fromkeys(split.tolist()):
+        accuracy = np.array([100 * each[split == name].mean() for each in correct.values()])
+        table[name], table[f"{name} drop"] = accuracy, accuracy[0] - accuracy
+    return table

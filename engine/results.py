@@ -1,0 +1,156 @@
+"""The results of an evaluation in a run folder: metrics, predictions, figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from data.dataset import UNLABELED
+from utils import image_grids, metrics, plots
+from utils.run_folder import RunFolder
+
+NUM_LANDMARK_IMAGES = 14  # in landmarks.png
+NUM_RANKED_IMAGES = 12  # in each row of importance.png
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Ground truth and predictions of N samples."""
+
+    class_names: tuple[str, ...]
+    rows: np.ndarray  # int [N], rows in the data set, counted from 0
+    split: np.ndarray  # str [N]
+    images: np.ndarray  # uint8 [N, W, W] or [N, W, W, 3]
+    labels: np.ndarray  # int [N], UNLABELED where there is none
+    landmarks: np.ndarray | None  # float [N, 68, 2] in pixels, NaN where there are none
+    duplicates: np.ndarray | None  # bool [N]: pixels are also in Training; None without Training
+    probabilities: np.ndarray  # float [N, C]
+    importance: np.ndarray  # float [N]
+    predicted_landmarks: np.ndarray | None  # float [N, 68, 2] in pixels
+    label_kind: str = ""  # "FER+" for its labels, whose scores are not comparable with others
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """int [N]: the most probable classes."""
+        return self.probabilities.argmax(1)
+
+    def scores(self) -> dict[str, dict[str, Any]]:
+        """Compute the metrics of each split.
+
+        Returns:
+            By split: those of `metrics.score`, auroc_importance, accuracy_without_duplicates,
+            duplicates (their number), and landmark_error (pixels), each None where undefined. A
+            split without labels has n = 0 and the number of unlabeled images.
+        """
+        return {name: self._score(self.split == name) for name in pd.unique(self.split)}
+
+    def _score(self, mask: np.ndarray) -> dict[str, Any]:
+        labeled = mask & (self.labels != UNLABELED)
+        if not labeled.any():
+            return {"n": 0, "unlabeled": int(mask.sum())}
+        labels, probabilities = self.labels, self.probabilities
+        result = {"labels": self.label_kind} if self.label_kind else {}
+        result |= metrics.score(labels[labeled], probabilities[labeled], self.class_names)
+        correct = self.predicted[labeled] == labels[labeled]
+        result["auroc_importance"] = metrics.correctness_auroc(self.importance[labeled], correct)
+        result |= dict.fromkeys(("accuracy_without_duplicates", "duplicates", "landmark_error"))
+        if self.duplicates is not None:
+            unique = labeled & ~self.duplicates
+            result["duplicates"] = int((labeled & self.duplicates).sum())
+            accuracy = metrics.accuracy(labels[unique], probabilities[unique])
+            result["accuracy_without_duplicates"] = accuracy
+        if self.landmarks is not None and self.predicted_landmarks is not None:
+            error = metrics.landmark_error(self.predicted_landmarks[mask], self.landmarks[mask])
+            result["landmark_error"] = error
+        return result
+
+    def write(
+        self, run: RunFolder, title: str, more: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> dict[str, dict[str, Any]]:
+        """Write metrics.json (scores, `more`), predictions.csv, and figures of the last split."""
+        scores = self.scores()
+        names = np.array([*self.class_names, ""])  # UNLABELED is -1: the last
+        table = pd.DataFrame({"index": self.rows, "split": self.split})
+        table["label"], table["predicted"] = names[self.labels], names[self.predicted]
+        table["importance"] = self.importance
+        probabilities = pd.DataFrame(self.probabilities, columns=self.class_names)
+        table = pd.concat([table, probabilities], axis="columns")
+        run.write_csv("predictions.csv", table.round(6))
+        last = self.split == self.split[-1]
+        self._write_figures(run, np.flatnonzero(last), f"{title}, {self.split[-1]}")
+        run.write_json("metrics.json", scores | (more or {}))  # last: it marks a finished run
+        return scores
+
+    def _write_figures(self, run: RunFolder, rows: np.ndarray, title: str) -> None:
+        labeled = rows[self.labels[rows] != UNLABELED]
+        if len(labeled):
+            self._write_score_figures(run, labeled, title)
+        if self.predicted_landmarks is not None:
+            classes = pd.Series(self.predicted[rows])
+            place = classes.groupby(classes).cumcount()  # the first of each class, the second, ...
+            shown = rows[np.lexsort((classes, place))[:NUM_LANDMARK_IMAGES]]
+            truth = None if self.landmarks is None else self.landmarks[shown]
+            points = {"ground truth": truth, "prediction": self.predicted_landmarks[shown]}
+            figure = image_grids.plot_landmarks(
+                self.images[shown], points, self._captions(shown), f"{title}: landmarks"
+            )
+            run.write_figure("landmarks.png", figure)
+        order = rows[self.importance[rows].argsort(kind="stable")]
+        count = min(NUM_RANKED_IMAGES, len(rows) // 2)
+        if count and np.ptp(self.importance[rows]) > 0:
+            grid_rows = []
+            for which, shown in (("highest", order[::-1][:count]), ("lowest", order[:count])):
+                pairs = zip(self._captions(shown), self.importance[shown])
+                captions = [f"{text}\n{importance:.2f}" for text, importance in pairs]
+                grid_rows.append((f"{title}: {which} importance", self.images[shown], captions))
+            run.write_figure("importance.png", image_grids.plot_grid(grid_rows))
+
+    def _write_score_figures(self, run: RunFolder, rows: np.ndarray, title: str) -> None:
+        labels, probabilities = self.labels[rows], self.probabilities[rows]
+        counts = metrics.confusion(labels, probabilities)
+        accuracy = 100 * metrics.accuracy(labels, probabilities)
+        text = f"{title}\naccuracy {accuracy:.2f} %, n = {len(rows):,}"
+        figure = plots.plot_confusion_matrix(counts, self.class_names, text)
+        run.write_figure("confusion_matrix.png", figure)
+        bins = metrics.reliability(labels, probabilities)
+        error = metrics.expected_calibration_error(labels, probabilities)
+        run.write_figure("reliability.png", plots.plot_reliability(bins, error, title))
+        importance = self.importance[rows]
+        if np.ptp(importance) > 0:
+            by_class = {self.class_names[c]: importance[labels == c] for c in np.unique(labels)}
+            figure = plots.plot_importance_by_class(by_class, f"{title}: importance by label")
+            run.write_figure("importance_by_class.png", figure)
+
+    def _captions(self, rows: Iterable[int]) -> list[str]:
+        """Return the prediction of each sample, and its label where they differ."""
+        captions = []
+        for predicted, label in zip(self.predicted[rows], self.labels[rows]):
+            text = self.class_names[predicted]
+            if label not in (UNLABELED, predicted):
+                text += f"\n(label {self.class_names[label]})"
+            captions.append(text)
+        return captions
+
+
+def summary(scores: dict[str, dict[str, Any]]) -> str:
+    """Return the scores as a table to print, one line per split."""
+    head = ["n", "accuracy", "no dupl.", "balanced", "macro F1", "ECE"]
+    has_landmarks = any(s.get("landmark_error") is not None for s in scores.values())
+    head += ["landmarks"] if has_landmarks else []
+    lines = [" " * 12 + "".join(f"{text:>11}" for text in head)]
+    for name, s in scores.items():
+        if "unlabeled" in s:
+            lines.append(f"{name:12}{s['unlabeled']:>11}  images without labels: no scores")
+            continue
+        shares = ("accuracy", "accuracy_without_duplicates", "balanced_accuracy", "macro_f1")
+        columns = [str(s["n"])]
+        columns += ["-" if s[key] is None else f"{100 * s[key]:.2f} %" for key in shares]
+        columns += [f"{s['ece']:.3f}"]
+        if has_landmarks:
+            columns += ["-" if s["landmark_error"] is None else f"{s['landmark_error']:.2f} px"]
+        lines.append(f"{name:12}" + "".join(f"{column:>11}" for column in columns))
+    return "\n".join(lines)

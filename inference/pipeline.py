@@ -1,0 +1,101 @@
+"""Background work in order: detection before the network, drawing after it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import joblib
+import numpy as np
+
+from inference.predictor import Face, FaceCrops, FacePredictor
+
+Item = tuple[Any, np.ndarray | None, FaceCrops | Exception]
+MAX_PENDING_CALLS = 8
+MAX_PENDING_BYTES = 200 << 20  # of all pending calls; a single call may hold more
+
+
+class OrderedExecutor:
+    """Calls functions one after the other in a background thread, with a bounded queue."""
+
+    def __init__(self) -> None:
+        self._pool, self._pending = ThreadPoolExecutor(1), deque()
+
+    def __enter__(self) -> OrderedExecutor:
+        return self
+
+    def submit(self, size: int, function: Callable[..., None], *args: object) -> None:
+        """Schedule a call that holds `size` bytes, and wait while the queue is full.
+
+        An error of an earlier call is raised.
+        """
+        self._pending.append((size, self._pool.submit(function, *args)))
+        while len(self._pending) > MAX_PENDING_CALLS or (
+            len(self._pending) > 1 and sum(size for size, _ in self._pending) > MAX_PENDING_BYTES
+        ):
+            self._pending.popleft()[1].result()
+
+    def __exit__(self, *exception: object) -> None:
+        try:
+            self._pool.shutdown()
+        finally:  # after Ctrl-C pending calls are canceled, and the running one is waited for
+            self._pool.shutdown(cancel_futures=True)
+        if exception[0] is None:
+            for _, future in self._pending:
+                future.result()
+
+
+def predict_all(
+    predictor: FacePredictor,
+    detect: Callable[[Any], Item],
+    sources: Iterable,
+    max_waiting: int = 64,
+) -> Iterator[tuple[Any, np.ndarray | None, FaceCrops | Exception, list[Face] | None]]:
+    """Yield key, image, crops and faces of each source, in order.
+
+    `detect` returns the first three of them, or key, None and an error; then the faces are None.
+    Threads call it, while another one predicts the faces of up to `max_waiting` images at once.
+    """
+
+    def predict(batch: list[Item]) -> list[tuple]:
+        faces = iter(predictor.predict([c for *_, c in batch if isinstance(c, FaceCrops)]))
+        return [(*item, next(faces) if isinstance(item[2], FaceCrops) else None) for item in batch]
+
+    # More threads than cores would slow down the network.
+    with ThreadPoolExecutor(joblib.cpu_count()) as pool, ThreadPoolExecutor(1) as network:
+        batches = _collect(map_ahead(pool, detect, sources, 4), predictor.batch_size, max_waiting)
+        for batch in map_ahead(network, predict, batches, 1):
+            yield from batch
+
+
+def map_ahead(
+    pool: ThreadPoolExecutor, function: Callable, items: Iterable, max_pending: int
+) -> Iterator:
+    """Yield function(item) for each item in order, while up to `max_pending` others are computed.
+
+    Unlike `pool.map` it takes items only as they are needed.
+    """
+    pending = deque()
+    for item in items:
+        pending.append(pool.submit(function, item))
+        if len(pending) > max_pending:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+def _collect(items: Iterable[Item], batch_size: int, max_waiting: int) -> Iterator[list[Item]]:
+    """Yield lists of items that have enough faces, images or bytes for a batch."""
+    batch, num_faces, size = [], 0, 0
+    for item in items:
+        _, image, crops = item
+        batch.append(item)
+        if image is not None:
+            num_faces, size = num_faces + len(crops.boxes), size + image.nbytes
+        if num_faces >= batch_size or len(batch) >= max_waiting or size > MAX_PENDING_BYTES:
+            yield batch
+            batch, num_faces, size = [], 0, 0
+    if batch:
+        yield batch

@@ -1,0 +1,116 @@
+"""Prediction records, written one after the other to a CSV and a JSON file."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from io import FileIO, StringIO
+from pathlib import Path
+from typing import Any
+
+from utils.errors import RunError
+from utils.files import atomic_write
+
+
+class Records:
+    """Writes records to predictions.csv and predictions.json, which are complete after each one.
+
+    In the CSV file landmarks have the columns x0, y0, x1 and so on, and a class called `left` has
+    the column `probabilities_left`.
+    """
+
+    def __init__(self, csv_file: FileIO, json_file: FileIO) -> None:
+        self._csv, self._json = _TerminatedFile(csv_file, b""), _TerminatedFile(json_file, b"\n]\n")
+        self._json.append(b"[")
+        self._count = 0
+
+    @classmethod
+    @contextmanager
+    def open(cls, folder: Path, template: Mapping[str, Any]) -> Iterator[Records]:
+        """Open both files. They get their names when the block ends, even by an error or Ctrl-C.
+
+        `template` is a record with the columns of a CSV file without records. A RunError is raised
+        if the folder is not writable, or the disk is full.
+        """
+        with (
+            atomic_write(folder / "predictions.csv") as csv_path,
+            atomic_write(folder / "predictions.json") as json_path,
+            open(csv_path, "wb", buffering=0) as csv_file,
+            open(json_path, "wb", buffering=0) as json_file,
+        ):
+            records, pending = cls(csv_file, json_file), None
+            try:
+                yield records
+            except (Exception, KeyboardInterrupt) as error:
+                pending = error  # raised after the files have their names
+            if not records._count:
+                records._csv.append(_csv_line(dict(_flatten(template))))
+        if pending:
+            raise pending
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append a record of plain values, lists and dicts, or raise a RunError."""
+        flat = dict(_flatten(record))
+        line = _csv_line(flat.values())
+        text = (",\n" if self._count else "\n") + json.dumps(record)
+        sizes = self._csv.size, self._json.size
+        try:
+            try:
+                self._csv.append(line if self._count else _csv_line(flat) + line)
+                self._json.append(text.encode())
+            except BaseException:  # Ctrl-C too
+                self._csv.truncate(sizes[0])
+                self._json.truncate(sizes[1])
+                raise
+        except OSError as error:
+            raise RunError(
+                f"the predictions cannot be written ({error.strerror}); free disk space, or give "
+                "another --out. Earlier predictions are kept"
+            ) from error
+        self._count += 1
+
+
+class _TerminatedFile:
+    """A growing file that ends with a fixed terminator at all times."""
+
+    def __init__(self, file: FileIO, terminator: bytes) -> None:
+        self._file, self._terminator, self.size = file, terminator, 0
+
+    def append(self, content: bytes) -> None:
+        """Insert content before the terminator. After an error the file must be truncated."""
+        rest = memoryview(content + self._terminator)
+        self._file.seek(self.size)
+        while rest:
+            rest = rest[self._file.write(rest) :]
+        self.size += len(content)
+
+    def truncate(self, size: int) -> None:
+        """Remove the content after `size` bytes."""
+        self.size = size
+        self._file.truncate(size)
+        self._file.seek(size)
+        self._file.write(self._terminator)
+
+
+def _csv_line(values: Iterable[Any]) -> bytes:
+    text = StringIO()
+    csv.writer(text, lineterminator="\n").writerow(values)
+    return text.getvalue().encode()
+
+
+def _flatten(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the columns and values of a record."""
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            for key, item in value.items():
+                is_taken = key in record or re.fullmatch("[xy][0-9]+", key)
+                yield f"{name}_{key}" if is_taken else key, item
+        elif name == "landmarks":
+            for i, (x, y) in enumerate(value):
+                yield f"x{i}", x
+                yield f"y{i}", y
+        else:
+            yield name, value

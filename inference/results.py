@@ -1,0 +1,141 @@
+"""Results: the records, annotated files and plots in the folder of a run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+
+from inference.predictor import Face
+from inference.records import Records
+from inference.tracking import Tracker
+from inference.video import Frame
+from inference.visualize import annotate_resized
+from utils.errors import RunError
+from utils.files import printable
+from utils.plots import plot_expressions_over_time
+from utils.run_folder import RunFolder
+
+ANNOTATED_SIDES = (320, 1 << 20)  # pixels: smaller images are enlarged to draw on them
+MAX_NAME = 200  # bytes of a file name without its suffix; file systems allow 255 in all
+NUM_PLOTTED = 3  # faces of a video, the longest tracks
+EDGES = ("left", "top", "right", "bottom")
+COLUMNS = ("file", "annotated", "frame", "time", "face", *EDGES)
+COLUMNS += ("score", "expression", "confidence", "importance")
+
+
+def empty_record(class_names: Sequence[str]) -> dict[str, Any]:
+    """Return a record without values."""
+    return dict.fromkeys(COLUMNS) | {"probabilities": dict.fromkeys(class_names)}
+
+
+class Results:
+    """Writes results to a run folder.
+
+    Args:
+        records: Open records in that folder.
+        confidence: The probability of the expression, or SCN's importance.
+        min_confidence: Minimum confidence of the faces that are written.
+
+    Attributes:
+        num_faces: Number of written records.
+        has_drawn: Whether there are annotated files.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        records: Records,
+        class_names: Sequence[str],
+        confidence: Literal["probability", "importance"] = "probability",
+        min_confidence: float = 0.0,
+    ) -> None:
+        self._run, self._records, self._class_names = run, records, class_names
+        self._uses_importance, self._min_confidence = confidence == "importance", min_confidence
+        self.num_faces, self.has_drawn = 0, False
+        self._used: set[str] = set()  # paths in lower case, as some file systems ignore case
+
+    def select(self, faces: Sequence[Face]) -> list[Face]:
+        """Return the faces with enough confidence."""
+        return [face for face in faces if self._confidence(face) >= self._min_confidence]
+
+    def write(
+        self,
+        face: Face,
+        number: int,
+        source: Path | int,
+        target: Path | None,
+        frame: Frame | None = None,
+    ) -> None:
+        """Write the record of a face in a file, or in a frame of a video or camera.
+
+        In a video the number is that of the track. `target` is the annotated file.
+        """
+        self.num_faces += 1
+        record = {
+            "file": printable(str(source)),
+            "annotated": None if target is None else printable(target.name),
+            "frame": None if frame is None else frame.number,
+            "time": None if frame is None else round(frame.time, 3),
+            "face": number,
+            **dict(zip(EDGES, _round(face.box, 1))),
+            "score": None if face.score is None else round(face.score, 3),
+            "expression": face.expression,
+            "confidence": round(self._confidence(face), 4),
+            "importance": round(face.importance, 4),
+            "probabilities": dict(zip(self._class_names, _round(face.probabilities, 4))),
+        }
+        if face.landmarks is not None:
+            record["landmarks"] = _round(face.landmarks, 2)
+        self._records.write(record)
+
+    def plot(self, tracker: Tracker, name: str) -> None:
+        """Plot the probabilities of a video's faces over time."""
+        curves = {}
+        for track in tracker.longest(NUM_PLOTTED):
+            first, last = min(track.history), max(track.history)
+            means = np.full((last - first + 1, len(self._class_names)), np.nan)
+            for step, (count, total) in track.history.items():
+                means[step - first] = total / count
+            curves[f"face {track.number}"] = tracker.step * np.arange(first, last + 2), means
+        if curves:
+            figure = plot_expressions_over_time(curves, self._class_names, printable(name))
+            self._run.write_figure(self.new_path(f"{name}_expressions.png").name, figure)
+
+    def new_path(self, name: str) -> Path:
+        """Return an unused path for a file: two folders may have images of the same name."""
+        stem, suffix = Path(name).stem, Path(name).suffix
+        while len(os.fsencode(stem)) > MAX_NAME:
+            stem = stem[1:]
+        path, i = self._run / f"{stem}{suffix}", 2
+        while str(path).casefold() in self._used:
+            path, i = self._run / f"{stem}_{i}{suffix}", i + 1
+        self._used.add(str(path).casefold())
+        return path
+
+    def _confidence(self, face: Face) -> float:
+        return face.importance if self._uses_importance else face.confidence
+
+
+def count_of(number: int, noun: str) -> str:
+    """Return such as "1 face" or "1,204 faces"."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def write_annotated(path: Path, image: np.ndarray, faces: Sequence[Face]) -> None:
+    """Write an annotated image as PNG; raise a RunError if the disk is full."""
+    annotated = annotate_resized(image, faces, ANNOTATED_SIDES)
+    _, content = cv2.imencode(".png", cv2.cvtColor(annotated, cv2.COLOR_RGB2BGR))
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        path.unlink(missing_ok=True)  # an incomplete image
+        raise RunError(f"{path} cannot be written ({error.strerror}); free disk space") from error
+
+
+def _round(values: np.ndarray, digits: int) -> list:
+    return np.round(values.astype(float), digits).tolist()

@@ -1,0 +1,175 @@
+"""InferenceRunner: predictions of many images and videos, written to a folder."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data.readers.images import read_image
+from inference.pipeline import Item, OrderedExecutor, predict_all
+from inference.predictor import Face, FacePredictor
+from inference.results import Results, count_of, write_annotated
+from inference.tracking import STEP, Tracker
+from inference.video import Camera, Frame, VideoFile
+from inference.video_writer import VideoWriter
+from inference.visualize import annotate
+from utils.errors import DataError, ProjectError
+from utils.files import printable
+from utils.progress import progress_bar, write
+
+MAX_LINES = 20  # images with a line each; more have one summary
+VIDEO_DETECTION_SIZE = 640  # pixels, the longer side of a video's frames for the detection
+
+
+class InferenceRunner:
+    """Predicts images and videos, and prints and writes the results.
+
+    Args:
+        draw: Write annotated images and videos.
+        every: Predict every so many frames of a video.
+        smooth: Time constant in seconds of the average over a video's frames; 0 is none.
+        detection_size: Longer side of a video's frames in pixels for the detection.
+
+    Attributes:
+        num_failed: Number of inputs without a face, or with an error.
+    """
+
+    def __init__(
+        self,
+        predictor: FacePredictor,
+        results: Results,
+        *,
+        draw: bool = True,
+        every: int = 1,
+        smooth: float = 0.3,
+        detection_size: int = VIDEO_DETECTION_SIZE,
+    ) -> None:
+        self.predictor, self.results, self.draw = predictor, results, draw
+        self.every, self.smooth, self.detection_size = every, smooth, detection_size
+        self.num_failed = 0
+
+    def predict_images(self, paths: Sequence[Path]) -> None:
+        """Predict images, and print a line for each, or a summary of many."""
+        results, expressions, num_images = self.results, Counter(), 0
+        with (
+            progress_bar(paths, "images", unit="image") as bar,
+            closing(predict_all(self.predictor, self._detect_file, bar)) as predictions,
+            OrderedExecutor() as drawing,
+        ):
+            for path, image, crops, faces in predictions:
+                if faces is None:
+                    self.warn(str(crops))
+                    continue
+                num_images += 1
+                confident = results.select(faces)
+                target = results.new_path(f"{path.stem}_faces.png") if self.draw else None
+                for i, face in enumerate(confident):
+                    results.write(face, i, path, target)
+                if target:
+                    drawing.submit(image.nbytes, write_annotated, target, image, confident)
+                    results.has_drawn = True
+                if not faces:
+                    self.warn(f"{path}: no face found; --cropped predicts the image as one face")
+                elif len(paths) <= MAX_LINES:
+                    parts = [count_of(len(confident), "face"), *(f.caption for f in confident)]
+                    write(f"{printable(path.name)}: {', '.join(parts)}")
+                expressions.update(face.expression for face in confident)
+        if len(paths) > MAX_LINES:
+            parts = [f"{count:,} {expression}" for expression, count in expressions.most_common()]
+            parts = [count_of(expressions.total(), "face"), *parts]
+            write(f"{count_of(num_images, 'image')}: {', '.join(parts)}")
+
+    def predict_video(self, source: Path | int) -> None:
+        """Predict the frames of a video, track its faces, and plot their expressions."""
+        is_camera = isinstance(source, int)
+        try:
+            video = Camera(source) if is_camera else VideoFile(source)
+        except DataError as error:
+            self.warn(str(error))
+            return
+        name, rate = f"camera{source}" if is_camera else source.stem, video.rate / self.every
+        tracker = Tracker(self.smooth, max(STEP, 1 / rate))
+        target = self.results.new_path(f"{name}_faces.mp4") if self.draw else None
+        total = -(-video.num_frames // self.every) or None
+        max_waiting = 1 if is_camera else 16  # a camera's frames do not wait for others
+        writer, expressions, num_frames, has_faces, faults = None, Counter(), 0, False, []
+        try:
+            with (
+                closing(video.frames(self.every)) as frames,
+                progress_bar(frames, name, total=total, unit="frame") as bar,
+                closing(predict_all(self.predictor, self._detect_frame, bar, max_waiting)) as items,
+                OrderedExecutor() as drawing,
+            ):
+                for frame, image, _, faces in items:
+                    if target and not writer:
+                        try:
+                            writer = VideoWriter(target, rate, image.shape[1::-1])
+                            self.results.has_drawn = True
+                        except DataError as error:  # the records are written all the same
+                            faults, target = [str(error)], None
+                    num_frames, has_faces = num_frames + 1, has_faces or bool(faces)
+                    tracked = self._track(tracker, self.results.select(faces), frame.time)
+                    for number, face in tracked.items():
+                        self.results.write(face, number, source, target, frame)
+                    expressions.update(face.expression for face in tracked.values())
+                    if writer:
+                        drawing.submit(image.nbytes, _draw_frame, writer, frame, tracked)
+        finally:
+            if writer:
+                writer.close()
+            self.results.plot(tracker, name)
+            label = name if is_camera else printable(source.name)
+            write(f"{label}: {_describe(num_frames, tracker.num_tracks, expressions)}")
+        faults += [fault for fault in (video.fault, writer and writer.fault) if fault]
+        if not has_faces and not faults:
+            faults.append(f"{source}: no face found in any frame")
+        if faults:
+            self.warn("; ".join(faults))
+
+    def warn(self, text: str) -> None:
+        """Print a warning about an input, and count it as failed."""
+        self.num_failed += 1
+        text = f"warning: {text}"
+        if sys.stderr.isatty():
+            tqdm.write(text, file=sys.stderr)  # above the progress bar
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def _detect_file(self, path: Path) -> Item:
+        try:
+            image = read_image(path, 3)
+            return path, image, self.predictor.detect(image)
+        except ProjectError as error:
+            return path, None, error
+
+    def _detect_frame(self, frame: Frame) -> Item:
+        return frame, frame.image, self.predictor.detect(frame.image, self.detection_size)
+
+    def _track(self, tracker: Tracker, faces: Sequence[Face], time: float) -> dict[int, Face]:
+        """Return the faces of a frame with smoothed probabilities, by track number."""
+        boxes, probabilities = [f.box for f in faces], [f.probabilities for f in faces]
+        tracked = {}
+        for face, track in zip(faces, tracker.update(boxes, probabilities, time)):
+            values = track.probabilities
+            expression = self.predictor.class_names[int(values.argmax())]
+            tracked[track.number] = face._replace(expression=expression, probabilities=values)
+        return tracked
+
+
+def _draw_frame(writer: VideoWriter, frame: Frame, tracked: Mapping[int, Face]) -> None:
+    captions = [f"{number}: {face.caption}" for number, face in tracked.items()]
+    image = annotate(frame.image, tracked.values(), captions)
+    writer.write(image, round(frame.time * writer.rate))
+
+
+def _describe(num_frames: int, num_faces: int, expressions: Counter[str]) -> str:
+    """Return such as "240 frames, 2 faces; happy 62 %, neutral 38 % of the time"."""
+    text = f"{count_of(num_frames, 'frame')}, {count_of(num_faces, 'face')}"
+    total, counts = expressions.total(), expressions.most_common()
+    shares = ", ".join(f"{name} {100 * count / total:.0f} %" for name, count in counts)
+    return f"{text}; {shares} of the time" if shares else text

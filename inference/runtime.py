@@ -1,0 +1,114 @@
+"""A trained network behind one interface, run by PyTorch or by ONNX Runtime without PyTorch."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.errors import WeightsError
+from utils.predictions import Predictions
+
+OUTPUT_NAMES = ("probabilities", "importance", "landmarks")  # of an ONNX model
+METADATA_KEY = "fer"  # of an ONNX model: a JSON object with classes, image width and channels
+
+
+class Runtime(ABC):
+    """Predicts cropped faces: uint8 [N, C, W, W] with C = `channels` and W = `image_width`."""
+
+    class_names: tuple[str, ...]
+    image_width: int
+    channels: int
+
+    def __init__(self, *arguments: Any) -> None:
+        self._arguments = arguments
+
+    def __reduce__(self) -> tuple:
+        """Pickle the arguments only: another process loads the network from its file."""
+        return type(self), self._arguments
+
+    @abstractmethod
+    def __call__(self, faces: np.ndarray) -> Predictions:
+        """Return the predictions of N faces."""
+
+
+def load_runtime(path: str | Path, gpu_ids: str = "", threads: int = 0) -> Runtime:
+    """Load a weight file, or an .onnx file of export.py, which runs on the CPU.
+
+    Args:
+        path: Path of the file.
+        gpu_ids: As in train.py.
+        threads: CPU threads; 0 is one per core.
+
+    Raises:
+        WeightsError: The file is missing, damaged, or another program's.
+    """
+    if Path(path).suffix.lower() == ".onnx":
+        return OnnxRuntime(path, threads)
+    return TorchRuntime(path, gpu_ids, threads)
+
+
+class TorchRuntime(Runtime):
+    """Runs a best.pth of this project, or the original method's weights."""
+
+    def __init__(self, path: str | Path, gpu_ids: str = "", threads: int = 0) -> None:
+        import torch  # noqa: PLC0415  (not needed for an .onnx file)
+
+        from models.checkpoint import load_checkpoint  # noqa: PLC0415
+        from models.predict import predict  # noqa: PLC0415
+        from utils.devices import pick_device, set_threads  # noqa: PLC0415
+
+        super().__init__(path, gpu_ids, threads)
+        set_threads(threads)
+        self._torch, self._predict, self._device = torch, predict, pick_device(gpu_ids)
+        checkpoint = load_checkpoint(path)
+        self._network = checkpoint.network().to(self._device)
+        self.class_names, self.image_width = checkpoint.class_names, checkpoint.image_width
+        self.channels = checkpoint.channels
+
+    def __call__(self, faces: np.ndarray) -> Predictions:
+        pixels = self._torch.from_numpy(np.ascontiguousarray(faces)).to(self._device)
+        return self._predict(self._network, pixels, progress=False)
+
+
+class OnnxRuntime(Runtime):
+    """Runs an .onnx file of export.py on the CPU."""
+
+    def __init__(self, path: str | Path, threads: int = 0) -> None:
+        try:
+            import onnxruntime  # noqa: PLC0415  (not needed for a .pth file)
+        except ImportError as error:
+            raise WeightsError(
+                f"{path} needs onnxruntime ({error}); run `pip install onnxruntime`"
+            ) from error
+        if not Path(path).is_file():
+            raise WeightsError(f"{path}: no such model; write it with export.py --out {path}")
+        super().__init__(path, threads)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._session = session = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+            metadata = json.loads(session.get_modelmeta().custom_metadata_map[METADATA_KEY])
+            self.class_names = tuple(map(str, metadata["class_names"]))
+            self.image_width = int(metadata["image_width"])
+            self.channels = int(metadata["channels"])
+            pixels = session.get_inputs()[0]
+            if pixels.type != "tensor(uint8)":
+                raise ValueError(f"its input is {pixels.type}, expected tensor(uint8)")
+        except Exception as error:  # an untrusted file may fail anywhere inside the library
+            reason = str(error).splitlines()[0][:200]
+            raise WeightsError(
+                f"{path} is not a model of export.py ({reason}); write it again"
+            ) from error
+        self._input, self._outputs = pixels.name, [output.name for output in session.get_outputs()]
+
+    def __call__(self, faces: np.ndarray) -> Predictions:
+        values = self._session.run(self._outputs, {self._input: np.ascontiguousarray(faces)})
+        by_name = dict(zip(self._outputs, values))
+        return Predictions(*(by_name.get(name) for name in OUTPUT_NAMES))

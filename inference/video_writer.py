@@ -1,0 +1,109 @@
+"""Annotated videos, written with PyAV as MP4 files that browsers play."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+from utils.errors import DataError
+from utils.files import printable
+
+MIN_RATE = 0.01  # frames per second
+MAX_NUMERATOR = 65535  # of the rate as a fraction: a limit of MPEG-4
+# H.264 where PyAV has an encoder of it, else MPEG-4, which some players need a plug-in for.
+ENCODERS = {
+    "libx264": {"preset": "veryfast", "crf": "20"},
+    "libopenh264": {"b": "8M"},
+    "mpeg4": {"qscale": "4"},
+}
+
+
+class VideoWriter:
+    """Writes frames to an MP4 file. Threads may share it.
+
+    Args:
+        path: Path of the file, which must not exist.
+        rate: Frames per second.
+        size: Width and height of the frames in pixels.
+
+    Attributes:
+        rate: Rate of the file, a fraction close to `rate`.
+        fault: What is wrong with the file after `close`; empty if nothing.
+
+    Raises:
+        DataError: A file of this name, size or rate cannot be written.
+    """
+
+    def __init__(self, path: Path, rate: float, size: tuple[int, int]) -> None:
+        rate = max(rate, MIN_RATE)
+        self._fraction = Fraction(rate).limit_denominator(max(1, int(MAX_NUMERATOR / rate)))
+        self.path, self.rate, self.fault = path, float(self._fraction), ""
+        self._count, self._container = 0, None
+        self._lock, self._is_closed = threading.Lock(), False
+        name = next(name for name in ENCODERS if name in av.codecs_available)
+        try:
+            # The prefix keeps a name such as 12:30.mp4 from being interpreted as a protocol.
+            # faststart: the index is at the start of the file, so a browser plays it at once.
+            options = {"movflags": "faststart"}
+            file = f"file:{path.resolve()}"
+            self._container = av.open(file, "w", "mp4", container_options=options)
+            self._stream = self._container.add_stream(name, self._fraction)
+            self._stream.options, self._stream.pix_fmt = ENCODERS[name], "yuv420p"
+            self._stream.width, self._stream.height = (side + side % 2 for side in size)
+            self._container.start_encoding()
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            self._abandon()
+            raise DataError(
+                f"{printable(str(path))} cannot be written ({size[0]} x {size[1]} pixels, "
+                f"{self.rate:g} frames per second); give another --out, or --no_draw"
+            ) from error
+
+    def write(self, image: np.ndarray, position: int = 0) -> None:
+        """Append an image, repeated until the file has the frame number `position`.
+
+        After an error, such as a full disk, `fault` is set and frames are ignored.
+        """
+        with self._lock, self._faults():
+            if self._is_closed or self.fault:  # after Ctrl-C a last frame may still be drawn
+                return
+            odd_height, odd_width = image.shape[0] % 2, image.shape[1] % 2
+            image = np.pad(image, ((0, odd_height), (0, odd_width), (0, 0)), "edge")
+            for _ in range(max(1, position + 1 - self._count)):
+                frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+                frame.pts, frame.time_base = self._count, 1 / self._fraction
+                self._count += 1
+                self._container.mux(self._stream.encode(frame))
+
+    def close(self) -> None:
+        """Finish the file."""
+        with self._lock, self._faults():
+            if not self._is_closed and not self.fault:
+                self._is_closed = True
+                self._container.mux(self._stream.encode(None))
+                self._container.close()
+
+    @contextlib.contextmanager
+    def _faults(self) -> Iterator[None]:
+        try:
+            yield
+        except (av.error.FFmpegError, OSError) as error:
+            reason = getattr(error, "strerror", None) or error
+            self.fault = (
+                f"{printable(str(self.path))} could not be finished and was removed ({reason}); "
+                "free disk space, or give another --out"
+            )
+            self._abandon()
+
+    def _abandon(self) -> None:
+        """Close and remove an incomplete file, which no program could play."""
+        if self._container is not None:
+            with contextlib.suppress(av.error.FFmpegError, OSError):
+                self._container.close()
+            with contextlib.suppress(OSError):
+                self.path.unlink(missing_ok=True)

@@ -1,0 +1,114 @@
+"""Backbones: from pixels to a feature map. A ResNet and VGGs for small images.
+
+A backbone is a module that maps [N, channels, W, W] to [N, out_channels, w, w] in two steps:
+`forward_late(forward_early(x))`. `forward_early(x)` is [N, mid_channels, W / 4, W / 4], a map that
+is still fine enough to pool features at landmarks. To add a backbone, follow the checklist in
+CONTRIBUTING.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
+from torchvision.models.vgg import cfgs, make_layers
+
+
+class ResNet18(nn.Module):
+    """ResNet-18 (He et al., 2016) for small images: a 3 x 3 stem of stride 1, and no max-pool.
+
+    A 48 x 48 image keeps its resolution through layer1: [N, C, 48, 48] -> [N, 512, 6, 6]. `width`
+    is a factor on all channel counts; 0.5 has a quarter of the arithmetic.
+    """
+
+    def __init__(self, channels: int = 1, width: float = 1.0) -> None:
+        super().__init__()
+        planes = [scale_channels(p, width) for p in (64, 128, 256, 512)]
+        self.mid_channels, self.out_channels = planes[-2:]
+        self.conv1 = nn.Conv2d(channels, planes[0], 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes[0])
+        self.relu = nn.ReLU(inplace=True)
+        self.layer1 = _make_layer(planes[0], planes[0], stride=1)  # 48 x 48
+        self.layer2 = _make_layer(planes[0], planes[1], stride=2)  # 24 x 24
+        self.layer3 = _make_layer(planes[1], planes[2], stride=2)  # 12 x 12
+        self.layer4 = _make_layer(planes[2], planes[3], stride=2)  # 6 x 6
+        _initialize(self)
+
+    def forward_early(self, x: Tensor) -> Tensor:
+        """[N, C, 48, 48] -> [N, 256, 12, 12]."""
+        x = self.relu(self.bn1(self.conv1(x)))
+        return self.layer3(self.layer2(self.layer1(x)))
+
+    def forward_late(self, x: Tensor) -> Tensor:
+        """[N, 256, 12, 12] -> [N, 512, 6, 6]."""
+        return self.layer4(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_late(self.forward_early(x))
+
+
+class VGG(nn.Module):
+    """VGG with batch norm (Simonyan & Zisserman, 2015), without its fully connected layers.
+
+    Five max-pools reduce a 48 x 48 image to one cell: [N, C, 48, 48] -> [N, 512, 1, 1].
+    """
+
+    def __init__(self, depth: int, channels: int = 1, width: float = 1.0) -> None:
+        super().__init__()
+        name = {11: "A", 13: "B", 16: "D", 19: "E"}[depth]  # of table 1 of the paper
+        cfg = [p if p == "M" else scale_channels(p, width) for p in cfgs[name]]
+        pools = [i for i, p in enumerate(cfg) if p == "M"]
+        self.out_channels, self.mid_channels = cfg[pools[-1] - 1], cfg[pools[2] - 1]
+        self.layers = make_layers(cfg, batch_norm=True)
+        # torchvision's first convolution is for RGB.
+        self.layers[0] = nn.Conv2d(channels, cfg[0], 3, padding=1)
+        pools = [i for i, layer in enumerate(self.layers) if isinstance(layer, nn.MaxPool2d)]
+        self._middle = pools[2]
+        _initialize(self)
+
+    def forward_early(self, x: Tensor) -> Tensor:
+        """[N, C, 48, 48] -> [N, 256, 12, 12]."""
+        return self.layers[: self._middle](x)
+
+    def forward_late(self, x: Tensor) -> Tensor:
+        """[N, 256, 12, 12] -> [N, 512, 1, 1]."""
+        return self.layers[self._middle :](x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+BACKBONES: dict[str, Callable[..., nn.Module]] = {
+    "resnet18": ResNet18,
+    **{f"vgg{depth}": partial(VGG, depth) for depth in (11, 13, 16, 19)},
+}
+
+
+def _make_layer(inplanes: int, planes: int, stride: int) -> nn.Sequential:
+    """Return two residual blocks; the first one reduces the map by `stride`."""
+    downsample = None
+    if stride != 1 or inplanes != planes:
+        shortcut = nn.Conv2d(inplanes, planes, 1, stride, bias=False)
+        downsample = nn.Sequential(shortcut, nn.BatchNorm2d(planes))
+    first = BasicBlock(inplanes, planes, stride, downsample)
+    return nn.Sequential(first, BasicBlock(planes, planes))
+
+
+def _initialize(backbone: nn.Module) -> None:
+    """Initialize convolutions as He et al. (2015)."""
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def scale_channels(channels: int, width: float) -> int:
+    """Return channels * width, rounded to a multiple of 16, at least 16.
+
+    With 8 channels oneDNN 3.13 (PyTorch 2.15) writes beyond its memory in the backward pass of a
+    strided 1 x 1 convolution.
+    """
+    return max(16, int(channels * width / 16 + 0.5) * 16)

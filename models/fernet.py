@@ -1,0 +1,156 @@
+"""The network: one backbone, and heads for expression, importance and landmarks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.backbones import BACKBONES
+from utils.errors import OptionError
+
+NUM_LANDMARKS = 68
+# Number of landmarks of each facial part, in iBUG order: jaw, left and right brow, nose, left and
+# right eye, outer and inner lips.
+PARTS = (17, 5, 5, 9, 6, 6, 12, 8)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Everything needed to build the network of a checkpoint."""
+
+    backbone: str = "resnet18"  # a name in BACKBONES
+    width: float = 1.0  # a factor on the backbone's channel counts
+    channels: int = 1  # of the input, 1 (grayscale) or 3
+    classes: int = 7  # number of expressions
+    landmarks: bool = True  # whether there is a landmark head
+    importance: bool = True  # whether there is an importance head
+    dropout: float = 0.0  # dropout probability of the features before the classifier
+    pool: str = "all"  # cells of the last feature map, or "corner": its top-left 4 x 4 cells
+    landmark_pool: bool = False  # whether features pooled at the landmarks are added
+
+    @property
+    def name(self) -> str:
+        """Such as "resnet18", or at width 0.5 "resnet18 x 0.5"."""
+        return self.backbone + ("" if self.width == 1 else f" x {self.width:g}")
+
+
+class Output(NamedTuple):
+    """The network's output for N images."""
+
+    logits: Tensor  # [N, C], not weighted by the importance
+    importance: Tensor  # [N, 1] in (0, 1), SCN's alpha; all 1 without an importance head
+    landmarks: Tensor | None  # [N, 68, 2], normalized coordinates; None without a landmark head
+    clean_logits: Tensor  # [N, C], without dropout; relabeling judges by them
+
+    @property
+    def weighted_logits(self) -> Tensor:
+        """[N, C]: importance * logits (SCN). Their softmax is the prediction."""
+        return self.importance * self.logits
+
+
+class FERNet(nn.Module):
+    """A backbone with a classifier, an importance head, and a parallel landmark head.
+
+    Normalization is part of the network: `forward` takes pixels from 0 to 255.
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        _check(architecture)
+        a = self.architecture = architecture
+        self.backbone = BACKBONES[a.backbone](channels=a.channels, width=a.width)
+        features, num_landmarks = self.backbone.out_channels, NUM_LANDMARKS * a.landmarks
+        self.classifier = nn.Linear(features, a.classes)
+        self.attention = nn.Linear(features, 1) if a.importance else None  # importance head
+        self.landmark_head = nn.Linear(features, 2 * num_landmarks) if a.landmarks else None
+        if self.landmark_head is not None:  # the first prediction is the mean face
+            nn.init.zeros_(self.landmark_head.weight)
+            nn.init.zeros_(self.landmark_head.bias)
+        self.part_layer = None
+        if a.landmark_pool:  # zero: it starts as the network without it
+            part_features = len(PARTS) * self.backbone.mid_channels
+            self.part_layer = nn.Linear(part_features, features, bias=False)
+            nn.init.zeros_(self.part_layer.weight)
+        self.register_buffer("pixel_mean", torch.tensor(127.5))
+        self.register_buffer("pixel_std", torch.tensor(127.5))
+        self.register_buffer("mean_face", torch.zeros(num_landmarks, 2))  # normalized coordinates
+
+    def forward(self, pixels: Tensor) -> Output:
+        """Predict images [N, C, W, W], 0 to 255; grayscale is expanded to RGB if needed."""
+        x = (pixels.float() - self.pixel_mean) / self.pixel_std
+        channels = self.architecture.channels
+        if x.shape[1] not in (1, channels):
+            raise ValueError(f"expected 1 or {channels} channels, got {x.shape[1]}")
+        x = x.expand(-1, channels, -1, -1)
+        x = x.contiguous(memory_format=torch.channels_last)
+        middle = self.backbone.forward_early(x)  # [N, mid_channels, W/4, W/4]
+        cells = self.backbone.forward_late(middle)  # [N, out_channels, w, w]
+        if self.architecture.pool == "corner":  # as the original method's ResNet at 48 x 48
+            cells = cells[..., :4, :4]
+        features = cells.mean((2, 3))  # [N, out_channels]
+        landmarks = self._landmarks(features)
+        if self.part_layer is not None:
+            features = features + self.part_layer(pool_at_parts(middle, landmarks.detach()))
+        clean_logits = self.classifier(features)
+        logits = clean_logits
+        if self.training and self.architecture.dropout:
+            logits = self.classifier(F.dropout(features, self.architecture.dropout))
+        return Output(
+            logits.float(),
+            self._importance(features),
+            landmarks,
+            clean_logits.detach().float(),
+        )
+
+    def _importance(self, features: Tensor) -> Tensor:
+        if self.attention is None:
+            return features.new_ones(features.shape[0], 1, dtype=torch.float32)
+        return self.attention(features).float().sigmoid()
+
+    def _landmarks(self, features: Tensor) -> Tensor | None:
+        if self.landmark_head is None:
+            return None
+        return self.mean_face + self.landmark_head(features).float().unflatten(1, (-1, 2))
+
+
+def pool_at_parts(features: Tensor, landmarks: Tensor) -> Tensor:
+    """Average features at the landmarks of each facial part: [N, len(PARTS) * C].
+
+    The feature map [N, C, w, w] of the whole image is interpolated bilinearly at the landmarks
+    [N, 68, 2], in normalized coordinates, with 0 beyond its border.
+    """
+    # In float32: bfloat16 would round a landmark to a tenth of a pixel.
+    grid = landmarks[:, :, None].float()
+    sampled = F.grid_sample(features.float(), grid, align_corners=False)[..., 0]  # [N, C, 68]
+    return torch.cat([part.mean(2) for part in sampled.split(PARTS, dim=2)], 1)
+
+
+def describe(network: FERNet) -> str:
+    """Return backbone, parameters and heads in one line."""
+    a = network.architecture
+    parameters = sum(p.numel() for p in network.parameters())
+    pooled = " (features pooled there)" if a.landmark_pool else ""
+    heads = [f"{a.classes} expressions"]
+    heads += ["importance"] if a.importance else []
+    heads += [f"{NUM_LANDMARKS} landmarks{pooled}"] if a.landmarks else []
+    return f"{a.name}, {parameters / 1e6:.2f} M parameters; heads: {', '.join(heads)}"
+
+
+def _check(a: Architecture) -> None:
+    """Raise an OptionError for an unknown backbone or a value out of range."""
+    if a.backbone not in BACKBONES:
+        raise OptionError(f"unknown backbone '{a.backbone}'; choose from {', '.join(BACKBONES)}")
+    is_valid = {
+        "width": 0 < a.width <= 8,
+        "channels": a.channels in (1, 3),
+        "classes": a.classes >= 2,
+        "dropout": 0 <= a.dropout < 1,
+        "pool": a.pool in ("all", "corner"),
+        "landmark_pool": not a.landmark_pool or a.landmarks,
+    }
+    if wrong := [f"{name} = {getattr(a, name)!r}" for name in is_valid if not is_valid[name]]:
+        raise OptionError(f"no network can be built with {', '.join(wrong)}")

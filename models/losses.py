@@ -1,0 +1,174 @@
+"""SCN's three modules, the landmark loss, and the sum of the losses, as pure functions.
+
+Self-Cure Network: Wang et al., "Suppressing Uncertainties for Large-Scale Facial
+Expression Recognition", CVPR 2020, arXiv:2002.10392.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.fernet import Output
+from utils.options import Options
+
+
+def weighted_cross_entropy(
+    logits: Tensor,
+    importance: Tensor,
+    targets: Tensor,
+    label_smoothing: float = 0.0,
+    importance_smoothing: bool = True,
+) -> Tensor:
+    """Compute SCN's logit-weighted cross-entropy: -mean log softmax(a * W x)[y].
+
+    A small importance flattens the softmax and shrinks the image's gradient. The gradient on the
+    importance raises it where the label's logit exceeds the mean logit under the prediction, and
+    lowers it otherwise. With smoothed labels it also lowers that of confident, correct images,
+    unless `importance_smoothing` is False.
+
+    Args:
+        logits: [N, C], unweighted.
+        importance: [N, 1], in (0, 1).
+        targets: Labels [N], or class probabilities [N, C].
+        label_smoothing: Share of each label that is spread over all classes.
+        importance_smoothing: Whether that share has a gradient on the importance. The value of
+            the loss is the same.
+    """
+    if importance_smoothing:
+        return F.cross_entropy(importance * logits, targets, label_smoothing=label_smoothing)
+    loss = F.cross_entropy(importance * logits, targets)
+    uniform = -(importance.detach() * logits).log_softmax(1).mean()
+    return loss.lerp(uniform, label_smoothing)
+
+
+def rank_regularization(importance: Tensor, beta: float, margin_1: float) -> Tensor:
+    """Compute SCN's rank regularization: max(0, margin_1 - (mean high - mean low)).
+
+    The high group is the share `beta` of the batch with the largest importances, [N, 1] or [N].
+    The loss keeps the importances from all becoming 1. It is 0 for fewer than 2 images.
+    """
+    importance = importance.flatten()
+    if len(importance) < 2:
+        return importance.sum() * 0.0
+    high = high_group_size(len(importance), beta)
+    ranked = importance.sort(descending=True).values
+    return F.relu(margin_1 - (ranked[:high].mean() - ranked[high:].mean()))
+
+
+def relabel(
+    logits: Tensor,
+    labels: Tensor,
+    margin_2: float,
+    importance: Tensor | None = None,
+    beta: float = 0.0,
+) -> Tensor:
+    """Relabel (SCN): take the prediction where it exceeds the label by `margin_2`.
+
+    With `importance` and `beta` only the low-importance group is relabeled, as in the paper. Its
+    authors' code relabels every image.
+
+    Args:
+        logits: [N, C]. With weighted logits a small importance flattens the softmax, so that
+            important images reach the margin first.
+        labels: int64 [N].
+        margin_2: Difference of two probabilities, 0 to 1.
+        importance: [N, 1] or [N], or None to relabel every image.
+        beta: Share of the high group, whose labels stay.
+    """
+    probabilities = logits.softmax(1)
+    best, predicted = probabilities.max(1)
+    given = probabilities.gather(1, labels[:, None])[:, 0]
+    moves = best - given > margin_2
+    if importance is not None:
+        order = importance.flatten().argsort(descending=True)
+        # moves[...] = False would synchronize with the GPU.
+        moves = moves.index_fill(0, order[: high_group_size(len(order), beta)], False)
+    return torch.where(moves, predicted, labels)
+
+
+def high_group_size(n: int, beta: float) -> int:
+    """Return the size of the high-importance group of n images; both are non-empty if n > 1."""
+    # int(0.7 * 90) is 62, because 0.7 * 90 is slightly less than 63.
+    return min(max(int(n * beta + 1e-9), 1), max(n - 1, 0))
+
+
+def landmark_loss(
+    predicted: Tensor, landmarks: Tensor, num_with_landmarks: Tensor | None = None
+) -> Tensor:
+    """Compute the mean absolute error of the landmarks, over the images that have any.
+
+    In normalized coordinates it has the same magnitude for every image size. It is
+    divided by the number of images with landmarks, so it does not depend on the detection rate.
+
+    Args:
+        predicted: [N, 68, 2], normalized coordinates.
+        landmarks: [N, 68, 2], NaN for an image without landmarks.
+        num_with_landmarks: The divisor, if not the number of these images that have landmarks.
+    """
+    valid = ~landmarks.isnan().flatten(1).any(1)  # [N]
+    target = torch.where(valid[:, None, None], landmarks, predicted.detach())
+    error = (predicted - target).abs().flatten(1).mean(1)  # [N], 0 where not valid
+    count = valid.sum().clamp(min=1) if num_with_landmarks is None else num_with_landmarks
+    return error.sum() / count
+
+
+def compute_losses(
+    output: Output,
+    targets: Tensor,
+    landmarks: Tensor | None,
+    options: Options,
+    soft_targets: Tensor | None = None,
+    loss_scale: float = 1.0,
+    num_with_landmarks: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Compute the loss to minimize, and its unweighted parts.
+
+    Args:
+        output: Of this process's shard of a batch.
+        targets: Labels [N], or class probabilities [N, C].
+        landmarks: [N, 68, 2] in normalized coordinates, NaN where there are none; or None.
+        options: The enabled losses and their weights.
+        soft_targets: Class probabilities of the teachers [N, C], or None.
+        loss_scale: Size of the shard relative to the mean shard.
+        num_with_landmarks: Images with landmarks in the whole batch, per process.
+
+    Returns:
+        Scalars by name: `loss`, and each part as `loss_<name>`.
+    """
+    logits, importance, smooth = output.logits, output.importance, options.importance_smoothing
+    expression = loss_scale * weighted_cross_entropy(
+        logits, importance, targets, options.label_smoothing, smooth
+    )
+    losses = {"loss": expression, "loss_expression": expression}
+    if soft_targets is not None:
+        source = importance if smooth else importance.detach()
+        distillation = loss_scale * weighted_cross_entropy(logits, source, soft_targets)
+        losses["loss_distillation"] = distillation
+        losses["loss"] = expression.lerp(distillation, options.teacher_weight)
+    if options.rank_weight:
+        rank = loss_scale * rank_regularization(importance, options.beta, options.margin_1)
+        losses["loss_rank"] = rank
+        losses["loss"] = losses["loss"] + options.rank_weight * rank
+    if options.landmarks:
+        distance = landmark_loss(output.landmarks, landmarks, num_with_landmarks)
+        losses["loss_landmarks"] = distance
+        losses["loss"] = losses["loss"] + options.landmark_weight * distance
+    return losses
+
+
+@torch.no_grad()
+def relabel_batch(
+    output: Output, labels: Tensor, options: Options, lam: Tensor | None = None
+) -> Tensor:
+    """Return the labels [N] of a batch after relabeling, judged by the logits without dropout.
+
+    Mixed images, whose own share `lam` [N] is below 1, keep their label.
+    """
+    logits = output.clean_logits
+    if options.relabel_logits == "weighted":
+        logits = output.importance * logits
+    importance = output.importance if options.relabel_group == "low" else None
+    relabeled = relabel(logits, labels, options.margin_2, importance, options.beta)
+    return relabeled if lam is None else torch.where(lam == 1, relabeled, labels)

@@ -1,0 +1,68 @@
+"""Prediction of many images in batches, with or without test-time augmentation."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.fernet import NUM_LANDMARKS, FERNet
+from utils.coordinates import to_pixels
+from utils.devices import autocast
+from utils.predictions import Predictions
+from utils.progress import progress_bar
+
+# Test-time augmentation: (x, y) shifts in pixels at 48 x 48, each plain and mirrored.
+SHIFTS = ((0, 0), (-2, 0), (2, 0), (0, -2), (0, 2))
+
+
+@torch.inference_mode()
+def predict(
+    network: FERNet,
+    images: Tensor,
+    batch_size: int = 256,
+    tta: bool = False,
+    *,
+    bf16: bool = False,
+    progress: bool = True,
+) -> Predictions:
+    """Predict images.
+
+    Args:
+        network: In evaluation mode, on the images' device.
+        images: uint8 [N, C, W, W].
+        batch_size: Images per step.
+        tta: Average the probabilities over ten views; the landmarks are those of the plain view.
+        bf16: Compute in bfloat16. Reported figures are computed in float32.
+        progress: Show a progress bar.
+    """
+    if not len(images):
+        a = network.architecture
+        empty = np.zeros((0, NUM_LANDMARKS, 2), np.float32) if a.landmarks else None
+        return Predictions(np.zeros((0, a.classes), np.float32), np.zeros(0, np.float32), empty)
+    batches = progress_bar(images.split(batch_size), "predicting", disable=not progress)
+    parts = [_predict_batch(network, batch.float(), tta, bf16) for batch in batches]
+    columns = [None if part[0] is None else torch.cat(part) for part in zip(*parts)]
+    probabilities, importance, landmarks = columns
+    if landmarks is not None:
+        landmarks = to_pixels(landmarks, images.shape[-1]).cpu().numpy()
+    return Predictions(probabilities.cpu().numpy(), importance.cpu().numpy(), landmarks)
+
+
+def views(images: Tensor) -> list[Tensor]:
+    """Return ten views of float images [N, C, W, W], the plain one first. Borders are repeated."""
+    step = images.shape[-1] / 48
+    offsets = [(round(x * step), round(y * step)) for x, y in SHIFTS]
+    shifted = [F.pad(images, (x, -x, y, -y), mode="replicate") for x, y in offsets]
+    return [view for image in shifted for view in (image, image.flip(-1))]
+
+
+def _predict_batch(
+    network: FERNet, images: Tensor, tta: bool, bf16: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    with autocast(images.device, bf16):
+        outputs = [network(view) for view in (views(images) if tta else [images])]
+    probabilities = torch.stack([output.weighted_logits.softmax(1) for output in outputs]).mean(0)
+    importance = torch.stack([output.importance for output in outputs]).mean(0)[:, 0]
+    return probabilities, importance, outputs[0].landmarks

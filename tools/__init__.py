@@ -1,0 +1,1 @@
+"""Programs for maintainers: experiments, reports, releases, benchmarks. Nothing imports them."""

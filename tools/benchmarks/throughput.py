@@ -1,0 +1,193 @@
+"""Measure the training throughput: the trainer, a bare loop, and a DataLoader baseline.
+
+    python -m tools.benchmarks.throughput             width 1; some minutes on a CPU
+    python -m tools.benchmarks.throughput --compile   on a GPU
+    python -m tools.benchmarks.throughput --width 0.5 --batch_size 32
+
+The four are measured in alternation: a bare loop (forward, backward and optimizer step on one fixed
+batch, in the trainer's number format), the trainer with all modules, the trainer with progressive
+resizing, and the DataLoader baseline in a process of its own, with default memory settings.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache, partial
+from multiprocessing import get_context
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Literal
+
+import numpy as np
+import torch
+import tyro
+from torch.nn import functional as F
+
+from data.dataset import EMOTIONS, NUM_LANDMARKS, FaceDataset
+from data.in_memory import InMemoryDataset
+from data.loader import BatchLoader
+from engine.build import wrap_model
+from engine.distill import Teachers
+from engine.distributed import DistributedContext
+from engine.optim import EMA, build_optimizer
+from engine.state import TrainingState
+from engine.trainer import train_one_epoch
+from models.fernet import Architecture, FERNet, describe
+from tools.benchmarks.baseline import JpegDataset, build_baseline
+from tools.benchmarks.common import median_and_range, seconds_per_call
+from tools.benchmarks.limits import print_limits
+from utils.cli import validate_options
+from utils.devices import autocast, describe_device, pick_device, report_compile_errors, use_bf16
+from utils.errors import run_main
+from utils.options import Options
+
+
+@dataclass(frozen=True)
+class ThroughputOptions:
+    """Options of the benchmark."""
+
+    width: float = 1.0
+    """A factor on the ResNet-18's channels."""
+    image_width: tuple[int, ...] = (32, 40, 48)
+    """As for train.py; with several widths (progressive resizing), also the last one alone."""
+    batch_size: int = 128
+    """Images per step."""
+    steps: int = 3
+    """Steps per measurement; at least 100 on a GPU."""
+    rounds: int = 3
+    """Measurements of each, in alternation; the median and the range are printed."""
+    compile: bool = False
+    """As for train.py, also for the bare loop."""
+    amp: Literal["auto", "bf16", "fp32"] = "auto"
+    """As for train.py. fp32 is the number format of the DataLoader baseline."""
+    workers: int = 2
+    """Processes of the DataLoader baseline."""
+    gpu_ids: str = ""
+    """As for train.py."""
+
+
+def main() -> None:
+    options = tyro.cli(ThroughputOptions, description=__doc__, use_underscores=True)
+    device = pick_device(options.gpu_ids)
+    last, others = options.image_width[-1], set(options.image_width) - {options.image_width[-1]}
+    network = build_network(options).to(device)
+    print(f"PyTorch {torch.__version__} on {describe_device(device)}")
+    print(f"{describe(network)}; {last} px, batch size {options.batch_size}")
+    with (
+        tempfile.TemporaryDirectory(prefix="benchmark-") as folder,
+        ProcessPoolExecutor(1, get_context("spawn")) as process,
+        report_compile_errors(),
+    ):
+        start_baseline = partial(process.submit, baseline, options, device, folder)
+        functions: dict[str | int, Callable[[], object]] = {
+            "bare loop": bare_loop(options, device),
+            "trainer": trainer(options, device, (last,)),
+            "DataLoader baseline": lambda: start_baseline().result(),
+        }
+        functions |= {width: trainer(options, device, (width, last)) for width in others}
+        rates: dict[str | int, list[float]] = {name: [] for name in functions}
+        for i in range(options.rounds + 1):  # the first one to warm up
+            for name, function in functions.items():
+                rate = options.batch_size * options.steps / seconds_per_call(function, device)
+                if i > 0:
+                    rates[name].append(rate)
+    if others:  # each of the widths is used for an equal share of the epochs
+        by_width = {last: rates["trainer"]} | {width: rates.pop(width) for width in others}
+        rounds = zip(*(by_width[width] for width in options.image_width))
+        name = f"trainer, --image_width {' '.join(map(str, options.image_width))}"
+        rates[name] = [statistics.harmonic_mean(values) for values in rounds]
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    print(f"\n{'':40}{'images/s (range)':>28}{'of bare':>10}{'x baseline':>12}")
+    for name, rate in medians.items():
+        share, factor = rate / medians["bare loop"], rate / medians["DataLoader baseline"]
+        text = median_and_range(rates[name], 1)
+        print(f"{name:40}{text:>28}{100 * share:>8.0f} %{factor:>12.1f}")
+    print_limits(network, last, device, medians["trainer"])
+
+
+def build_network(options: ThroughputOptions) -> FERNet:
+    torch.manual_seed(0)
+    return FERNet(Architecture(width=options.width, dropout=0.2)).train()
+
+
+def training_options(options: ThroughputOptions, widths: tuple[int, ...]) -> Options:
+    shared = {name: getattr(options, name) for name in ("batch_size", "compile", "amp")}
+    shared |= {"relabel_epoch": 1, "total_epoch": 1000}
+    return validate_options(Options(image_width=widths, **shared))
+
+
+def bare_loop(options: ThroughputOptions, device: torch.device) -> Callable[[], None]:
+    """Return a function that trains on one fixed batch: the network's computation only."""
+    width, training = options.image_width[-1], training_options(options, options.image_width[-1:])
+    network = build_network(options).to(device, memory_format=torch.channels_last)
+    optimizer = build_optimizer(network, training)
+    model = wrap_model(network, training, DistributedContext())
+    images = torch.rand(options.batch_size, 1, width, width, device=device) * 255
+    labels = torch.arange(options.batch_size, device=device) % len(EMOTIONS)
+
+    def run() -> None:
+        for _ in range(options.steps):
+            with autocast(device, use_bf16(training.amp, device)):
+                output = model(images)
+            loss = F.cross_entropy(output.weighted_logits, labels)
+            loss = loss + output.landmarks.square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    return run
+
+
+def trainer(
+    options: ThroughputOptions, device: torch.device, widths: tuple[int, ...]
+) -> Callable[[], None]:
+    """Return a function that trains an epoch of `options.steps` batches at the first width."""
+    training, dataset = training_options(options, widths), random_dataset(options)
+    network = build_network(options).to(device, memory_format=torch.channels_last)
+    images = InMemoryDataset(dataset, np.arange(len(dataset)), device)
+    ema, optimizer = EMA(network, training.ema), build_optimizer(network, training)
+    state = TrainingState(network=network, ema=ema, optimizer=optimizer, labels=images.labels)
+    context, teachers = DistributedContext(), Teachers()
+    model = wrap_model(network, training, context)
+    eta = SimpleNamespace(update=lambda: None)  # prints nothing
+
+    def run() -> None:
+        loader = BatchLoader(images, training, state.epoch + 1, equal_lengths=training.compile)
+        train_one_epoch(state, model, loader, training, teachers, context, eta, [])
+
+    return run
+
+
+def baseline(options: ThroughputOptions, device: torch.device, folder: str) -> None:
+    """Train an epoch of `options.steps` batches with the DataLoader baseline."""
+    seconds_per_call(baseline_trainer(options, device, folder), device)
+
+
+@cache
+def baseline_trainer(
+    options: ThroughputOptions, device: torch.device, folder: str
+) -> Callable[[], None]:
+    dataset = JpegDataset(Path(folder), random_dataset(options))
+    network = build_network(options).to(device)
+    return build_baseline(network, dataset, options.batch_size, options.workers)
+
+
+def random_dataset(options: ThroughputOptions) -> FaceDataset:
+    """Return random images for one measurement; the time does not depend on their content."""
+    rng, width = np.random.default_rng(0), options.image_width[-1]
+    n = options.batch_size * options.steps
+    return FaceDataset(
+        images=rng.integers(0, 256, (n, width, width), np.uint8),
+        labels=np.arange(n) % len(EMOTIONS),
+        split=np.full(n, "Training"),
+        class_names=EMOTIONS,
+        landmarks=rng.uniform(0, width, (n, NUM_LANDMARKS, 2)).astype(np.float32),
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)

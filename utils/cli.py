@@ -1,0 +1,224 @@
+"""The command line: parsing, recipes, validation, and the options of a saved run."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, TypeVar
+
+import tyro
+from pydantic import TypeAdapter, ValidationError
+
+from utils.errors import OptionError
+from utils.options import Options, min_image_width, with_recipe
+
+T = TypeVar("T")
+# Options that may differ when a run is resumed: they change where it runs, not what it trains.
+FREE_ON_RESUME = {"resume", "out", "data", "ferplus", "gpu_ids", "threads", "compile", "final_test"}
+# Names of earlier versions and of other projects, and what replaces them.
+RENAMED = {
+    "--epochs": "--total_epoch",
+    "--lr": "--start_lr",
+    "--trunk": "--backbone",
+    "--sizes": "--image_width (several values are progressive resizing)",
+    **dict.fromkeys(("--rotation", "--scale", "--shift"), "--affine DEGREES TRANSLATION SCALE"),
+    "--light": "--color_jitter",
+    "--mixup": "--mix mixup",
+    "--cutmix": "--mix cutmix",
+    "--rank": "--rank_weight",
+    "--no_rank": "--rank_weight 0",
+    "--jobs": "--threads",
+    "--usages": "--splits",
+    "--detail": "--detection_size",
+    "--at_once": "--parallel",
+    "--picture": "--figure",
+}
+REMOVED = {
+    "--sam": "it made the importances collapse (docs/experiments.md)",
+    "--cycles": "no recipe uses it",
+    "--landmark_num": "it is always 68",
+    "--store": "the fastest memory with enough room is chosen automatically",
+    "--flip": "it is always 0.5",
+    "--erased_area": "it is always up to 0.2 of the image",
+}
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """Parsed options of train.py, and the names of those that the user gave."""
+
+    options: Options
+    given: frozenset[str]
+
+    def over(self, defaults: Options) -> Options:
+        """Return defaults with the given options on top."""
+        return replace(defaults, **{name: getattr(self.options, name) for name in self.given})
+
+
+def parse(kind: type[T], argv: Sequence[str], description: str) -> T:
+    """Parse a command line into a dataclass whose docstrings are the help.
+
+    An unknown option or a wrong type ends the process with a message and status 2.
+
+    Raises:
+        OptionError: An option has another name now, or was removed.
+    """
+    names = {field.name for field in fields(kind)}
+    for word in (word.split("=")[0].replace("-", "_").replace("__", "--", 1) for word in argv):
+        if word.removeprefix("--").removeprefix("no_") in names:
+            continue
+        if word in RENAMED:
+            raise OptionError(f"{word} does not exist; use {RENAMED[word]}")
+        if word in REMOVED:
+            raise OptionError(f"{word} has been removed: {REMOVED[word]}")
+    return tyro.cli(kind, args=list(argv), description=description, use_underscores=True)
+
+
+def parse_train_options(argv: Sequence[str], description: str) -> CommandLine:
+    """Parse train.py's command line, once."""
+    options = parse(Options, argv, description)
+    words = {word.split("=")[0].replace("-", "_").removeprefix("__") for word in argv}
+    names = {field.name for field in fields(Options)}
+    given = {word if word in names else word.removeprefix("no_") for word in words}
+    return CommandLine(options, frozenset(given & names))
+
+
+def resolve_options(command: CommandLine, is_synthetic: bool) -> Options:
+    """Return the options of a new run: the recipe's, and the given ones on top.
+
+    The recipe `auto` depends on whether the data set is the synthetic one.
+    """
+    recipe = command.options.recipe
+    if recipe == "auto":
+        recipe = "sample" if is_synthetic else "full"
+    options = validate_options(replace(command.over(with_recipe(recipe)), recipe=recipe))
+    for name in sorted(command.given - {"recipe"}):
+        if getattr(options, name) != getattr(command.options, name):
+            print(f"note     --{name} has no effect with these options")
+    return options
+
+
+def validate_options(options: Options) -> Options:
+    """Return the options as they are used.
+
+    Rank regularization and the low-importance group need importances, pooling at landmarks needs
+    landmarks, and relabeling needs labels: each is off without what it needs.
+
+    Raises:
+        OptionError: A value is out of range, or options contradict each other.
+    """
+    _validate_types(asdict(options))
+    widths, epochs = options.image_width, options.total_epoch
+    least = min_image_width(options.backbone)
+    if not widths or min(widths) < least or widths[-1] < 32 or len(widths) > epochs:
+        raise OptionError(
+            f"--image_width {' '.join(map(str, widths))}: give at most {epochs} (the number of "
+            f"epochs) widths of {least} to 224 pixels, the last one at least 32"
+        )
+    if options.mix != "none" and not options.mixes_at(1):
+        raise OptionError(
+            f"--mix {options.mix} is off in the last tenth of the epochs, which are all of "
+            f"--total_epoch {epochs}; give more epochs"
+        )
+    check_class_names(options.class_names, options.ferplus)
+    if options.ferplus_target == "distribution":
+        if not options.ferplus:
+            raise OptionError("--ferplus_target distribution needs the votes: --ferplus PATH")
+        if options.label_noise:
+            raise OptionError(
+                "--label_noise changes labels, which --ferplus_target distribution does not use; "
+                "leave one of them out"
+            )
+        options = replace(options, relabel=False)
+    if not options.landmarks:
+        options = replace(options, landmark_pool=False)
+    if not options.importance:
+        options = replace(options, rank_weight=0.0, relabel_group="all")
+    return options
+
+
+def print_notes(options: Options) -> None:
+    """Print which options have no effect."""
+    if options.relabel and options.relabel_epoch > options.total_epoch:
+        print(f"note     no relabeling: --relabel_epoch {options.relabel_epoch} is after the last")
+    if options.ferplus_target == "distribution":
+        print("note     no relabeling: the targets are distributions of votes, not labels")
+    if options.warmup_epoch >= options.total_epoch:
+        print(f"note     the learning rate only rises: --warmup_epoch {options.warmup_epoch:g}")
+
+
+def check_class_names(class_names: Sequence[str], ferplus: str) -> None:
+    """Raise an OptionError if a class name is empty or repeated, or FER+ defines the classes."""
+    names = [name.strip() for name in class_names]
+    if "" in names or len(set(names)) < len(names):
+        raise OptionError(f"--class_names {shlex.join(class_names)}: names must differ, not empty")
+    if ferplus and class_names:
+        raise OptionError("--ferplus defines the classes; leave out --class_names")
+
+
+def resume_options(saved: Any, command: CommandLine) -> Options:
+    """Return the options of a resumed run: the saved ones, and the given ones that may differ.
+
+    Raises:
+        OptionError: The saved options are damaged, or a given one would change the training.
+    """
+    before = options_from_json(saved)
+    options = replace(command.over(before), resume="")
+    # A teacher may have moved; it is checked by its content.
+    changed = [name for name in changed_options(before, options) if name != "--teacher"]
+    if changed:
+        raise OptionError(
+            f"a resumed run keeps its options, and {', '.join(changed)} would change it; start a "
+            "new run (from its weights, if there are any: --model_path RUN/last.pth)"
+        )
+    return validate_options(options)
+
+
+def changed_options(one: Options, other: Options) -> list[str]:
+    """Return the options that change the training and differ between two runs."""
+    names = sorted({field.name for field in fields(Options)} - FREE_ON_RESUME)
+    return [f"--{name}" for name in names if getattr(one, name) != getattr(other, name)]
+
+
+def format_command(options: Options) -> str:
+    """Return the command-line options of a training: its recipe, and what differs from it."""
+    recipe = with_recipe(options.recipe)
+    words = [f"--recipe {options.recipe}"]
+    for name in (field.name for field in fields(Options) if field.name not in FREE_ON_RESUME):
+        value = getattr(options, name)
+        if value == getattr(recipe, name):
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no_{name}")
+        else:
+            values = value if isinstance(value, tuple) else (value,)
+            words.append(" ".join([f"--{name}", *map(str, values)]))
+    return " ".join(words)
+
+
+def options_from_json(saved: Any) -> Options:
+    """Return the options in a config.json; a missing one has its default.
+
+    Raises:
+        OptionError: They are damaged, or of another version of this project.
+    """
+    if not isinstance(saved, dict):
+        raise OptionError("config.json has no options; start a new run")
+    if unknown := saved.keys() - {field.name for field in fields(Options)}:
+        raise OptionError(
+            f"config.json has unknown options ({', '.join(sorted(unknown))}), so another version "
+            "of this project wrote it; use that version, or start a new run"
+        )
+    return _validate_types(saved, "config.json is damaged: ", "; correct it, or start a new run")
+
+
+def _validate_types(values: dict[str, Any], before: str = "", after: str = "") -> Options:
+    try:
+        return TypeAdapter(Options).validate_python(values)
+    except ValidationError as error:
+        faults = [
+            f"--{fault['loc'][0]} {fault['input']}: {fault['msg'].replace('Input should', 'must')}"
+            for fault in error.errors()
+        ]
+        raise OptionError(f"{before}{'; '.join(faults)}{after}") from None
