@@ -71,11 +71,11 @@ def main() -> None:
     set_threads(options.threads)
     device = pick_device(options.gpu_ids)
     checkpoints = [load_checkpoint(path) for path in options.model_path]
-    networks = [each.network().to(device) for each in checkpoints]
+    networks = [loaded.network().to(device) for loaded in checkpoints]
     checkpoint = check_compatible(checkpoints, options.model_path)
     print(f"device   {describe_device(device)}")
-    for path, each, network in zip(options.model_path, checkpoints, networks):
-        print(f"weights  {path} (epoch {each.epoch})\nnetwork  {describe(network)}")
+    for path, loaded, network in zip(options.model_path, checkpoints, networks):
+        print(f"weights  {path} (epoch {loaded.epoch})\nnetwork  {describe(network)}")
     source = find_source(options.data)
     print(f"data     {source.description}")
     dataset = load_dataset_for(checkpoint, source, options.class_names)
@@ -131,7 +131,7 @@ def print_notes(
     checkpoints: Sequence[Checkpoint], source: Source, dataset: FaceDataset, options: TestOptions
 ) -> None:
     """Print why the scores may not be those of the model card."""
-    is_released = any(each.card for each in checkpoints)
+    is_released = any(loaded.card for loaded in checkpoints)
     if source.is_synthetic and is_released:
         print("note     these weights were trained on photographs: scores on synthetic images only")
         print("         show that everything runs; those that count are on the model card")

@@ -125,6 +125,6 @@ def evaluate_corruptions(
         correct[name] = predictions.probabilities.argmax(1) == labels
     table = pd.DataFrame({"corruption": list(correct)})
     for name in dict.fromkeys(split.tolist()):
-        accuracy = np.array([100 * each[split == name].mean() for each in correct.values()])
+        accuracy = np.array([100 * hits[split == name].mean() for hits in correct.values()])
         table[name], table[f"{name} drop"] = accuracy, accuracy[0] - accuracy
     return table

@@ -96,39 +96,39 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def transfer(
-    checkpoint: Checkpoint, wanted: Architecture, path: str | Path
+    checkpoint: Checkpoint, new: Architecture, path: str | Path
 ) -> tuple[FERNet, list[str]]:
-    """Build the wanted network with the weights of a checkpoint.
+    """Build a network with the weights of a checkpoint.
 
-    `channels` and `pool` are the checkpoint's. A layer that only the wanted network has is newly
+    `channels` and `pool` are the checkpoint's. A layer that only the new network has is newly
     initialized and its name returned; one that only the checkpoint has is left out.
 
     Raises:
         WeightsError: Backbone, width, classes or pooling at landmarks differ, or weights do not
         fit.
     """
-    theirs = checkpoint.architecture
+    saved = checkpoint.architecture
     differ = [
-        f"{name} is {getattr(theirs, name)} in the file and {getattr(wanted, name)} in the options"
+        f"{name} is {getattr(saved, name)} in the file and {getattr(new, name)} in the options"
         for name in ("backbone", "width", "classes")
-        if getattr(theirs, name) != getattr(wanted, name)
+        if getattr(saved, name) != getattr(new, name)
     ]
-    if theirs.landmark_pool and not wanted.landmark_pool:  # its classifier needs those features
+    if saved.landmark_pool and not new.landmark_pool:  # its classifier needs those features
         differ.append("landmark_pool is True in the file and False in the options")
     if differ:
-        pool = " --landmark_pool" if theirs.landmark_pool else ""
+        pool = " --landmark_pool" if saved.landmark_pool else ""
         raise WeightsError(
             f"{path} has another network: {'; '.join(differ)}. Its options are --backbone "
-            f"{theirs.backbone} --width {theirs.width:g}{pool}"
+            f"{saved.backbone} --width {saved.width:g}{pool}"
         )
-    network = FERNet(replace(wanted, channels=theirs.channels, pool=theirs.pool))
+    network = FERNet(replace(new, channels=saved.channels, pool=saved.pool))
     try:
         checkpoint.network()
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
-    ours = network.state_dict()
-    shared = {key: value for key, value in checkpoint.net.items() if key in ours}
-    if theirs.landmarks != wanted.landmarks:
+    state = network.state_dict()
+    shared = {key: value for key, value in checkpoint.net.items() if key in state}
+    if saved.landmarks != new.landmarks:
         shared.pop("mean_face", None)
     missing = network.load_state_dict(shared, strict=False).missing_keys
     return network, sorted({key.split(".")[0] for key in missing} - {"mean_face"})

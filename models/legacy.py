@@ -47,18 +47,18 @@ def convert_original(content: Any, path: Path) -> dict[str, Any] | None:
     Raises:
         WeightsError: Keys or shapes are not the original's.
     """
-    theirs = _state_dict(content)
-    if theirs is None:
+    weights = _state_dict(content)
+    if weights is None:
         return None
     try:
-        convolutions = [value for value in theirs.values() if value.ndim == 4]
+        convolutions = [value for value in weights.values() if value.ndim == 4]
         backbone, pool = "resnet18", "corner"
-        if "features.0.weight" in theirs:
+        if "features.0.weight" in weights:
             depth = {8: 11, 10: 13, 13: 16, 16: 19}[len(convolutions)]
             backbone, pool = f"vgg{depth}", "all"
-        channels, classes = convolutions[0].shape[1], len(theirs["classifier.weight"])
+        channels, classes = convolutions[0].shape[1], len(weights["classifier.weight"])
         architecture = Architecture(backbone, channels=channels, classes=classes, pool=pool)
-        net = {_convert_key(key): value for key, value in theirs.items()}
+        net = {_convert_key(key): value for key, value in weights.items()}
         for name in ("landmark_head.weight", "landmark_head.bias"):
             net[name] = net[name] * (2 / WIDTH)
         num_landmarks = len(net["landmark_head.bias"]) // 2

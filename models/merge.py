@@ -44,9 +44,9 @@ def merge_checkpoints(checkpoints: Sequence[Checkpoint], paths: Sequence[str]) -
         raise WeightsError(f"{names} cannot be merged: {error}") from None
     nets = [checkpoint.network().state_dict() for checkpoint in checkpoints]
     for path, checkpoint, net in zip(paths, checkpoints, nets):
-        theirs = replace(checkpoint.architecture, width=width, dropout=architecture.dropout)
+        same_width = replace(checkpoint.architecture, width=width, dropout=architecture.dropout)
         if (
-            theirs != architecture
+            same_width != architecture
             or checkpoint.image_width != first.image_width
             or any(not torch.equal(net[name], nets[0][name]) for name in SHARED)
         ):

@@ -183,17 +183,17 @@ def test_epoch_resumed_with_compile_has_every_image_once(dataset, monkeypatch):
     images = InMemoryDataset(dataset, dataset.training_rows, CPU)
     optimizer = build_optimizer(network, options)
     state = TrainingState(network, EMA(network, 0.9), optimizer, images.labels)
-    for each in (options, replace(options, compile=True)):
-        equal_lengths = state.equal_lengths if state.batches else each.compile
-        loader = BatchLoader(images, each, 1, equal_lengths=equal_lengths)
+    for other in (options, replace(options, compile=True)):
+        equal_lengths = state.equal_lengths if state.batches else other.compile
+        loader = BatchLoader(images, other, 1, equal_lengths=equal_lengths)
         means = train_one_epoch(
             state,
-            wrap_model(network, each, context),
+            wrap_model(network, other, context),
             loader,
-            each,
+            other,
             Teachers(),
             context,
-            ETA(CPU, each, len(images), 1),
+            ETA(CPU, other, len(images), 1),
             signals,
         )
         signals.clear()
