@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Literal
 
 from data.dataset import FaceDataset
-from data.ferplus import with_ferplus_labels
+from data.ferplus import with_ferplus_labels, with_human_labels
 from data.landmarks import add_landmarks
 from data.source import HELD_OUT_NOTE, Source, find_source
 from engine.evaluate import check_compatible, evaluate, evaluate_corruptions, load_dataset_for
 from engine.results import Evaluation, summary
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.fernet import describe
-from utils.cli import check_class_names, parse
+from utils.cli import check_ferplus, parse
 from utils.devices import describe_device, pick_device, set_threads
 from utils.errors import DataError, OptionError, run_main
 from utils.run_folder import RELEASED_WEIGHTS, RunFolder
@@ -50,6 +50,9 @@ class TestOptions:
     if they are a subset of the weights' classes, or in another order."""
     ferplus: str = ""
     """FER+'s fer2013new.csv, for weights that were trained on its labels."""
+    ferplus_test: str = ""
+    """FER+'s fer2013new.csv: report human agreement, for weights that were trained on FER2013's
+    labels."""
     tta: bool = False
     """Test-time augmentation: average ten views: five shifts, each plain and mirrored."""
     corruptions: bool = False
@@ -82,6 +85,8 @@ def main() -> None:
     print_notes(checkpoints, source, dataset, options)
     if options.ferplus:
         dataset = with_ferplus_labels(dataset, options.ferplus)
+    elif options.ferplus_test:
+        dataset = with_human_labels(dataset, options.ferplus_test)
     if dataset.class_names != checkpoint.class_names:
         needs_ferplus = "contempt" in checkpoint.class_names
         hint = "; those are FER+ classes: give --ferplus" if needs_ferplus else ""
@@ -124,7 +129,7 @@ def check(options: TestOptions) -> None:
         raise OptionError("--model_path has the same weights twice, which is not an ensemble")
     if options.batch_size < 1:
         raise OptionError(f"--batch_size {options.batch_size} must be at least 1")
-    check_class_names(options.class_names, options.ferplus)
+    check_ferplus(options.class_names, options.ferplus, options.ferplus_test)
 
 
 def print_notes(

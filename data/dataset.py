@@ -44,6 +44,8 @@ class FaceDataset:
     class_names: tuple[str, ...] = EMOTIONS  # in the order of the labels
     landmarks: np.ndarray | None = None  # float32 [N, 68, 2], x and y, NaN for images without any
     votes: np.ndarray | None = None  # int64 [N, 10], FER+'s votes
+    # int64 [N], FER+'s majority as an index into `class_names`, or UNLABELED: only for evaluation.
+    human_labels: np.ndarray | None = None
     source: str = ""  # its description, for messages
 
     def __len__(self) -> int:

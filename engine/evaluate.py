@@ -92,6 +92,7 @@ def evaluate(
         importance=predictions.importance,
         predicted_landmarks=predictions.landmarks,
         label_kind="" if dataset.votes is None else "FER+",
+        human_labels=part.human_labels,
     )
 
 

@@ -167,6 +167,10 @@ def evaluate_epoch(
         raise divergence_error(f"epoch {state.epoch}: predictions are not finite")
     scores = metrics.score(public.labels, predictions.probabilities, public.class_names)
     result = {f"public_{name}": scores[name] for name in PUBLIC_SCORES}
+    if public.human_labels is not None:
+        predicted = predictions.probabilities.argmax(1)
+        human = metrics.human_agreement(public.human_labels, predicted, public.class_names)
+        result["public_human_agreement"] = human["human_agreement"]
     if options.landmarks:
         error = metrics.landmark_error(predictions.landmarks, public.landmarks)
         result["public_landmark_error"] = error

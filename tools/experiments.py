@@ -37,6 +37,8 @@ class ExperimentOptions:
     """A plan file such as configs/landmarks.toml: baseline, seeds, common options, variants."""
     data: str = ""
     """The data set, as for train.py."""
+    ferplus_test: str = ""
+    """FER+'s fer2013new.csv: compare human agreement, too."""
     out: str = ""
     """The folder of all runs. Default: a folder under model_save/ with the plan's name."""
     seeds: tuple[int, ...] = ()
@@ -68,7 +70,7 @@ def main() -> None:
     print(f"{len(runs)} runs in {out}, of which {num_finished} are finished", flush=True)
     for run in runs:
         check_run(run, options.data)
-    scheduler = Scheduler(options.data, options.gpu_ids, options.parallel)
+    scheduler = Scheduler(options.data, options.gpu_ids, options.parallel, options.ferplus_test)
     failed = scheduler.train_all([run for run in runs if not run.is_finished])
     finished = [run for run in runs if run.is_finished]
     if not any(run.variant == plan.baseline for run in finished):
@@ -134,10 +136,13 @@ def evaluate_private(run: Run, options: ExperimentOptions) -> None:
     if (folder / "metrics.json").exists():
         return
     shutil.rmtree(folder, ignore_errors=True)
-    ferplus = RunFolder(run.folder).read_json("config.json")["options"].get("ferplus")
+    saved = RunFolder(run.folder).read_json("config.json")["options"]
+    ferplus = saved.get("ferplus")
+    ferplus_test = options.ferplus_test or saved.get("ferplus_test")
     argv = ["--model_path", str(run.folder / "best.pth"), "--splits", "PrivateTest"]
     argv += ["--out", str(folder), *(["--data", options.data] if options.data else [])]
     argv += ["--ferplus", ferplus] if ferplus else []
+    argv += ["--ferplus_test", ferplus_test] if ferplus_test else []
     argv += ["--tta"] if options.tta else []
     argv += ["--gpu_ids", options.gpu_ids.split(",")[0]] if options.gpu_ids else []
     print(f"{run.name}: test.py {shlex.join(argv)}", flush=True)

@@ -15,7 +15,8 @@ from utils.options import Options, min_image_width, with_recipe
 
 T = TypeVar("T")
 # Options that may differ when a run is resumed: they change where it runs, not what it trains.
-FREE_ON_RESUME = {"resume", "out", "data", "ferplus", "gpu_ids", "threads", "compile", "final_test"}
+FREE_ON_RESUME = {"resume", "out", "data", "ferplus", "ferplus_test", "gpu_ids", "threads"}
+FREE_ON_RESUME |= {"compile", "final_test"}
 # Names of earlier versions and of other projects, and what replaces them.
 RENAMED = {
     "--epochs": "--total_epoch",
@@ -121,7 +122,7 @@ def validate_options(options: Options) -> Options:
             f"--mix {options.mix} is off in the last tenth of the epochs, which are all of "
             f"--total_epoch {epochs}; give more epochs"
         )
-    check_class_names(options.class_names, options.ferplus)
+    check_ferplus(options.class_names, options.ferplus, options.ferplus_test)
     if options.ferplus_target == "distribution":
         if not options.ferplus:
             raise OptionError("--ferplus_target distribution needs the votes: --ferplus PATH")
@@ -148,13 +149,22 @@ def print_notes(options: Options) -> None:
         print(f"note     the learning rate only rises: --warmup_epoch {options.warmup_epoch:g}")
 
 
-def check_class_names(class_names: Sequence[str], ferplus: str) -> None:
-    """Raise an OptionError if a class name is empty or repeated, or FER+ defines the classes."""
+def check_ferplus(class_names: Sequence[str], ferplus: str, ferplus_test: str) -> None:
+    """Check the names of the classes, and the options for FER+.
+
+    Raises:
+        OptionError: A name is empty or repeated, or options contradict each other.
+    """
     names = [name.strip() for name in class_names]
     if "" in names or len(set(names)) < len(names):
         raise OptionError(f"--class_names {shlex.join(class_names)}: names must differ, not empty")
     if ferplus and class_names:
         raise OptionError("--ferplus defines the classes; leave out --class_names")
+    if ferplus and ferplus_test:
+        raise OptionError(
+            "--ferplus_test compares predictions on FER2013's labels with FER+'s; with --ferplus "
+            "the labels are FER+'s, and the accuracy is that agreement. Leave one of them out"
+        )
 
 
 def resume_options(saved: Any, command: CommandLine) -> Options:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from sklearn.metrics import confusion_matrix, f1_score, recall_score, roc_auc_score
 
+from utils.statistics import wilson
+
 ECE_BINS = 15
 
 
@@ -41,6 +43,36 @@ def score(
 def accuracy(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
     """Return the share of correct predictions, 0 to 1; None if there are no images."""
     return float((probabilities.argmax(1) == labels).mean()) if len(labels) else None
+
+
+def human_agreement(
+    human_labels: np.ndarray, predicted: np.ndarray, class_names: Sequence[str]
+) -> dict[str, object]:
+    """Compute the share of predictions that equal the majority of FER+'s annotators.
+
+    Args:
+        human_labels: int [N], the majority; negative for images without one, which are left out.
+        predicted: int [N], the predicted classes.
+        class_names: The names of the classes.
+
+    Returns:
+        human_agreement (0 to 1), human_agreement_n (the number of images that count),
+        human_agreement_interval (95 % Wilson interval), and human_agreement_by_class, the share by
+        the annotators' class. None where no image counts.
+    """
+    agrees = {
+        name: (predicted == human_labels)[human_labels == i] for i, name in enumerate(class_names)
+    }
+    hits = np.concatenate(list(agrees.values()))
+    n = len(hits)
+    return {
+        "human_agreement": float(hits.mean()) if n else None,
+        "human_agreement_n": n,
+        "human_agreement_interval": wilson(int(hits.sum()), n) if n else None,
+        "human_agreement_by_class": {
+            name: float(part.mean()) if len(part) else None for name, part in agrees.items()
+        },
+    }
 
 
 def correctness_auroc(value: np.ndarray, correct: np.ndarray) -> float | None:
