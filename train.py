@@ -26,13 +26,13 @@ from data.source import find_source, load_dataset
 from engine.build import build_network, build_state
 from engine.distill import load_teachers
 from engine.distributed import DistributedContext, launch
-from engine.evaluate import evaluate
-from engine.results import summary
+from engine.evaluate import evaluate, evaluate_training_labels
+from engine.results import relabel_summary, summary
 from engine.state import TrainingState
 from engine.trainer import train
 from models.checkpoint import load_checkpoint
 from models.fernet import FERNet, describe
-from utils import cli, devices, metrics
+from utils import cli, devices
 from utils.coordinates import to_normalized
 from utils.errors import run_main
 from utils.image_grids import plot_relabeled
@@ -130,20 +130,17 @@ def final_evaluation(
     title: str,
 ) -> None:
     """Evaluate the best epoch on PublicTest and, once, on PrivateTest, as test.py does."""
-    noise = {}
-    if options.label_noise:  # compare the relabeled labels with the clean ones, int64 [N]
-        rows = dataset.training_rows
-        labels = (clean_labels[rows], dataset.labels[rows], state.labels.cpu().numpy())
-        noise = {"Training": metrics.relabel_scores(*labels)}
     if state.relabels:
         figure = plot_relabeled(state.relabels, dataset.images, dataset.class_names, title)
         folder.write_figure("relabels.png", figure)
     checkpoint = load_checkpoint(folder / "best.pth")
     splits = ("PublicTest", "PrivateTest") if options.final_test else ("PublicTest",)
-    evaluation = evaluate([checkpoint.network().to(state.device)], dataset, splits)
-    scores = evaluation.write(folder, title, noise)
+    network, labels = checkpoint.network().to(state.device), state.labels.cpu().numpy()
+    training = evaluate_training_labels(network, dataset, clean_labels, labels)
+    evaluation = evaluate([network], dataset, splits)
+    scores = evaluation.write(folder, title, {"Training": training} if training else {})
     print(f"\nbest.pth of epoch {checkpoint.epoch}, on {dataset.source}:\n{summary(scores)}")
-    print(f"\nfigures, predictions and weights are in {folder.path}")
+    print(f"{relabel_summary(training)}\nfigures, predictions and weights are in {folder.path}")
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def build_state(
         network=network,
         ema=EMA(network, options.ema),
         optimizer=build_optimizer(network, options),
-        labels=images.labels,
+        labels=images.labels.clone(),
         data_digest=dataset.digest,
         target_digest=dataset.target_digest,
         teacher_digests=teacher_digests,

@@ -46,7 +46,8 @@ class Evaluation:
             By split: those of `metrics.score`, auroc_importance, accuracy_without_duplicates,
             duplicates (their number), and landmark_error (pixels), each None where undefined. A
             split without labels has n = 0 and the number of unlabeled images. With `human_labels`,
-            also `metrics.human_agreement`.
+            also `metrics.human_agreement`, and auroc_importance_label: the AUROC of detecting
+            labels that equal the human ones by the importance.
         """
         return {name: self._score(self.split == name) for name in pd.unique(self.split)}
 
@@ -71,6 +72,10 @@ class Evaluation:
         if self.human_labels is not None:
             human_labels = self.human_labels[mask]
             result |= metrics.human_agreement(human_labels, self.predicted[mask], self.class_names)
+            both = labeled & (self.human_labels != UNLABELED)
+            result["auroc_importance_label"] = metrics.correctness_auroc(
+                self.importance[both], labels[both] == self.human_labels[both]
+            )
         return result
 
     def write(
@@ -170,4 +175,20 @@ def summary(scores: dict[str, dict[str, Any]]) -> str:
                 f"{100 * s['human_agreement']:.2f} % (95 % interval {100 * low:.2f} to "
                 f"{100 * high:.2f})\n            by class: {', '.join(by_class)} %"
             )
+    return "\n".join(lines)
+
+
+def relabel_summary(scores: Mapping[str, Any]) -> str:
+    """Return `metrics.human_relabels` as text to print; "" if there are none."""
+    if not scores.get("human_relabel_n"):
+        return ""
+    by_class = scores["human_relabel_by_class"].items()
+    overall = {name: scores[f"human_relabel_{name}"] for name in ("n", "new", "old", "neither")}
+    lines = ["", "relabeled Training images with a FER+ majority, and which label it equals:"]
+    lines += [f"{'old label':12}{'n':>11}{'new label':>11}{'old label':>11}{'neither':>11}"]
+    for label, s in [("all", overall), *by_class]:
+        if s["n"]:
+            shares = [f"{100 * s[name]:.1f} %" for name in ("new", "old", "neither")]
+            columns = "".join(f"{text:>11}" for text in (str(s["n"]), *shares))
+            lines.append(f"{label:12}{columns}")
     return "\n".join(lines)

@@ -40,6 +40,7 @@ class TrainingState:
     # Sums over these batches of each metric times the number of images, scalars.
     sums: dict[str, Tensor] = field(default_factory=dict)
     labels_before: Tensor | None = None  # labels at the start of the epoch
+    predictions: Tensor | None = None  # float32 [N, C], mean over epochs, for relabeling
     equal_lengths: bool = False  # whether the epoch's batches have equal lengths, for --compile
 
     @property
@@ -104,6 +105,7 @@ class TrainingState:
             "batches": self.batches,
             "sums": self.sums if self.batches else {},
             "labels_before": self.labels_before if self.batches else None,
+            "predictions": self.predictions,
             "equal_lengths": self.equal_lengths,
             "data_digest": self.data_digest,
             "target_digest": self.target_digest,
@@ -140,6 +142,10 @@ class TrainingState:
                 before = _check_labels(saved["labels_before"], self.labels)
                 self.labels_before = before.to(self.device)
                 self.equal_lengths = bool(saved["equal_lengths"])
+            if (predictions := saved.get("predictions")) is not None:
+                if predictions.shape != (len(self.labels), self.num_classes):
+                    raise ValueError(f"expected predictions of {len(self.labels)} images")
+                self.predictions = predictions.float().to(self.device)
         except Exception as error:  # a damaged file raises many types
             raise RunError(f"last.pth does not fit its run ({error}); start a new run") from error
         self.epoch = checkpoint.epoch

@@ -16,6 +16,7 @@ from data.dataset import UNLABELED, FaceDataset
 from data.in_memory import InMemoryDataset, images_to_device
 from data.loader import BatchLoader
 from data.mix import mix_targets
+from engine import relabel
 from engine.build import wrap_model
 from engine.distill import Teachers
 from engine.distributed import DistributedContext
@@ -70,6 +71,7 @@ def train(
     with record_signals(wait=context.world_size > 1) as signals:
         while state.epoch < options.total_epoch:
             start = time.perf_counter()
+            relabel.begin_epoch(state, images, options)
             equal_lengths = state.equal_lengths if state.batches else options.compile
             loader = BatchLoader(
                 images, options, state.epoch + 1, equal_lengths=equal_lengths, **shared
@@ -78,6 +80,7 @@ def train(
             if means is None:
                 break
             means |= evaluate_epoch(state, public, options, context)
+            relabel.end_epoch(state, images, options, context)
             relabeled = state.record_relabels(images.rows)
             state.history.append({"epoch": state.epoch, **means, "relabeled": relabeled})
             if run:
@@ -110,7 +113,8 @@ def train_one_epoch(
     50th step waits for it, to check divergence.
     """
     epoch = state.begin_epoch(loader.equal_lengths)
-    relabels = options.relabel and epoch >= options.relabel_epoch
+    is_scn = options.relabel and options.relabel_rule == "scn"
+    relabels = is_scn and epoch >= options.relabel_epoch
     bf16 = use_bf16(options.amp, state.device)
     losses_of = compile_function(compute_losses) if options.compile else compute_losses
     parameters = list(state.network.train().parameters())

@@ -1,4 +1,4 @@
-"""SCN's three modules, the landmark loss, and the sum of the losses, as pure functions.
+"""SCN's modules, relabeling, the landmark loss, and the sum of the losses, as pure functions.
 
 Self-Cure Network: Wang et al., "Suppressing Uncertainties for Large-Scale Facial
 Expression Recognition", CVPR 2020, arXiv:2002.10392.
@@ -70,8 +70,7 @@ def relabel(
     authors' code relabels every image.
 
     Args:
-        logits: [N, C]. With weighted logits a small importance flattens the softmax, so that
-            important images reach the margin first.
+        logits: [N, C], unweighted.
         labels: int64 [N].
         margin_2: Difference of two probabilities, 0 to 1.
         importance: [N, 1] or [N], or None to relabel every image.
@@ -86,6 +85,48 @@ def relabel(
         # moves[...] = False would synchronize with the GPU.
         moves = moves.index_fill(0, order[: high_group_size(len(order), beta)], False)
     return torch.where(moves, predicted, labels)
+
+
+def relabel_by_mean(
+    probabilities: Tensor, given: Tensor, margin: float, max_share: float
+) -> Tensor:
+    """Relabel: take the prediction where its probability exceeds the label's by more than `margin`.
+
+    Of each class, at most the share `max_share` of the given labels moves, those with the largest
+    difference first: a rare class would lose most of its labels otherwise.
+
+    Args:
+        probabilities: [N, C], mean predictions without augmentation.
+        given: int64 [N], the labels of the data set.
+        margin: Difference of two probabilities, 0 to 1.
+        max_share: 0 to 1.
+    """
+    best, predicted = probabilities.max(1)
+    difference = best - probabilities.gather(1, given[:, None])[:, 0]
+    labels = given.clone()
+    for c in range(probabilities.shape[1]):
+        rows = torch.nonzero(given == c)[:, 0]
+        order = difference[rows].argsort(descending=True, stable=True)
+        first = rows[order[: int(max_share * len(rows) + 1e-9)]]
+        moved = first[difference[first] > margin]
+        labels[moved] = predicted[moved]
+    return labels
+
+
+def soft_labels(probabilities: Tensor, given: Tensor, margin: float) -> Tensor:
+    """Return class probabilities [N, C]: a mixture of the given labels and the predictions.
+
+    It is soft bootstrapping (Reed et al., 2015, arXiv:1412.6596) with mean predictions. The weight
+    of the given label is margin / (1 + margin), so that another class is the largest exactly where
+    its probability exceeds that of the given label by more than the margin.
+
+    Args:
+        probabilities: [N, C], mean predictions without augmentation.
+        given: int64 [N], the labels of the data set.
+        margin: Difference of two probabilities, 0 to 1.
+    """
+    one_hot = F.one_hot(given, probabilities.shape[1])
+    return (margin * one_hot + probabilities) / (1 + margin)
 
 
 def high_group_size(n: int, beta: float) -> int:
@@ -162,13 +203,10 @@ def compute_losses(
 def relabel_batch(
     output: Output, labels: Tensor, options: Options, lam: Tensor | None = None
 ) -> Tensor:
-    """Return the labels [N] of a batch after relabeling, judged by the logits without dropout.
+    """Return the labels [N] of a batch after SCN's relabeling, by the logits without dropout.
 
     Mixed images, whose own share `lam` [N] is below 1, keep their label.
     """
-    logits = output.clean_logits
-    if options.relabel_logits == "weighted":
-        logits = output.importance * logits
-    importance = output.importance if options.relabel_group == "low" else None
-    relabeled = relabel(logits, labels, options.margin_2, importance, options.beta)
+    importance = output.importance if options.importance else None
+    relabeled = relabel(output.clean_logits, labels, options.margin_2, importance, options.beta)
     return relabeled if lam is None else torch.where(lam == 1, relabeled, labels)

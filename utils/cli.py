@@ -36,6 +36,8 @@ RENAMED = {
     "--picture": "--figure",
 }
 REMOVED = {
+    "--relabel_group": "--relabel_rule scn relabels the low-importance group, as in the paper",
+    "--relabel_logits": "--relabel_rule scn uses the unweighted logits, as in the paper",
     "--sam": "it made the importances collapse (docs/experiments.md)",
     "--cycles": "no recipe uses it",
     "--landmark_num": "it is always 68",
@@ -93,7 +95,10 @@ def resolve_options(command: CommandLine, is_synthetic: bool) -> Options:
     recipe = command.options.recipe
     if recipe == "auto":
         recipe = "sample" if is_synthetic else "full"
-    options = validate_options(replace(command.over(with_recipe(recipe)), recipe=recipe))
+    defaults = with_recipe(recipe)
+    if command.options.relabel_rule == "scn":
+        defaults = replace(defaults, margin_2=0.2)  # SCN's
+    options = validate_options(replace(command.over(defaults), recipe=recipe))
     for name in sorted(command.given - {"recipe"}):
         if getattr(options, name) != getattr(command.options, name):
             print(f"note     --{name} has no effect with these options")
@@ -103,8 +108,8 @@ def resolve_options(command: CommandLine, is_synthetic: bool) -> Options:
 def validate_options(options: Options) -> Options:
     """Return the options as they are used.
 
-    Rank regularization and the low-importance group need importances, pooling at landmarks needs
-    landmarks, and relabeling needs labels: each is off without what it needs.
+    Rank regularization needs importances, pooling at landmarks needs landmarks, and relabeling
+    needs labels: each is off without what it needs.
 
     Raises:
         OptionError: A value is out of range, or options contradict each other.
@@ -135,7 +140,7 @@ def validate_options(options: Options) -> Options:
     if not options.landmarks:
         options = replace(options, landmark_pool=False)
     if not options.importance:
-        options = replace(options, rank_weight=0.0, relabel_group="all")
+        options = replace(options, rank_weight=0.0)
     return options
 
 

@@ -144,6 +144,35 @@ def relabel_scores(
     }
 
 
+def human_relabels(
+    human_labels: np.ndarray, given: np.ndarray, final: np.ndarray, class_names: Sequence[str]
+) -> dict[str, object]:
+    """Compute which of two labels the majority of FER+'s annotators agrees with, where they differ.
+
+    Args:
+        human_labels: int [N], the majority; negative for images without one, which are left out.
+        given: int [N], the labels of the data set.
+        final: int [N], the labels after relabeling.
+        class_names: The names of the classes.
+
+    Returns:
+        human_relabel_n (relabeled images with a majority), and the shares of these whose majority
+        is the new label (human_relabel_new), the old one (_old), or neither; None if there is no
+        such image. human_relabel_by_class has the same for the images of each given label.
+    """
+    moved = (given != final) & (human_labels >= 0)
+
+    def shares(mask: np.ndarray) -> dict[str, int | float | None]:
+        n = int(mask.sum())
+        new, old = (int((human_labels == labels)[mask].sum()) for labels in (final, given))
+        counts = {"new": new, "old": old, "neither": n - new - old}
+        return {"n": n} | {name: count / n if n else None for name, count in counts.items()}
+
+    by_class = {name: shares(moved & (given == i)) for i, name in enumerate(class_names)}
+    result = {f"human_relabel_{name}": value for name, value in shares(moved).items()}
+    return result | {"human_relabel_by_class": by_class}
+
+
 def landmark_error(predicted: np.ndarray, landmarks: np.ndarray) -> float | None:
     """Return the mean distance of predicted and true landmarks [N, 68, 2], in pixels.
 

@@ -80,15 +80,18 @@ class Options:
     margin_1: NonNegative = 0.15
     """Margin between the mean importances of the two groups."""
     relabel: bool = False
-    """SCN's relabeling of Training images. It lowers the accuracy (docs/experiments.md)."""
+    """Relabel Training images (docs/experiments.md has its effect)."""
+    relabel_rule: Literal["ema", "soft", "scn"] = "ema"
+    """ema relabels at the end of an epoch, by the mean predictions of the EMA of three epochs. soft
+    mixes these with the given labels, as targets. scn relabels the low-importance group of each
+    batch in training (SCN)."""
     relabel_epoch: Count = 100
     """The first epoch that relabels, counted from 1."""
-    margin_2: Fraction = 0.2
-    """Relabel where the largest probability exceeds that of the label by more than this."""
-    relabel_group: Literal["low", "all"] = "low"
-    """Images that may be relabeled: the low-importance group (SCN's paper) or all (its code)."""
-    relabel_logits: Literal["plain", "weighted"] = "plain"
-    """Logits that decide about relabeling: plain, or weighted by the importance (SCN's code)."""
+    margin_2: Fraction = 0.5
+    """Relabel where the largest probability exceeds that of the label by more than this. Default
+    for the rule scn: 0.2."""
+    relabel_cap: Fraction = 0.1
+    """Largest share of a class that the rule ema relabels."""
     label_noise: BelowOne = 0.0
     """Share of the Training labels that are replaced by wrong ones, to test relabeling."""
     landmarks: bool = True
