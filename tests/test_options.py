@@ -149,7 +149,17 @@ def test_progressive_resizing_shares_the_epochs():
 def test_without_importance_nothing_is_ranked():
     options = validate_options(Options(importance=False))
     assert options.rank_weight == 0
-    assert options.relabel_group == "all"
+
+
+@pytest.mark.parametrize(
+    ("argv", "margin"),
+    [("", 0.5), ("--relabel_rule scn", 0.2), ("--relabel_rule scn --margin_2 0.4", 0.4)],
+)
+def test_margin_of_each_relabeling_rule(argv, margin):
+    options = resolve_options(parse_train_options(argv.split(), ""), is_synthetic=False)
+    assert options.margin_2 == margin
+    again = parse_train_options(format_command(options).split(), "")
+    assert resolve_options(again, is_synthetic=False) == options
 
 
 def test_resumed_run_keeps_its_options():

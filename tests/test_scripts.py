@@ -55,7 +55,7 @@ def table(path):
 def trained(faces_csv, tmp_path_factory):
     """Return the folder of a run with dlib's landmarks and with relabeling from the first epoch."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    argv = (*TINY, "--relabel_epoch", 1, "--margin_2", 0)
+    argv = (*TINY, "--relabel_epoch", 1, "--margin_2", 0, "--relabel_cap", 1)
     argv += ("--rank_weight", 3, "--landmark_weight", 0.5)
     run(train, "--data", faces_csv, "--out", folder, *argv)
     return folder
@@ -300,7 +300,7 @@ def test_training_starts_from_merged_networks(faces_csv, tmp_path, capsys):
             ("--no_relabel", "--backbone", "vgg11", "--optimizer", "adam", "--start_lr", 0.001),
             set(),
         ),
-        (("--relabel_group", "all", "--relabel_logits", "weighted"), set()),
+        (("--relabel_rule", "scn"), set()),
         (("--image_width", 24, 48, "--landmark_pool"), set()),
         (("--no_landmarks", "--image_width", 32), {"loss_landmarks", "public_landmark_error"}),
     ],
@@ -308,7 +308,7 @@ def test_training_starts_from_merged_networks(faces_csv, tmp_path, capsys):
 def test_every_module_is_optional(faces_csv, tmp_path, monkeypatch, switches, absent):
     if "--no_landmarks" in switches:
         monkeypatch.setitem(sys.modules, "dlib", None)  # not needed
-    argv = (*TINY, "--relabel_epoch", 1, "--margin_2", 0.01, *switches)
+    argv = (*TINY, "--relabel_epoch", 1, "--margin_2", 0.01, "--relabel_cap", 1, *switches)
     run(train, "--data", faces_csv, "--out", tmp_path / "r", *argv)
     row = table(tmp_path / "r/metrics.csv")[0]
     names = {"loss", "loss_expression", "loss_rank", "loss_landmarks", "public_landmark_error"}
