@@ -161,10 +161,10 @@ def test_columns_have_the_unit_of_their_header(tmp_path):
     assert printed["accuracy ± std (%)"].tolist() == ["75.00 ± 35.36"]
 
 
-def write_results(folder, labels, predicted):
+def write_results(folder, labels, predicted, **columns):
     """Write predictions and metrics as of a run on PrivateTest."""
     folder.mkdir(parents=True)
-    rows = {"split": "PrivateTest", "label": labels, "predicted": predicted}
+    rows = {"split": "PrivateTest", "label": labels, "predicted": predicted, **columns}
     pd.DataFrame(rows).to_csv(folder / "predictions.csv", index=False)
     (folder / "metrics.json").write_text(json.dumps({"PrivateTest": {}}))
 
@@ -202,13 +202,44 @@ def test_each_kind_of_evaluation_has_its_own_table(tmp_path):
         comparison.write_comparison(others[:1], plan, "PrivateTest", path, "private")
 
 
+def test_human_agreement_is_compared_apart_from_accuracy(tmp_path, capsys):
+    runs = [Run(name, 0, (), tmp_path / name) for name in "ab"]
+    plan = Plan(baseline="a", seeds=(0,), common="", variants={"a": "", "b": ""})
+    labels, human = ["happy", "sad", "sad", "sad"], ["happy", "happy", "sad", ""]
+    for name, predicted in (("a", ["happy", "sad", "sad", "sad"]), ("b", ["happy"] * 4)):
+        write_results(tmp_path / name, labels, predicted, human_label=human)
+    comparison.write_comparison(runs, plan, "PrivateTest", tmp_path / "c.csv")
+    table = pd.read_csv(tmp_path / "c.csv").set_index("variant")
+    assert table["mean"].tolist() == [100, 25]
+    prefix = "human_agreement_"
+    assert table[f"{prefix}mean"].tolist() == pytest.approx([66.6667, 66.6667])
+    assert table.loc["b", [f"{prefix}{name}" for name in ("difference", "pairs")]].tolist() == [
+        0,
+        1,
+    ]
+    assert table.loc["b", f"{prefix}low"] < 0 < table.loc["b", f"{prefix}high"]
+    assert "human agreement ± std (%)" in capsys.readouterr().out
+
+
+def test_ferplus_test_is_passed_on(tmp_path):
+    run = Run("a", 0, ("--recipe", "cpu"), tmp_path / "a-0")
+    argv = scheduler.Scheduler(ferplus_test="votes.csv")._arguments(run, "")
+    assert argv[-2:] == ["--ferplus_test", "votes.csv"]
+    with pytest.raises(DataError, match="--ferplus_test in .* tools.experiments sets it"):
+        read_plan(
+            write_plan(
+                tmp_path / "p.toml", baseline="a", seeds=[0], variants={"a": "--ferplus_test v"}
+            )
+        )
+
+
 def test_private_test_is_evaluated_on_the_labels_of_the_training(tmp_path, monkeypatch):
     commands = []
     monkeypatch.setattr(
         "tools.experiments.subprocess.run",
         lambda command, **_: commands.append(command) or subprocess.CompletedProcess(command, 0),
     )
-    options = {"options": {"ferplus": "votes.csv"}}
+    options = {"options": {"ferplus": "votes.csv", "ferplus_test": ""}}
     (tmp_path / "config.json").write_text(json.dumps(options))
     experiments.evaluate_private(
         Run("a", 0, (), tmp_path), experiments.ExperimentOptions("p.toml", tta=True)
@@ -216,6 +247,10 @@ def test_private_test_is_evaluated_on_the_labels_of_the_training(tmp_path, monke
     assert commands[0][commands[0].index("--ferplus") + 1] == "votes.csv"
     assert commands[0][commands[0].index("--splits") + 1] == "PrivateTest"
     assert commands[0][commands[0].index("--out") + 1] == str(tmp_path / "private_tta")
+    assert "--ferplus_test" not in commands[0]
+    (tmp_path / "config.json").write_text(json.dumps({"options": {"ferplus_test": "votes.csv"}}))
+    experiments.evaluate_private(Run("a", 0, (), tmp_path), experiments.ExperimentOptions("p.toml"))
+    assert commands[1][commands[1].index("--ferplus_test") + 1] == "votes.csv"
 
 
 def test_a_run_that_starts_while_all_are_stopped_is_stopped_too(tmp_path):
