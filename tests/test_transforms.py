@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from data.degrade import jpeg
-from data.landmarks import FLIP
 from data.synthetic.generate import synthetic_dataset
 from data.transforms import Augmentation, affine, augment, transform_landmarks, warp
-from utils.coordinates import to_normalized, to_pixels
+from utils.coordinates import FLIP, to_normalized, to_pixels
 
 NONE = Augmentation()
 STRONG = Augmentation(
