@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock
 from torchvision.models.vgg import cfgs, make_layers
 
@@ -34,7 +35,6 @@ class ResNet18(nn.Module):
         self.mid_channels, self.out_channels = planes[-2:]
         self.conv1 = nn.Conv2d(channels, planes[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(planes[0])
-        self.relu = nn.ReLU(inplace=True)
         self.layer1 = _make_layer(planes[0], planes[0])  # 48 x 48
         self.layer2 = _make_layer(planes[0], planes[1], downsample)  # 24 x 24
         self.layer3 = _make_layer(planes[1], planes[2], downsample)  # 12 x 12
@@ -43,7 +43,7 @@ class ResNet18(nn.Module):
 
     def forward_early(self, x: Tensor) -> Tensor:
         """[N, C, 48, 48] -> [N, 256, 12, 12]."""
-        x = self.relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.bn1(self.conv1(x)))
         return self.layer3(self.layer2(self.layer1(x)))
 
     def forward_late(self, x: Tensor) -> Tensor:
@@ -91,6 +91,18 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
 }
 
 
+class Block(BasicBlock):
+    """torchvision's block without in-place operations, which are slow on views.
+
+    MirrorBatchNorm2d returns a view, and for it autograd copies at each in-place operation.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = x if self.downsample is None else self.downsample(x)
+        out = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(out)) + identity)
+
+
 def _make_layer(inplanes: int, planes: int, downsample: str = "") -> nn.Sequential:
     """Return two residual blocks; `downsample` is "stride" or "pool" to halve the map."""
     stride = 2 if downsample == "stride" else 1
@@ -99,7 +111,7 @@ def _make_layer(inplanes: int, planes: int, downsample: str = "") -> nn.Sequenti
         shortcut = nn.Sequential(
             nn.Conv2d(inplanes, planes, 1, stride, bias=False), nn.BatchNorm2d(planes)
         )
-    blocks = [BasicBlock(inplanes, planes, stride, shortcut), BasicBlock(planes, planes)]
+    blocks = [Block(inplanes, planes, stride, shortcut), Block(planes, planes)]
     return nn.Sequential(*([nn.AvgPool2d(2)] if downsample == "pool" else []), *blocks)
 
 

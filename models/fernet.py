@@ -152,7 +152,8 @@ def pool_at_parts(features: Tensor, landmarks: Tensor) -> Tensor:
 
 def mirror_landmarks(landmarks: Tensor, flip: Tensor) -> Tensor:
     """Mirror landmarks or offsets [..., 68, 2] in normalized coordinates; `flip` is FLIP."""
-    return landmarks[..., flip, :] * landmarks.new_tensor([-1.0, 1.0])
+    x, y = landmarks[..., flip, :].unbind(-1)
+    return torch.stack((-x, y), -1)
 
 
 def describe(network: FERNet) -> str:

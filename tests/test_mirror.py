@@ -1,12 +1,14 @@
 """Mirror-equivariant networks: exact symmetry, in training and after folding."""
 
+from collections import Counter
+
 import pytest
 import torch
 from torch import nn
 
 from models.checkpoint import Checkpoint
 from models.fernet import Architecture, FERNet, mirror_landmarks
-from models.mirror import MirrorConv2d, fold, invariant, swap
+from models.mirror import MirrorConv2d, invariant, swap
 from models.predict import predict, views
 from utils.cli import parse_train_options, resolve_options
 from utils.coordinates import FLIP
@@ -92,7 +94,20 @@ def test_folding_gives_an_equal_ordinary_network():
         for one, other in zip(network(images), folded(images)):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
     assert "MirrorConv2d" in {type(module).__name__ for module in network.modules()}
-    assert fold(folded) is folded
+
+
+def test_onnx_model_has_the_operators_of_an_ordinary_network():
+    onnx_export = pytest.importorskip("inference.onnx_export")
+    counts = []
+    for kind in (MIRROR, {"downsample": "pool"}):
+        network = FERNet(Architecture(width=0.25, landmarks=False, **kind))
+        model = onnx_export.to_onnx(
+            Checkpoint(network.architecture, network.state_dict(), ("a",) * 7, 48)
+        )
+        counts.append(Counter(node.op_type for node in model.graph.node))
+    one, other = counts
+    for name in ("Conv", "Relu", "Transpose"):
+        assert one[name] == other[name]
 
 
 def test_half_of_the_weights_and_all_of_the_gradients():

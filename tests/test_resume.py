@@ -17,7 +17,18 @@ from data.synthetic.generate import synthetic_dataset
 from engine import saver
 from utils.errors import ProjectError
 
-RESUMED = ("--no_landmarks", "--total_epoch", 3, "--relabel_epoch", 2, "--margin_2", 0.01)
+RESUMED = (
+    "--no_landmarks",
+    "--mirror",
+    "--mild_epochs",
+    2,
+    "--total_epoch",
+    3,
+    "--relabel_epoch",
+    2,
+    "--margin_2",
+    0.01,
+)
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,13 @@ STRONG = Augmentation(
 )
 
 
+def test_mild_augmentation_has_half_of_the_geometry_and_color_jitter():
+    expected = replace(
+        STRONG, degrees=7.5, translation=0.05, scale=0.1, color_jitter=0.15, erasing=0
+    )
+    assert STRONG.mild == expected
+
+
 def matrix(angle=0.0, scale=1.0, x=0.0, y=0.0, flipped=False):
     values = [torch.tensor([float(value)]) for value in (angle, scale, x, y)]
     return affine(*values, torch.tensor([flipped]))
