@@ -24,6 +24,7 @@ from engine.evaluate import check_compatible, evaluate, evaluate_corruptions, lo
 from engine.results import Evaluation, summary
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.fernet import describe
+from models.predict import SHIFTS
 from utils.cli import check_ferplus, parse
 from utils.devices import describe_device, pick_device, set_threads
 from utils.errors import DataError, OptionError, run_main
@@ -54,7 +55,8 @@ class TestOptions:
     """FER+'s fer2013new.csv: report human agreement, for weights that were trained on FER2013's
     labels."""
     tta: bool = False
-    """Test-time augmentation: average ten views: five shifts, each plain and mirrored."""
+    """Test-time augmentation: average ten views: five shifts, each plain and mirrored. For a
+    mirror-equivariant network, the five plain ones are enough."""
     corruptions: bool = False
     """Evaluate common corruptions, too: crop, rotation, gamma, JPEG, noise, low resolution. The
     noise depends on the order of the images: published figures have the default --splits."""
@@ -96,7 +98,8 @@ def main() -> None:
             f"{hint}"
         )
     notes = [f"{len(networks)} networks"] if len(networks) > 1 else []
-    notes += ["10 views"] if options.tta else []
+    num_views = len(SHIFTS) if checkpoint.architecture.mirror else 2 * len(SHIFTS)
+    notes += [f"{num_views} views"] if options.tta else []
     RunFolder.check_out(options.out)  # before the evaluation, which may take long
     evaluation = evaluate(networks, dataset, options.splits, options.batch_size, options.tta)
     print(f"\n{', '.join([dataset.source, *notes])}:\n{summary(evaluation.scores())}", flush=True)

@@ -101,7 +101,7 @@ def run(
                 dataset = add_landmarks(dataset, jobs=options.threads)
             if not network.mean_face.any():  # the landmark head is new
                 mean_face = to_normalized(dataset.mean_face(), options.eval_width)
-                network.mean_face.copy_(torch.from_numpy(mean_face))
+                network.set_mean_face(torch.from_numpy(mean_face))
         is_soft = options.ferplus_target == "distribution"
         targets = vote_distributions(dataset.votes) if is_soft else None
         images = InMemoryDataset(dataset, dataset.training_rows, device, targets)

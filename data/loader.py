@@ -74,6 +74,8 @@ class BatchLoader:
             jpeg=options.jpeg,
             width=options.width_at(epoch),
         )
+        if epoch > options.total_epoch - options.mild_epochs:
+            self._augmentation = self._augmentation.mild
         n, device = len(images), images.labels.device
         self._generator = torch.Generator(device)
         # Drawn on the CPU, so that the order does not depend on the device.

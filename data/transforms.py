@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data.degrade import MAX_JPEG_SCALE, degrade, jpeg, jpeg_tables
-from data.landmarks import FLIP
+from utils.coordinates import FLIP
 from utils.devices import compile_function
 
 MIN_ERASED, MAX_ERASED = 0.02, 0.2  # area of an erased rectangle, as shares of the image
@@ -35,6 +35,12 @@ class Augmentation:
     degraded: float = 0.0  # probability of low resolution, of noise, and of a gamma curve
     jpeg: float = 0.0  # probability of JPEG compression
     width: int = 0  # of the output in pixels; 0 keeps the input's
+
+    @property
+    def mild(self) -> Augmentation:
+        """Half of the geometry and color jitter, without erasing."""
+        names = ("degrees", "translation", "scale", "color_jitter")
+        return replace(self, erasing=0.0, **{name: getattr(self, name) / 2 for name in names})
 
     @property
     def weak(self) -> Augmentation:

@@ -42,6 +42,8 @@ def build_network(
         importance=options.importance,
         dropout=options.dropout,
         landmark_pool=options.landmark_pool,
+        downsample=options.downsample,
+        mirror=options.mirror,
     )
     if options.model_path:
         return _load_initial_weights(options.model_path, architecture, dataset)

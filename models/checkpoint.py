@@ -12,6 +12,7 @@ import torch
 
 from models.fernet import Architecture, FERNet
 from models.legacy import convert_original, upgrade
+from models.mirror import fold
 from utils.errors import OptionError, WeightsError
 from utils.files import atomic_write
 
@@ -39,14 +40,14 @@ class Checkpoint:
         return min(self.options.get("channels", 3), self.architecture.channels)
 
     def network(self) -> FERNet:
-        """Build the network with these weights, in evaluation mode on the CPU."""
+        """Build the network for evaluation with these weights, on the CPU; see `fold`."""
         try:
             network = FERNet(self.architecture)
             network.load_state_dict(self.net)
         except (OptionError, RuntimeError, TypeError, AttributeError) as error:
             reason = str(error).splitlines()[-1].strip()
             raise WeightsError(f"the weights do not fit their architecture: {reason}") from error
-        return network.eval().to(memory_format=torch.channels_last)
+        return fold(network.eval()).to(memory_format=torch.channels_last)
 
 
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
@@ -110,7 +111,7 @@ def transfer(
     saved = checkpoint.architecture
     differ = [
         f"{name} is {getattr(saved, name)} in the file and {getattr(new, name)} in the options"
-        for name in ("backbone", "width", "classes")
+        for name in ("backbone", "width", "classes", "downsample", "mirror")
         if getattr(saved, name) != getattr(new, name)
     ]
     if saved.landmark_pool and not new.landmark_pool:  # its classifier needs those features

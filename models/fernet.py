@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.backbones import BACKBONES
+from models.mirror import invariant, make_equivariant, swap
+from utils.coordinates import FLIP
 from utils.errors import OptionError
 
 NUM_LANDMARKS = 68
@@ -31,11 +33,14 @@ class Architecture:
     dropout: float = 0.0  # dropout probability of the features before the classifier
     pool: str = "all"  # cells of the last feature map, or "corner": its top-left 4 x 4 cells
     landmark_pool: bool = False  # whether features pooled at the landmarks are added
+    downsample: str = "stride"  # how a ResNet halves its map: "stride" or "pool"
+    mirror: bool = False  # whether mirroring the image mirrors the features
 
     @property
     def name(self) -> str:
         """Such as "resnet18", or at width 0.5 "resnet18 x 0.5"."""
-        return self.backbone + ("" if self.width == 1 else f" x {self.width:g}")
+        mirror = "mirror-equivariant " if self.mirror else ""
+        return mirror + self.backbone + ("" if self.width == 1 else f" x {self.width:g}")
 
 
 class Output(NamedTuple):
@@ -62,7 +67,11 @@ class FERNet(nn.Module):
         super().__init__()
         _check(architecture)
         a = self.architecture = architecture
-        self.backbone = BACKBONES[a.backbone](channels=a.channels, width=a.width)
+        kind = {"downsample": a.downsample} if a.downsample != "stride" else {}
+        self.backbone = BACKBONES[a.backbone](channels=a.channels, width=a.width, **kind)
+        if a.mirror:
+            make_equivariant(self.backbone)
+            self.register_buffer("flip", torch.from_numpy(FLIP), persistent=False)
         features, num_landmarks = self.backbone.out_channels, NUM_LANDMARKS * a.landmarks
         self.classifier = nn.Linear(features, a.classes)
         self.attention = nn.Linear(features, 1) if a.importance else None  # importance head
@@ -79,6 +88,12 @@ class FERNet(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(127.5))
         self.register_buffer("mean_face", torch.zeros(num_landmarks, 2))  # normalized coordinates
 
+    def set_mean_face(self, landmarks: Tensor) -> None:
+        """Set the mean face [68, 2] in normalized coordinates; with `mirror`, made symmetric."""
+        if self.architecture.mirror:
+            landmarks = (landmarks + mirror_landmarks(landmarks, self.flip)) / 2
+        self.mean_face.copy_(landmarks)
+
     def forward(self, pixels: Tensor) -> Output:
         """Predict images [N, C, W, W], 0 to 255; grayscale is expanded to RGB if needed."""
         x = (pixels.float() - self.pixel_mean) / self.pixel_std
@@ -93,6 +108,8 @@ class FERNet(nn.Module):
             cells = cells[..., :4, :4]
         features = cells.mean((2, 3))  # [N, out_channels]
         landmarks = self._landmarks(features)
+        if self.architecture.mirror:
+            features = invariant(features)
         if self.part_layer is not None:
             features = features + self.part_layer(pool_at_parts(middle, landmarks.detach()))
         clean_logits = self.classifier(features)
@@ -114,7 +131,11 @@ class FERNet(nn.Module):
     def _landmarks(self, features: Tensor) -> Tensor | None:
         if self.landmark_head is None:
             return None
-        return self.mean_face + self.landmark_head(features).float().unflatten(1, (-1, 2))
+        offsets = self.landmark_head(features).float().unflatten(1, (-1, 2))
+        if self.architecture.mirror:  # the mean with the landmarks of the mirrored features
+            mirrored = self.landmark_head(swap(features)).float().unflatten(1, (-1, 2))
+            offsets = (offsets + mirror_landmarks(mirrored, self.flip)) / 2
+        return self.mean_face + offsets
 
 
 def pool_at_parts(features: Tensor, landmarks: Tensor) -> Tensor:
@@ -129,10 +150,17 @@ def pool_at_parts(features: Tensor, landmarks: Tensor) -> Tensor:
     return torch.cat([part.mean(2) for part in sampled.split(PARTS, dim=2)], 1)
 
 
+def mirror_landmarks(landmarks: Tensor, flip: Tensor) -> Tensor:
+    """Mirror landmarks or offsets [..., 68, 2] in normalized coordinates; `flip` is FLIP."""
+    x, y = landmarks[..., flip, :].unbind(-1)
+    return torch.stack((-x, y), -1)
+
+
 def describe(network: FERNet) -> str:
     """Return backbone, parameters and heads in one line."""
     a = network.architecture
-    parameters = sum(p.numel() for p in network.parameters())
+    with torch.device("meta"):  # without folding, which stores mirrored filters twice
+        parameters = sum(p.numel() for p in FERNet(a).parameters())
     pooled = " (features pooled there)" if a.landmark_pool else ""
     heads = [f"{a.classes} expressions"]
     heads += ["importance"] if a.importance else []
@@ -144,13 +172,16 @@ def _check(a: Architecture) -> None:
     """Raise an OptionError for an unknown backbone or a value out of range."""
     if a.backbone not in BACKBONES:
         raise OptionError(f"unknown backbone '{a.backbone}'; choose from {', '.join(BACKBONES)}")
+    is_resnet = a.backbone.startswith("resnet")
     is_valid = {
         "width": 0 < a.width <= 8,
         "channels": a.channels in (1, 3),
         "classes": a.classes >= 2,
         "dropout": 0 <= a.dropout < 1,
         "pool": a.pool in ("all", "corner"),
-        "landmark_pool": not a.landmark_pool or a.landmarks,
+        "landmark_pool": not a.landmark_pool or (a.landmarks and not a.mirror),
+        "downsample": a.downsample == "stride" or is_resnet and a.downsample == "pool",
+        "mirror": not a.mirror or a.downsample == "pool",
     }
     if wrong := [f"{name} = {getattr(a, name)!r}" for name in is_valid if not is_valid[name]]:
         raise OptionError(f"no network can be built with {', '.join(wrong)}")

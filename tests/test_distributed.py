@@ -25,7 +25,7 @@ from utils.errors import OptionError
 ROOT = Path(__file__).resolve().parents[1]
 # All 49 images are one batch, so each row of metrics.csv is one step; the shards have 24 and 25.
 SETTING = (
-    *("--gpu_ids", "-1", "--width", "0.125", "--batch_size", "64", "--dropout", "0"),
+    *("--gpu_ids", "-1", "--width", "0.25", "--batch_size", "64", "--dropout", "0", "--mirror"),
     *("--start_lr", "0.02", "--warmup_epoch", "0", "--ema", "0.5", "--amp", "fp32"),
     *(
         "--rank_weight",

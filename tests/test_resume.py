@@ -18,7 +18,7 @@ from engine import saver
 from utils.errors import ProjectError
 
 RESUMED = ("--no_landmarks", "--total_epoch", 3, "--relabel_epoch", 2, "--margin_2", 0.01)
-RESUMED += ("--relabel_rule", "soft")
+RESUMED += ("--relabel_rule", "soft", "--mirror", "--mild_epochs", 2)
 
 
 @pytest.fixture(scope="module")

@@ -122,6 +122,16 @@ def validate_options(options: Options) -> Options:
             f"--image_width {' '.join(map(str, widths))}: give at most {epochs} (the number of "
             f"epochs) widths of {least} to 224 pixels, the last one at least 32"
         )
+    if options.mirror:
+        if not options.backbone.startswith("resnet"):
+            raise OptionError(f"--mirror needs a ResNet; --backbone is {options.backbone}")
+        if any(width % 8 for width in widths):
+            raise OptionError(
+                f"--image_width {' '.join(map(str, widths))}: --mirror needs multiples of 8"
+            )
+        options = replace(options, downsample="pool", landmark_pool=False)
+    if options.downsample == "pool" and not options.backbone.startswith("resnet"):
+        raise OptionError(f"--downsample pool needs a ResNet; --backbone is {options.backbone}")
     if options.mix != "none" and not options.mixes_at(1):
         raise OptionError(
             f"--mix {options.mix} is off in the last tenth of the epochs, which are all of "

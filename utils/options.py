@@ -51,6 +51,10 @@ class Options:
     """The backbone."""
     width: Annotated[float, Field(gt=0, le=8)] = 1.0
     """A factor on the backbone's channels; 0.5 is about three times as fast."""
+    downsample: Literal["stride", "pool"] = "stride"
+    """How a ResNet halves its feature map: convolutions of stride 2, or average pooling."""
+    mirror: bool = False
+    """A mirror-equivariant ResNet, with half of the weights at the same width and speed."""
     image_width: tuple[Width, ...] = (48,)
     """Images are resized to this width in pixels. Several values are progressive resizing: each
     is used for an equal share of the epochs, and the last one for evaluation."""
@@ -132,6 +136,9 @@ class Options:
     """Probability of low resolution, of noise, and of a gamma curve, for use on photographs."""
     jpeg: Fraction = 0.0
     """Probability of JPEG compression of quality 20 to 100, for use on photographs."""
+    mild_epochs: Annotated[int, Field(ge=0)] = 0
+    """Number of epochs at the end with weaker augmentation: half of --affine and --color_jitter,
+    no --erasing."""
     mix: Literal["none", "mixup", "cutmix"] = "none"
     """Mix half of the images of a batch with others; not in the last tenth of the epochs."""
 
