@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from data.dataset import FaceDataset, check_trainable
-from data.ferplus import vote_distributions, with_ferplus_labels, with_human_labels
+from data.ferplus import training_targets, with_ferplus_labels, with_human_labels
 from data.in_memory import InMemoryDataset
 from data.landmarks import add_landmarks
 from data.loader import check_batch_size
@@ -102,8 +102,7 @@ def run(
             if not network.mean_face.any():  # the landmark head is new
                 mean_face = to_normalized(dataset.mean_face(), options.eval_width)
                 network.set_mean_face(torch.from_numpy(mean_face))
-        is_soft = options.ferplus_target == "distribution"
-        targets = vote_distributions(dataset.votes) if is_soft else None
+        targets = training_targets(dataset, options.ferplus_target)
         images = InMemoryDataset(dataset, dataset.training_rows, device, targets)
         state = build_state(network, images, dataset, options, context, teachers.digests)
         if checkpoint:

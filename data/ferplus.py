@@ -79,6 +79,21 @@ def _check_order(path: str | Path, dataset: FaceDataset, labels: np.ndarray) -> 
         raise DataError(f"{path} {fault}; {remedy}")
 
 
+def training_targets(dataset: FaceDataset, kind: str) -> np.ndarray | None:
+    """Return class probabilities [N, 8] as targets of the images, or None for their labels.
+
+    Args:
+        dataset: With FER+'s labels, unless `kind` is "majority".
+        kind: "majority" (the labels), "distribution" (of the votes), or "mixture" (their mean).
+    """
+    if kind == "majority":
+        return None
+    distributions = vote_distributions(dataset.votes)
+    if kind == "distribution":
+        return distributions
+    return (distributions + (dataset.labels[:, None] == np.arange(len(CLASSES)))) / np.float32(2)
+
+
 def vote_distributions(votes: np.ndarray) -> np.ndarray:
     """Return the class probabilities [N, 8] of votes [N, 10], without single votes.
 

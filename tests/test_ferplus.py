@@ -14,8 +14,14 @@ from kills import write_csv
 
 import test
 import train
-from data.dataset import EMOTIONS, UNLABELED
-from data.ferplus import CLASSES, vote_distributions, with_ferplus_labels, with_human_labels
+from data.dataset import EMOTIONS, UNLABELED, FaceDataset
+from data.ferplus import (
+    CLASSES,
+    training_targets,
+    vote_distributions,
+    with_ferplus_labels,
+    with_human_labels,
+)
 from data.source import find_source
 from data.synthetic.generate import synthetic_dataset
 from engine.evaluate import load_dataset_for
@@ -82,6 +88,14 @@ def test_distributions_ignore_single_votes():
     )
     expected = [[0.5, 0, 0, 0, 0, 0, 0.5, 0], [0, 0, 0, 1, 0, 0, 0, 0], [0] * 8]
     np.testing.assert_allclose(vote_distributions(votes), expected)
+    labels, split = np.array([0, 3, UNLABELED]), np.full(3, "Training")
+    part = FaceDataset(np.zeros((3, 48, 48), np.uint8), labels, split, CLASSES, votes=votes)
+    assert training_targets(part, "majority") is None
+    np.testing.assert_allclose(training_targets(part, "distribution"), expected)
+    expected = [[0.75, 0, 0, 0, 0, 0, 0.25, 0], [0, 0, 0, 1, 0, 0, 0, 0], [0] * 8]
+    mixture = training_targets(part, "mixture")
+    assert mixture.dtype == np.float32
+    np.testing.assert_allclose(mixture, expected)
 
 
 def test_loss_of_a_distribution_is_the_mean_over_the_labels():
@@ -160,7 +174,7 @@ def votes_csv(dataset, tmp_path_factory):
     return write_votes(tmp_path_factory.mktemp("votes") / "fer2013new.csv", dataset, votes)
 
 
-@pytest.mark.parametrize("target", ["majority", "distribution"])
+@pytest.mark.parametrize("target", ["majority", "mixture"])
 def test_run_with_votes(dataset, votes_csv, tmp_path, target, capsys):
     csv_path = write_csv(dataset, tmp_path / "dataset.csv")
     argv = ("--data", csv_path, "--ferplus", votes_csv, "--no_landmarks")

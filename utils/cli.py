@@ -138,12 +138,12 @@ def validate_options(options: Options) -> Options:
             f"--total_epoch {epochs}; give more epochs"
         )
     check_ferplus(options.class_names, options.ferplus, options.ferplus_test)
-    if options.ferplus_target == "distribution":
+    if options.ferplus_target != "majority":
         if not options.ferplus:
-            raise OptionError("--ferplus_target distribution needs the votes: --ferplus PATH")
+            raise OptionError("--ferplus_target needs the votes: --ferplus PATH")
         if options.label_noise:
             raise OptionError(
-                "--label_noise changes labels, which --ferplus_target distribution does not use; "
+                "--label_noise changes labels, and --ferplus_target uses votes, too; "
                 "leave one of them out"
             )
         options = replace(options, relabel=False)
@@ -158,7 +158,7 @@ def print_notes(options: Options) -> None:
     """Print which options have no effect."""
     if options.relabel and options.relabel_epoch > options.total_epoch:
         print(f"note     no relabeling: --relabel_epoch {options.relabel_epoch} is after the last")
-    if options.ferplus_target == "distribution":
+    if options.ferplus_target != "majority":
         print("note     no relabeling: the targets are distributions of votes, not labels")
     if options.warmup_epoch >= options.total_epoch:
         print(f"note     the learning rate only rises: --warmup_epoch {options.warmup_epoch:g}")

@@ -65,8 +65,9 @@ class Options:
     FER2013's seven."""
     ferplus: str = ""
     """FER+'s fer2013new.csv: train and test on its labels (eight classes) instead of FER2013's."""
-    ferplus_target: Literal["majority", "distribution"] = "majority"
-    """Training target with --ferplus: the majority label, or the distribution of the votes."""
+    ferplus_target: Literal["majority", "distribution", "mixture"] = "majority"
+    """Training target with --ferplus: the majority label, the distribution of the votes, or the
+    mean of both."""
     ferplus_test: str = ""
     """FER+'s fer2013new.csv: report how often predictions on FER2013 equal the majority of FER+'s
     annotators (human agreement). It has no influence on the training."""
