@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from data.dataset import FaceDataset
-from data.ferplus import with_ferplus_labels, with_human_labels
+from data.ferplus import with_ferplus
 from data.landmarks import add_landmarks
 from data.source import HELD_OUT_NOTE, Source, find_source
 from engine.evaluate import check_compatible, evaluate, evaluate_corruptions, load_dataset_for
@@ -85,10 +85,7 @@ def main() -> None:
     print(f"data     {source.description}")
     dataset = load_dataset_for(checkpoint, source, options.class_names)
     print_notes(checkpoints, source, dataset, options)
-    if options.ferplus:
-        dataset = with_ferplus_labels(dataset, options.ferplus)
-    elif options.ferplus_test:
-        dataset = with_human_labels(dataset, options.ferplus_test)
+    dataset = with_ferplus(dataset, options.ferplus, options.ferplus_test)
     if dataset.class_names != checkpoint.class_names:
         needs_ferplus = "contempt" in checkpoint.class_names
         hint = "; those are FER+ classes: give --ferplus" if needs_ferplus else ""

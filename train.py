@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from data.dataset import FaceDataset, check_trainable
-from data.ferplus import training_targets, with_ferplus_labels, with_human_labels
+from data.ferplus import training_targets, with_ferplus
 from data.in_memory import InMemoryDataset
 from data.landmarks import add_landmarks
 from data.loader import check_batch_size
@@ -73,10 +73,7 @@ def run(
         cli.print_notes(options)
         print(f"data     {source.description}")
         dataset = load_dataset(source, options.eval_width, options.channels, options.class_names)
-    if options.ferplus:
-        dataset = with_ferplus_labels(dataset, options.ferplus)
-    elif options.ferplus_test:
-        dataset = with_human_labels(dataset, options.ferplus_test)
+    dataset = with_ferplus(dataset, options.ferplus, options.ferplus_test)
     check_trainable(dataset)
     check_batch_size(len(dataset.training_rows), options, context.world_size)
     print(f"         {dataset.describe()}")

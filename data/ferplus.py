@@ -28,6 +28,13 @@ def explicit_class_names(class_names: tuple[str, ...], has_votes: bool) -> tuple
     return () if has_votes or class_names == EMOTIONS else class_names
 
 
+def with_ferplus(dataset: FaceDataset, labels: str, test: str) -> FaceDataset:
+    """Return the data set with FER+ as `labels` or as `human_labels`, whichever path is given."""
+    if labels:
+        return with_ferplus_labels(dataset, labels)
+    return with_human_labels(dataset, test) if test else dataset
+
+
 def with_ferplus_labels(dataset: FaceDataset, path: str | Path) -> FaceDataset:
     """Return the data set with FER+'s votes, and their majority as labels.
 

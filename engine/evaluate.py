@@ -101,7 +101,7 @@ def evaluate(
 def evaluate_training_labels(
     network: FERNet, dataset: FaceDataset, clean_labels: np.ndarray, final: np.ndarray
 ) -> dict[str, Any]:
-    """Compute the quality of relabeling, and whether the importance detects wrong labels.
+    """Compute the quality of relabeling, and whether the importance detects incorrect labels.
 
     Args:
         network: In evaluation mode.

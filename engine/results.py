@@ -191,4 +191,4 @@ def relabel_summary(scores: Mapping[str, Any]) -> str:
             shares = [f"{100 * s[name]:.1f} %" for name in ("new", "old", "neither")]
             columns = "".join(f"{text:>11}" for text in (str(s["n"]), *shares))
             lines.append(f"{label:12}{columns}")
-    return "\n".join(lines)
+    return "\n".join([*lines, ""])

@@ -113,8 +113,7 @@ def train_one_epoch(
     50th step waits for it, to check divergence.
     """
     epoch = state.begin_epoch(loader.equal_lengths)
-    is_scn = options.relabel and options.relabel_rule == "scn"
-    relabels = is_scn and epoch >= options.relabel_epoch
+    relabels = options.relabel_rule == "scn" and options.relabel and epoch >= options.relabel_epoch
     bf16 = use_bf16(options.amp, state.device)
     losses_of = compile_function(compute_losses) if options.compile else compute_losses
     parameters = list(state.network.train().parameters())

@@ -180,7 +180,7 @@ def test_run_with_votes(dataset, votes_csv, tmp_path, target, capsys):
     argv = ("--data", csv_path, "--ferplus", votes_csv, "--no_landmarks")
     options = (
         *("--ferplus_target", target, "--total_epoch", 2),
-        *("--relabel", "--relabel_epoch", 1, "--margin_2", 0.01, "--relabel_cap", 1),
+        *("--relabel", "--relabel_epoch", 1, "--margin_2", 0, "--relabel_cap", 1),
     )
     run(train, *argv, *TINY, *options, "--out", tmp_path / "r")
     output = capsys.readouterr().out
