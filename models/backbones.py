@@ -112,3 +112,14 @@ def scale_channels(channels: int, width: float) -> int:
     strided 1 x 1 convolution.
     """
     return max(16, int(channels * width / 16 + 0.5) * 16)
+
+
+def use_imagenet_stem(resnet: ResNet18) -> None:
+    """Give a ResNet torchvision's stem: a 7 x 7 convolution of stride 2, and a max-pool.
+
+    Its maps are a quarter as wide: [N, C, 224, 224] -> [N, 256, 14, 14] -> [N, 512, 7, 7].
+    """
+    old = resnet.conv1
+    resnet.conv1 = nn.Conv2d(old.in_channels, old.out_channels, 7, 2, padding=3, bias=False)
+    resnet.relu = nn.Sequential(resnet.relu, nn.MaxPool2d(3, 2, padding=1))
+    _initialize(resnet.conv1)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.backbones import BACKBONES
+from models.backbones import BACKBONES, use_imagenet_stem
+from models.timm_backbone import PREFIX, TimmBackbone
 from utils.errors import OptionError
 
 NUM_LANDMARKS = 68
@@ -22,7 +23,7 @@ PARTS = (17, 5, 5, 9, 6, 6, 12, 8)
 class Architecture:
     """Everything needed to build the network of a checkpoint."""
 
-    backbone: str = "resnet18"  # a name in BACKBONES
+    backbone: str = "resnet18"  # a name in BACKBONES, or "timm:" and a name of timm
     width: float = 1.0  # a factor on the backbone's channel counts
     channels: int = 1  # of the input, 1 (grayscale) or 3
     classes: int = 7  # number of expressions
@@ -31,6 +32,7 @@ class Architecture:
     dropout: float = 0.0  # dropout probability of the features before the classifier
     pool: str = "all"  # cells of the last feature map, or "corner": its top-left 4 x 4 cells
     landmark_pool: bool = False  # whether features pooled at the landmarks are added
+    stem: str = "small"  # of a ResNet: 3 x 3 of stride 1, or "imagenet": torchvision's
 
     @property
     def name(self) -> str:
@@ -62,7 +64,7 @@ class FERNet(nn.Module):
         super().__init__()
         _check(architecture)
         a = self.architecture = architecture
-        self.backbone = BACKBONES[a.backbone](channels=a.channels, width=a.width)
+        self.backbone = _build_backbone(a)
         features, num_landmarks = self.backbone.out_channels, NUM_LANDMARKS * a.landmarks
         self.classifier = nn.Linear(features, a.classes)
         self.attention = nn.Linear(features, 1) if a.importance else None  # importance head
@@ -87,8 +89,11 @@ class FERNet(nn.Module):
             raise ValueError(f"expected 1 or {channels} channels, got {x.shape[1]}")
         x = x.expand(-1, channels, -1, -1)
         x = x.contiguous(memory_format=torch.channels_last)
-        middle = self.backbone.forward_early(x)  # [N, mid_channels, W/4, W/4]
-        cells = self.backbone.forward_late(middle)  # [N, out_channels, w, w]
+        if isinstance(self.backbone, TimmBackbone):
+            middle, cells = self.backbone(x)
+        else:
+            middle = self.backbone.forward_early(x)  # [N, mid_channels, W/4, W/4]
+            cells = self.backbone.forward_late(middle)  # [N, out_channels, w, w]
         if self.architecture.pool == "corner":  # as the original method's ResNet at 48 x 48
             cells = cells[..., :4, :4]
         features = cells.mean((2, 3))  # [N, out_channels]
@@ -140,12 +145,24 @@ def describe(network: FERNet) -> str:
     return f"{a.name}, {parameters / 1e6:.2f} M parameters; heads: {', '.join(heads)}"
 
 
+def _build_backbone(a: Architecture) -> nn.Module:
+    if a.backbone.startswith(PREFIX):
+        return TimmBackbone(a.backbone.removeprefix(PREFIX), a.channels)
+    backbone = BACKBONES[a.backbone](channels=a.channels, width=a.width)
+    if a.stem == "imagenet":
+        use_imagenet_stem(backbone)
+    return backbone
+
+
 def _check(a: Architecture) -> None:
     """Raise an OptionError for an unknown backbone or a value out of range."""
-    if a.backbone not in BACKBONES:
-        raise OptionError(f"unknown backbone '{a.backbone}'; choose from {', '.join(BACKBONES)}")
+    is_timm = a.backbone.startswith(PREFIX)
+    if not is_timm and a.backbone not in BACKBONES:
+        names = ", ".join(BACKBONES)
+        raise OptionError(f"unknown backbone '{a.backbone}'; choose from {names}, {PREFIX}NAME")
     is_valid = {
-        "width": 0 < a.width <= 8,
+        "width": a.width == 1 if is_timm else 0 < a.width <= 8,
+        "stem": a.stem == "small" or (a.stem == "imagenet" and a.backbone == "resnet18"),
         "channels": a.channels in (1, 3),
         "classes": a.classes >= 2,
         "dropout": 0 <= a.dropout < 1,

@@ -109,6 +109,7 @@ def validate_options(options: Options) -> Options:
         OptionError: A value is out of range, or options contradict each other.
     """
     _validate_types(asdict(options))
+    _check_backbone(options)
     widths, epochs = options.image_width, options.total_epoch
     least = min_image_width(options.backbone)
     if not widths or min(widths) < least or widths[-1] < 32 or len(widths) > epochs:
@@ -136,6 +137,18 @@ def validate_options(options: Options) -> Options:
     if not options.importance:
         options = replace(options, rank_weight=0.0, relabel_group="all")
     return options
+
+
+def _check_backbone(options: Options) -> None:
+    """Raise an OptionError if backbone, width, stem and initial weights contradict each other."""
+    is_timm = options.backbone.startswith("timm:")
+    if options.stem == "imagenet" and options.backbone != "resnet18":
+        raise OptionError(f"--stem imagenet is for resnet18, not {options.backbone}")
+    if options.width != 1 and (is_timm or options.init):
+        kind = f"--backbone {options.backbone}" if is_timm else f"--init {options.init}"
+        raise OptionError(f"{kind} needs --width 1, not {options.width:g}")
+    if options.init and options.model_path:
+        raise OptionError("--init and --model_path both give initial weights; leave out one")
 
 
 def print_notes(options: Options) -> None:
@@ -218,7 +231,8 @@ def _validate_types(values: dict[str, Any], before: str = "", after: str = "") -
         return TypeAdapter(Options).validate_python(values)
     except ValidationError as error:
         faults = [
-            f"--{fault['loc'][0]} {fault['input']}: {fault['msg'].replace('Input should', 'must')}"
+            f"--{fault['loc'][0]} {fault['input']}: "
+            + fault["msg"].replace("Input should", "must").removeprefix("Value error, ")
             for fault in error.errors()
         ]
         raise OptionError(f"{before}{'; '.join(faults)}{after}") from None
