@@ -89,7 +89,7 @@ def run(
     teachers = load_teachers(options, dataset, device)
     folder = None  # only the main process writes
     if context.is_main:
-        folder = resumed or RunFolder.create(options.out, options.backbone)
+        folder = resumed or RunFolder.create(options.out, options.backbone.replace(":", "_"))
     with folder if folder and not resumed else nullcontext():
         if folder and not is_started:
             folder.write_config(asdict(options), torch.__version__, is_new=True)

@@ -17,6 +17,8 @@ from engine.sync_batch_norm import convert_sync_batch_norm
 from models.checkpoint import Checkpoint, load_checkpoint, transfer
 from models.fernet import Architecture, FERNet, Output
 from models.merge import merge_checkpoints
+from models.pretrained import initialize_backbone
+from models.timm_backbone import PREFIX, check_image_widths, convert_timm_sync_batch_norm
 from utils.devices import compile_module
 from utils.errors import WeightsError
 from utils.options import Options
@@ -44,10 +46,15 @@ def build_network(
         landmark_pool=options.landmark_pool,
         downsample=options.downsample,
         mirror=options.mirror,
+        stem=options.stem,
     )
     if options.model_path:
         return _load_initial_weights(options.model_path, architecture, dataset)
     network = FERNet(architecture)
+    if options.backbone.startswith(PREFIX):
+        check_image_widths(network, options.image_width)
+    if options.init:
+        print(f"weights  {options.init}: {initialize_backbone(network, options.init)}")
     mean, std = pixel_statistics
     network.pixel_mean.fill_(mean)
     network.pixel_std.fill_(max(std, 1.0))
@@ -77,7 +84,9 @@ def build_state(
 ) -> TrainingState:
     """Move the network to the device of the images, and build optimizer, EMA and state for it."""
     device = images.labels.device
-    if context.world_size > 1:
+    if context.world_size > 1 and network.architecture.backbone.startswith(PREFIX):
+        network = convert_timm_sync_batch_norm(network, device)
+    elif context.world_size > 1:
         network = convert_sync_batch_norm(network, device)
     network = network.to(device, memory_format=torch.channels_last)
     return TrainingState(

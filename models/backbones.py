@@ -27,14 +27,25 @@ class ResNet18(nn.Module):
         width: A factor on all channel counts; 0.5 has a quarter of the arithmetic.
         downsample: How layer2 to layer4 halve the map: by convolutions of stride 2 ("stride"), or
             by average pooling before their first block ("pool").
+        stem: "small", or torchvision's ("imagenet"): a 7 x 7 convolution of stride 2 and a
+            max-pool, for large images: [N, C, 224, 224] -> [N, 512, 7, 7].
     """
 
-    def __init__(self, channels: int = 1, width: float = 1.0, downsample: str = "stride") -> None:
+    def __init__(
+        self,
+        channels: int = 1,
+        width: float = 1.0,
+        downsample: str = "stride",
+        stem: str = "small",
+    ) -> None:
         super().__init__()
         planes = [scale_channels(p, width) for p in (64, 128, 256, 512)]
         self.mid_channels, self.out_channels = planes[-2:]
-        self.conv1 = nn.Conv2d(channels, planes[0], 3, padding=1, bias=False)
+        is_small = stem == "small"
+        size, stride = (3, 1) if is_small else (7, 2)
+        self.conv1 = nn.Conv2d(channels, planes[0], size, stride, size // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(planes[0])
+        self.maxpool = nn.Identity() if is_small else nn.MaxPool2d(3, stride=2, padding=1)
         self.layer1 = _make_layer(planes[0], planes[0])  # 48 x 48
         self.layer2 = _make_layer(planes[0], planes[1], downsample)  # 24 x 24
         self.layer3 = _make_layer(planes[1], planes[2], downsample)  # 12 x 12
@@ -43,7 +54,7 @@ class ResNet18(nn.Module):
 
     def forward_early(self, x: Tensor) -> Tensor:
         """[N, C, 48, 48] -> [N, 256, 12, 12]."""
-        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
         return self.layer3(self.layer2(self.layer1(x)))
 
     def forward_late(self, x: Tensor) -> Tensor:

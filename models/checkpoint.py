@@ -70,7 +70,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         WeightsError: The file is missing, damaged, has pickled code, or is another program's.
     """
     path = Path(path)
-    content = _load(path)
+    content = load_file(path)
     if original := convert_original(content, path):
         return Checkpoint(**original)
     if not isinstance(content, dict) or "format" not in content:
@@ -101,8 +101,8 @@ def transfer(
 ) -> tuple[FERNet, list[str]]:
     """Build a network with the weights of a checkpoint.
 
-    `channels` and `pool` are the checkpoint's. A layer that only the new network has is newly
-    initialized and its name returned; one that only the checkpoint has is left out.
+    `channels`, `pool` and `stem` are the checkpoint's. A layer that only the new network has is
+    newly initialized and its name returned; one that only the checkpoint has is left out.
 
     Raises:
         WeightsError: Backbone, width, classes or pooling at landmarks differ, or weights do not
@@ -122,7 +122,7 @@ def transfer(
             f"{path} has another network: {'; '.join(differ)}. Its options are --backbone "
             f"{saved.backbone} --width {saved.width:g}{pool}"
         )
-    network = FERNet(replace(new, channels=saved.channels, pool=saved.pool))
+    network = FERNet(replace(new, channels=saved.channels, pool=saved.pool, stem=saved.stem))
     try:
         checkpoint.network()
     except WeightsError as error:
@@ -135,7 +135,8 @@ def transfer(
     return network, sorted({key.split(".")[0] for key in missing} - {"mean_face"})
 
 
-def _load(path: Path) -> Any:
+def load_file(path: Path) -> Any:
+    """Return the content of a weight file, of which only tensors and plain values are loaded."""
     if (path / "best.pth").is_file():
         raise WeightsError(f"{path} is a folder; give the weights in it: {path / 'best.pth'}")
     if not path.is_file():

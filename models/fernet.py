@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from models.backbones import BACKBONES
 from models.mirror import invariant, make_equivariant, swap
+from models.timm_backbone import PREFIX, TimmBackbone
 from utils.coordinates import FLIP
 from utils.errors import OptionError
 
@@ -24,7 +25,7 @@ PARTS = (17, 5, 5, 9, 6, 6, 12, 8)
 class Architecture:
     """Everything needed to build the network of a checkpoint."""
 
-    backbone: str = "resnet18"  # a name in BACKBONES
+    backbone: str = "resnet18"  # a name in BACKBONES, or "timm:" and a name of timm
     width: float = 1.0  # a factor on the backbone's channel counts
     channels: int = 1  # of the input, 1 (grayscale) or 3
     classes: int = 7  # number of expressions
@@ -35,6 +36,7 @@ class Architecture:
     landmark_pool: bool = False  # whether features pooled at the landmarks are added
     downsample: str = "stride"  # how a ResNet halves its map: "stride" or "pool"
     mirror: bool = False  # whether mirroring the image mirrors the features
+    stem: str = "small"  # of a ResNet: 3 x 3 of stride 1, or "imagenet": torchvision's
 
     @property
     def name(self) -> str:
@@ -67,10 +69,8 @@ class FERNet(nn.Module):
         super().__init__()
         _check(architecture)
         a = self.architecture = architecture
-        kind = {"downsample": a.downsample} if a.downsample != "stride" else {}
-        self.backbone = BACKBONES[a.backbone](channels=a.channels, width=a.width, **kind)
+        self.backbone = _build_backbone(a)
         if a.mirror:
-            make_equivariant(self.backbone)
             self.register_buffer("flip", torch.from_numpy(FLIP), persistent=False)
         features, num_landmarks = self.backbone.out_channels, NUM_LANDMARKS * a.landmarks
         self.classifier = nn.Linear(features, a.classes)
@@ -102,8 +102,11 @@ class FERNet(nn.Module):
             raise ValueError(f"expected 1 or {channels} channels, got {x.shape[1]}")
         x = x.expand(-1, channels, -1, -1)
         x = x.contiguous(memory_format=torch.channels_last)
-        middle = self.backbone.forward_early(x)  # [N, mid_channels, W/4, W/4]
-        cells = self.backbone.forward_late(middle)  # [N, out_channels, w, w]
+        if isinstance(self.backbone, TimmBackbone):
+            middle, cells = self.backbone(x)
+        else:
+            middle = self.backbone.forward_early(x)  # [N, mid_channels, W/4, W/4]
+            cells = self.backbone.forward_late(middle)  # [N, out_channels, w, w]
         if self.architecture.pool == "corner":  # as the original method's ResNet at 48 x 48
             cells = cells[..., :4, :4]
         features = cells.mean((2, 3))  # [N, out_channels]
@@ -168,20 +171,31 @@ def describe(network: FERNet) -> str:
     return f"{a.name}, {parameters / 1e6:.2f} M parameters; heads: {', '.join(heads)}"
 
 
+def _build_backbone(a: Architecture) -> nn.Module:
+    if a.backbone.startswith(PREFIX):
+        return TimmBackbone(a.backbone.removeprefix(PREFIX), a.channels)
+    kind = {"downsample": a.downsample, "stem": a.stem} if a.backbone == "resnet18" else {}
+    backbone = BACKBONES[a.backbone](channels=a.channels, width=a.width, **kind)
+    return make_equivariant(backbone) if a.mirror else backbone
+
+
 def _check(a: Architecture) -> None:
     """Raise an OptionError for an unknown backbone or a value out of range."""
-    if a.backbone not in BACKBONES:
-        raise OptionError(f"unknown backbone '{a.backbone}'; choose from {', '.join(BACKBONES)}")
-    is_resnet = a.backbone.startswith("resnet")
+    is_timm = a.backbone.startswith(PREFIX)
+    if not is_timm and a.backbone not in BACKBONES:
+        names = ", ".join(BACKBONES)
+        raise OptionError(f"unknown backbone '{a.backbone}'; choose from {names}, {PREFIX}NAME")
+    is_resnet = a.backbone == "resnet18"
     is_valid = {
-        "width": 0 < a.width <= 8,
+        "width": a.width == 1 if is_timm else 0 < a.width <= 8,
+        "stem": a.stem == "small" or (a.stem == "imagenet" and is_resnet),
         "channels": a.channels in (1, 3),
         "classes": a.classes >= 2,
         "dropout": 0 <= a.dropout < 1,
         "pool": a.pool in ("all", "corner"),
         "landmark_pool": not a.landmark_pool or (a.landmarks and not a.mirror),
-        "downsample": a.downsample == "stride" or is_resnet and a.downsample == "pool",
-        "mirror": not a.mirror or a.downsample == "pool",
+        "downsample": a.downsample == "stride" or (a.downsample == "pool" and is_resnet),
+        "mirror": not a.mirror or (a.downsample == "pool" and a.stem == "small"),
     }
     if wrong := [f"{name} = {getattr(a, name)!r}" for name in is_valid if not is_valid[name]]:
         raise OptionError(f"no network can be built with {', '.join(wrong)}")

@@ -143,8 +143,10 @@ def test_mirror_implies_pooling_by_average():
     ("argv", "text"),
     [
         (["--mirror", "--image_width", "44"], "multiples of 8"),
-        (["--mirror", "--backbone", "vgg11"], "needs a ResNet"),
-        (["--downsample", "pool", "--backbone", "vgg11"], "needs a ResNet"),
+        (["--mirror", "--stem", "imagenet"], "needs --stem small"),
+        (["--downsample", "pool", "--init", "imagenet"], "needs --downsample stride"),
+        (["--mirror", "--backbone", "vgg11"], "is for resnet18"),
+        (["--downsample", "pool", "--backbone", "vgg11"], "is for resnet18"),
     ],
 )
 def test_options_that_do_not_fit(argv, text):

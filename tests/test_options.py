@@ -48,7 +48,7 @@ def test_every_option_has_help(capsys):
 
 
 @pytest.mark.parametrize(
-    "argv", [["--batch_size", "many"], ["--backbone", "vgg12"], ["--no_such"], ["--seed"]]
+    "argv", [["--batch_size", "many"], ["--stem", "large"], ["--no_such"], ["--seed"]]
 )
 def test_invalid_command_line_exits_with_status_2(argv, capsys):
     with pytest.raises(SystemExit) as end:

@@ -115,6 +115,7 @@ def validate_options(options: Options) -> Options:
         OptionError: A value is out of range, or options contradict each other.
     """
     _validate_types(asdict(options))
+    _check_backbone(options)
     widths, epochs = options.image_width, options.total_epoch
     least = min_image_width(options.backbone)
     if not widths or min(widths) < least or widths[-1] < 32 or len(widths) > epochs:
@@ -123,15 +124,11 @@ def validate_options(options: Options) -> Options:
             f"epochs) widths of {least} to 224 pixels, the last one at least 32"
         )
     if options.mirror:
-        if not options.backbone.startswith("resnet"):
-            raise OptionError(f"--mirror needs a ResNet; --backbone is {options.backbone}")
         if any(width % 8 for width in widths):
             raise OptionError(
                 f"--image_width {' '.join(map(str, widths))}: --mirror needs multiples of 8"
             )
         options = replace(options, downsample="pool", landmark_pool=False)
-    if options.downsample == "pool" and not options.backbone.startswith("resnet"):
-        raise OptionError(f"--downsample pool needs a ResNet; --backbone is {options.backbone}")
     if options.mix != "none" and not options.mixes_at(1):
         raise OptionError(
             f"--mix {options.mix} is off in the last tenth of the epochs, which are all of "
@@ -152,6 +149,25 @@ def validate_options(options: Options) -> Options:
     if not options.importance:
         options = replace(options, rank_weight=0.0)
     return options
+
+
+def _check_backbone(options: Options) -> None:
+    """Raise an OptionError if backbone, width, stem and initial weights contradict each other."""
+    is_timm = options.backbone.startswith("timm:")
+    changes = {"--mirror": options.mirror, "--downsample pool": options.downsample == "pool"}
+    changes["--stem imagenet"] = options.stem == "imagenet"
+    changed = [name for name, is_on in changes.items() if is_on]
+    if changed and options.backbone != "resnet18":
+        raise OptionError(f"{changed[0]} is for resnet18, not {options.backbone}")
+    if options.mirror and options.stem == "imagenet":
+        raise OptionError("--mirror needs --stem small: a convolution of stride 2 is not symmetric")
+    if options.init and options.downsample == "pool":
+        raise OptionError("--init needs --downsample stride, as the initial weights have it")
+    if options.width != 1 and (is_timm or options.init):
+        kind = f"--backbone {options.backbone}" if is_timm else f"--init {options.init}"
+        raise OptionError(f"{kind} needs --width 1, not {options.width:g}")
+    if options.init and options.model_path:
+        raise OptionError("--init and --model_path both give initial weights; leave out one")
 
 
 def print_notes(options: Options) -> None:
@@ -243,7 +259,8 @@ def _validate_types(values: dict[str, Any], before: str = "", after: str = "") -
         return TypeAdapter(Options).validate_python(values)
     except ValidationError as error:
         faults = [
-            f"--{fault['loc'][0]} {fault['input']}: {fault['msg'].replace('Input should', 'must')}"
+            f"--{fault['loc'][0]} {fault['input']}: "
+            + fault["msg"].replace("Input should", "must").removeprefix("Value error, ")
             for fault in error.errors()
         ]
         raise OptionError(f"{before}{'; '.join(faults)}{after}") from None

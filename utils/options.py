@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Width = Annotated[int, Field(ge=24, le=224)]
+
+
+def _check_backbone(name: str) -> str:
+    if not re.fullmatch(r"resnet18|vgg(11|13|16|19)|timm:[\w.-]+", name):
+        raise ValueError("choose resnet18, vgg11, vgg13, vgg16, vgg19, or timm:NAME")
+    return name
+
+
+Backbone = Annotated[str, AfterValidator(_check_backbone)]
 
 
 @dataclass(frozen=True)
@@ -47,8 +57,15 @@ class Options:
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Random seed. Two runs with the same seed, CPU and threads are bit-identical."""
 
-    backbone: Literal["resnet18", "vgg11", "vgg13", "vgg16", "vgg19"] = "resnet18"
-    """The backbone."""
+    backbone: Backbone = "resnet18"
+    """resnet18, vgg11, vgg13, vgg16, vgg19, or a convolutional network of timm, such as
+    timm:convnext_atto (needs requirements-timm.txt)."""
+    stem: Literal["small", "imagenet"] = "small"
+    """First layers of resnet18: a 3 x 3 convolution of stride 1, or those of torchvision (7 x 7 of
+    stride 2, and a max-pool), for images of about 224 pixels."""
+    init: str = ""
+    """Initial weights of the backbone: imagenet (a download), or the path of a state dict of
+    torchvision or timm. Default: random."""
     width: Annotated[float, Field(gt=0, le=8)] = 1.0
     """A factor on the backbone's channels; 0.5 is about three times as fast."""
     downsample: Literal["stride", "pool"] = "stride"
@@ -188,4 +205,6 @@ def with_recipe(recipe: str) -> Options:
 
 def min_image_width(backbone: str) -> int:
     """Return the smallest image width in pixels that a backbone accepts."""
-    return 24 if backbone.startswith("resnet") else 32  # a VGG halves the image five times
+    return (
+        24 if backbone.startswith("resnet") else 32
+    )  # a VGG, and most timm networks halve the image five times

@@ -71,7 +71,7 @@ class FolderLayout:
                 labels += [classes.index(class_of[name])] * len(paths)
                 prefixes = [path.name.partition("_")[0] for path in paths]  # as PublicTest_17.png
                 split += [p if p in SPLITS else _split_of_folder(split_folder) for p in prefixes]
-        images, _ = read_images(self.files(), width, channels)
+        images = read_images(self.files(), width, channels)
         labels, split = np.array(labels, np.int64), np.array(split, "U12")
         return FaceDataset(images, labels, split, classes, source=str(self.root))
 

@@ -1,0 +1,148 @@
+"""Measure the training on a data set that is larger than memory: decoding, and the throughput.
+
+    python -m tools.benchmarks.large     20,000 images: 0.5 GB of JPEG files, 3 GB of cache
+
+Random JPEG files in RGB are decoded into a memory-mapped file, as if they did not fit into memory.
+A bare loop (forward, backward and optimizer step on one fixed batch) and the trainer alternate. The
+trainer's images are a random part of the file, which is removed from the system's cache before.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import torch
+import tyro
+from torch.nn import functional as F
+
+from data import mapped
+from data.dataset import EMOTIONS, FaceDataset
+from data.in_memory import InMemoryDataset
+from data.loader import BatchLoader
+from data.source import find_source, load_dataset
+from engine.build import build_network, build_state
+from engine.distill import Teachers
+from engine.distributed import DistributedContext
+from engine.optim import build_optimizer
+from engine.trainer import train_one_epoch
+from tools.benchmarks.common import median_and_range, peak_memory, seconds_per_call
+from utils.cli import validate_options
+from utils.devices import autocast, pick_device, use_bf16
+from utils.errors import run_main
+from utils.options import Options
+
+TRAINING = validate_options(
+    Options(stem="imagenet", image_width=(224,), channels=3, landmarks=False, total_epoch=1000)
+)
+
+
+@dataclass(frozen=True)
+class LargeOptions:
+    """Options of the benchmark."""
+
+    images: int = 20_000
+    """Number of JPEG files."""
+    steps: int = 3
+    """Steps of 128 images per measurement."""
+    rounds: int = 5
+    """Measurements of each, in alternation; the median and the range are printed."""
+    gpu_ids: str = ""
+    """As for train.py."""
+
+
+def main() -> None:
+    options = tyro.cli(LargeOptions, description=__doc__, use_underscores=True)
+    device = pick_device(options.gpu_ids)
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
+        folder = Path(name)
+        write_jpegs(folder / "set", options.images)
+        mapped.MAX_SHARE, mapped.CACHE_DIR = 0.0, folder / "cache"  # no images fit into memory
+        start = time.perf_counter()
+        dataset = load_dataset(find_source(str(folder / "set")), 224, 3, cache=folder / "cache")
+        seconds = time.perf_counter() - start
+        print(f"decoded in {seconds:.0f} s, {len(dataset) / seconds:.0f} images/s")
+        (file,) = (folder / "cache" / "images").glob("*.npy")
+        functions = bare_loop(options, dataset, device), trainer(options, dataset, device)
+        rates: tuple[list[float], list[float]] = [], []
+        for i in range(options.rounds + 1):  # the first one to warm up
+            drop_from_cache(file)
+            for function, measured in zip(functions, rates):
+                rate = TRAINING.batch_size * options.steps / seconds_per_call(function, device)
+                if i > 0:
+                    measured.append(rate)
+        print(f"peak memory {peak_memory():.1f} GB, with the mapped part of the file")
+    for name, measured in zip(("bare loop", "trainer, memory-mapped"), rates):
+        print(f"{name:24}{median_and_range(measured, 1):>28} images/s")
+    shares = [trained / bare for bare, trained in zip(*rates)]
+    print(f"trainer relative to the bare loop of its round: {median_and_range(shares, 3)}")
+
+
+def write_jpegs(root: Path, n: int) -> None:
+    """Write n random images of 224 pixels, in a folder per class."""
+    rng = np.random.default_rng(0)
+    for split, share in (("train", 0.9), ("validation", 0.1)):
+        for label in EMOTIONS:
+            (root / split / label).mkdir(parents=True)
+        for i in range(round(n * share)):
+            coarse = rng.integers(0, 256, (14, 14, 3), np.uint8)
+            image = cv2.resize(coarse, (224, 224), interpolation=cv2.INTER_CUBIC)
+            cv2.imwrite(str(root / split / EMOTIONS[i % len(EMOTIONS)] / f"{i}.jpg"), image)
+
+
+def drop_from_cache(file: Path) -> None:
+    """Let the next accesses to a file read from the disk, where the system can do it."""
+    if hasattr(os, "posix_fadvise"):
+        with open(file, "rb") as opened:
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def bare_loop(
+    options: LargeOptions, dataset: FaceDataset, device: torch.device
+) -> Callable[[], None]:
+    """Return a function that trains on one fixed batch: the network's computation only."""
+    network = build_network(TRAINING, dataset, (127.5, 64.0)).train()
+    network = network.to(device, memory_format=torch.channels_last)
+    optimizer = build_optimizer(network, TRAINING)
+    images = torch.rand(TRAINING.batch_size, 3, 224, 224, device=device) * 255
+    labels = torch.arange(TRAINING.batch_size, device=device) % len(EMOTIONS)
+
+    def run() -> None:
+        for _ in range(options.steps):
+            with autocast(device, use_bf16(TRAINING.amp, device)):
+                output = network(images)
+            optimizer.zero_grad()
+            F.cross_entropy(output.weighted_logits, labels).backward()
+            optimizer.step()
+
+    return run
+
+
+def trainer(
+    options: LargeOptions, dataset: FaceDataset, device: torch.device
+) -> Callable[[], None]:
+    """Return a function that trains one epoch on other random images of the data set each time."""
+    network, context = build_network(TRAINING, dataset, (127.5, 64.0)), DistributedContext()
+    rng = np.random.default_rng(0)
+    eta = SimpleNamespace(update=lambda: None)  # prints nothing
+
+    def run() -> None:
+        size = TRAINING.batch_size * options.steps
+        rows = rng.choice(dataset.training_rows, size, replace=False)
+        images = InMemoryDataset(dataset, rows, device, storage="mmap")
+        state = build_state(network, images, dataset, TRAINING, context)
+        loader = BatchLoader(images, TRAINING, 1)
+        train_one_epoch(state, network, loader, TRAINING, Teachers(), context, eta, [])
+
+    return run
+
+
+if __name__ == "__main__":
+    run_main(main)
