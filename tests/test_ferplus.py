@@ -224,7 +224,18 @@ def test_human_labels_are_those_of_the_classes(dataset, votes_csv):
 
 def test_human_agreement_does_not_change_the_training(dataset, votes_csv, tmp_path, capsys):
     data = write_csv(dataset, tmp_path / "dataset.csv")
-    argv = ("--data", data, "--no_landmarks", *TINY, "--total_epoch", 2, "--label_noise", 0.3)
+    argv = (
+        "--data",
+        data,
+        "--no_landmarks",
+        *TINY,
+        "--total_epoch",
+        2,
+        "--label_noise",
+        0.3,
+        "--amp",
+        "fp32",
+    )
     argv += ("--relabel", "--relabel_epoch", 1, "--margin_2", 0, "--relabel_cap", 1)
     run(train, *argv, "--out", tmp_path / "without")
     run(train, *argv, "--ferplus_test", votes_csv, "--out", tmp_path / "with")
