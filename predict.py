@@ -8,8 +8,8 @@ Results go to a new folder predictions/TIME_predict in the current folder, or to
 must be new or empty: predictions.csv, predictions.json, annotated images and videos, plots of
 videos.
 
-Exit status: 0 success; 1 an invalid option, a missing path, or a full disk (earlier results are
-kept); 2 an invalid command line; 3 some inputs could not be read or have no face, as warned.
+Exit status: 0 success; 1 a missing path, or a full disk (earlier results are kept); 2 an invalid
+option; 3 some inputs could not be read or have no face, as warned.
 """
 
 from __future__ import annotations

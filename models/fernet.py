@@ -84,7 +84,7 @@ class FERNet(nn.Module):
         x = (pixels.float() - self.pixel_mean) / self.pixel_std
         channels = self.architecture.channels
         if x.shape[1] not in (1, channels):
-            raise ValueError(f"expected 1 or {channels} channels, got {x.shape[1]}")
+            raise ValueError(f"expected images [N, {channels}, W, W], got {list(x.shape)}")
         x = x.expand(-1, channels, -1, -1)
         x = x.contiguous(memory_format=torch.channels_last)
         middle = self.backbone.forward_early(x)  # [N, mid_channels, W/4, W/4]

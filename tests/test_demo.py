@@ -326,7 +326,7 @@ def error_of(*argv, **options):
     process = subprocess.run(
         [*map(str, command)], capture_output=True, text=True, check=False, timeout=60, **options
     )
-    assert process.returncode == 1
+    assert process.returncode == 2
     assert process.stderr.count("\n") == 1
     return process.stderr
 

@@ -1,6 +1,7 @@
 """The command line, recipes, learning rate, ETA, devices, and the run folder."""
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -45,6 +46,30 @@ def test_every_option_has_help(capsys):
     text = capsys.readouterr().out
     for option in fields(Options):
         assert f"--{option.name}" in text
+    words = " ".join(text.replace("\u2502", "").split())
+    assert "--data PATH A data set (CSV" in words
+    assert "--teacher [PATH ...] Weights" in words
+    assert "--out PATH The run folder. Default: a new folder under model_save/. --" in words
+    assert "STR" not in words
+    assert "two hours on two cores), cpu" in words  # a line of the source ends here
+    assert "Random-erasing probability. (default: 0.5)" in words
+
+
+def test_help_names_scripts_and_modules_without_their_folder(tmp_path):
+    for command, name in (
+        ([ROOT / "predict.py"], "predict.py"),
+        (["-m", "tools.report"], "python -m tools.report"),
+    ):
+        result = subprocess.run(
+            [sys.executable, *command, "--help"],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            cwd=tmp_path,
+            check=True,
+        )
+        assert result.stdout.startswith(f"usage: {name} [-h]")
+        assert str(ROOT) not in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -309,6 +309,6 @@ def test_missing_compiler_is_an_error(tmp_path):
         env=os.environ | {"CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)},
         check=False,
     )
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert "--compile does not work here" in result.stderr
     assert "no-such-compiler" in result.stderr

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
 from pydantic import TypeAdapter, ValidationError
 
 from utils.errors import OptionError
+from utils.help import with_help
 from utils.options import Options, min_image_width, with_recipe
 
 T = TypeVar("T")
@@ -72,7 +75,18 @@ def parse(kind: type[T], argv: Sequence[str], description: str) -> T:
             raise OptionError(f"{word} does not exist; use {RENAMED[word]}")
         if word in REMOVED:
             raise OptionError(f"{word} has been removed: {REMOVED[word]}")
-    return tyro.cli(kind, args=list(argv), description=description, use_underscores=True)
+    main = sys.modules["__main__"].__spec__  # None, unless this is `python -m`
+    program = f"python -m {main.name}" if main else Path(sys.argv[0]).name
+    # tyro puts a second empty line before an indented one.
+    description = description.replace("\n\n    ", "\n    ")
+    values = tyro.cli(
+        with_help(kind),
+        prog=program,
+        description=description,
+        args=list(argv),
+        use_underscores=True,
+    )
+    return kind(**vars(values))
 
 
 def parse_train_options(argv: Sequence[str], description: str) -> CommandLine:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import multiprocessing
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,13 +22,13 @@ from pathlib import Path
 import joblib
 import numpy as np
 import torch
-import tyro
 
 from data.in_memory import InMemoryDataset, Storage
 from data.landmarks import add_landmarks
 from data.source import find_source, load_dataset
 from data.synthetic.generate import synthetic_dataset
 from tools.benchmarks.common import peak_memory
+from utils.cli import parse
 from utils.errors import run_main
 
 
@@ -46,7 +47,7 @@ class DataOptions:
 
 
 def main() -> None:
-    options = tyro.cli(DataOptions, description=__doc__, use_underscores=True)
+    options = parse(DataOptions, sys.argv[1:], __doc__)
     print(f"{'':38}{'images':>10}{'seconds':>10}{'us/image':>11}{'peak GB':>9}")
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         for factor in options.factors:

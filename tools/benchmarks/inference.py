@@ -27,7 +27,6 @@ import cv2
 import joblib
 import numpy as np
 import pandas as pd
-import tyro
 
 from data.dataset import EMOTIONS
 from data.synthetic.generate import synthetic_dataset
@@ -36,6 +35,7 @@ from inference.runtime import load_runtime
 from models.checkpoint import Checkpoint, save_checkpoint
 from models.fernet import Architecture, FERNet
 from tools.benchmarks.common import calls_per_second, median_and_range
+from utils.cli import parse
 from utils.errors import RunError, run_main
 from utils.run_folder import PHOTO_WEIGHTS, ROOT
 
@@ -64,7 +64,7 @@ class InferenceOptions:
 
 
 def main() -> None:
-    options = tyro.cli(InferenceOptions, description=__doc__, use_underscores=True)
+    options = parse(InferenceOptions, sys.argv[1:], __doc__)
     with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
         folder = Path(name)
         weights = Path(options.model_path)

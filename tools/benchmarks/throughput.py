@@ -12,6 +12,7 @@ resizing, and the DataLoader baseline in a process of its own, with default memo
 from __future__ import annotations
 
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -24,7 +25,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-import tyro
 from torch.nn import functional as F
 
 from data.dataset import EMOTIONS, NUM_LANDMARKS, FaceDataset
@@ -40,7 +40,7 @@ from models.fernet import Architecture, FERNet, describe
 from tools.benchmarks.baseline import JpegDataset, build_baseline
 from tools.benchmarks.common import median_and_range, seconds_per_call
 from tools.benchmarks.limits import print_limits
-from utils.cli import validate_options
+from utils.cli import parse, validate_options
 from utils.devices import autocast, describe_device, pick_device, report_compile_errors, use_bf16
 from utils.errors import run_main
 from utils.options import Options
@@ -71,7 +71,7 @@ class ThroughputOptions:
 
 
 def main() -> None:
-    options = tyro.cli(ThroughputOptions, description=__doc__, use_underscores=True)
+    options = parse(ThroughputOptions, sys.argv[1:], __doc__)
     device = pick_device(options.gpu_ids)
     last, others = options.image_width[-1], set(options.image_width) - {options.image_width[-1]}
     network = build_network(options).to(device)
