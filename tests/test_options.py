@@ -1,12 +1,12 @@
 """The command line, recipes, learning rate, ETA, devices, and the run folder."""
 
 import json
-import os
 import platform
 import subprocess
 import sys
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import psutil
@@ -15,6 +15,7 @@ import torch
 
 from engine.eta import ETA, MEASURED, WARM_UP, format_duration
 from engine.optim import build_optimizer, learning_rate
+from predict import PredictOptions
 from utils.cli import (
     REMOVED,
     RENAMED,
@@ -55,21 +56,26 @@ def test_every_option_has_help(capsys):
     assert "Random-erasing probability. (default: 0.5)" in words
 
 
-def test_help_names_scripts_and_modules_without_their_folder(tmp_path):
-    for command, name in (
-        ([ROOT / "predict.py"], "predict.py"),
-        (["-m", "tools.report"], "python -m tools.report"),
-    ):
-        result = subprocess.run(
-            [sys.executable, *command, "--help"],
-            capture_output=True,
-            text=True,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            cwd=tmp_path,
-            check=True,
-        )
-        assert result.stdout.startswith(f"usage: {name} [-h]")
-        assert str(ROOT) not in result.stdout
+@pytest.mark.parametrize(
+    ("module", "program", "usage"),
+    [
+        (None, ROOT / "predict.py", "predict.py"),
+        (SimpleNamespace(name="tools.x"), ROOT / "tools/x.py", "python -m tools.x"),
+    ],
+)
+def test_help_names_scripts_and_modules_without_their_folder(
+    monkeypatch, capsys, module, program, usage
+):
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", module)  # None for a script
+    monkeypatch.setattr(sys, "argv", [str(program)])
+    with pytest.raises(SystemExit):
+        parse(PredictOptions, ["--help"], "about")
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: {usage} [-h]")
+    assert "(default: model_save/resnet18_photos.pth)" in " ".join(
+        text.replace("\u2502", "").split()
+    )
+    assert str(ROOT) not in text
 
 
 @pytest.mark.parametrize(

@@ -32,12 +32,6 @@ TINY = (
 )
 
 
-@pytest.fixture(scope="module")
-def faces_csv(tmp_path_factory):
-    dataset = synthetic_dataset(training=7, public=3, private=3)
-    return write_csv(dataset, tmp_path_factory.mktemp("data") / "faces.csv")
-
-
 def run(script, *argv, patch=None):
     """Call a script's main with a command line."""
     with pytest.MonkeyPatch.context() as context:
