@@ -53,7 +53,7 @@ class Output(NamedTuple):
 
 
 class FERNet(nn.Module):
-    """A backbone with a classifier, an importance head, and a parallel landmark head.
+    """A backbone with a classifier, an importance head, and an auxiliary landmark head.
 
     Normalization is part of the network: `forward` takes pixels from 0 to 255.
     """

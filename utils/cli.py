@@ -127,8 +127,8 @@ def validate_options(options: Options) -> Options:
     least = min_image_width(options.backbone)
     if not widths or min(widths) < least or widths[-1] < 32 or len(widths) > epochs:
         raise OptionError(
-            f"--image_width {' '.join(map(str, widths))}: give at most {epochs} (the number of "
-            f"epochs) widths of {least} to 224 pixels, the last one at least 32"
+            f"--image_width {' '.join(map(str, widths))}: each must be {least} to 224 pixels, "
+            f"the last one at least 32, and there must be no more widths than epochs ({epochs})"
         )
     if options.mix != "none" and not options.mixes_at(1):
         raise OptionError(
@@ -155,11 +155,11 @@ def validate_options(options: Options) -> Options:
 def print_notes(options: Options) -> None:
     """Print which options have no effect."""
     if options.relabel and options.relabel_epoch > options.total_epoch:
-        print(f"note     no relabeling: --relabel_epoch {options.relabel_epoch} is after the last")
+        print(f"note     no relabeling: --relabel_epoch {options.relabel_epoch} is never reached")
     if options.ferplus_target == "distribution":
         print("note     no relabeling: the targets are distributions of votes, not labels")
     if options.warmup_epoch >= options.total_epoch:
-        print(f"note     the learning rate only rises: --warmup_epoch {options.warmup_epoch:g}")
+        print(f"note     the learning rate never falls: --warmup_epoch {options.warmup_epoch:g}")
 
 
 def check_class_names(class_names: Sequence[str], ferplus: str) -> None:

@@ -1,4 +1,4 @@
-"""The device to compute on, its number format, threads, and torch.compile."""
+"""The device to compute on, its precision, threads, and torch.compile."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class ThroughputOptions:
     compile: bool = False
     """As for train.py, also for the bare loop."""
     amp: Literal["auto", "bf16", "fp32"] = "auto"
-    """As for train.py. fp32 is the number format of the DataLoader baseline."""
+    """As for train.py. fp32 is the precision of the DataLoader baseline."""
     workers: int = 2
     """Processes of the DataLoader baseline."""
     gpu_ids: str = ""
