@@ -169,7 +169,7 @@ def test_closed_pipe_ends_without_traceback():
 
 
 def test_runs_killed_at_random_moments_are_equal_to_the_bit(tmp_path):
-    tally = KillTest(tmp_path, random.Random(1)).run(2)
+    tally = KillTest(tmp_path, random.Random(1), images=12).run(2)
     assert sum(tally.values()) == 2
 
 

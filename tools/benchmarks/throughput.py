@@ -1,25 +1,19 @@
-"""Measure the training throughput: the trainer, a bare loop, and a DataLoader baseline.
+"""Measure the training throughput: the trainer, and a bare loop.
 
     python -m tools.benchmarks.throughput             width 1; some minutes on a CPU
     python -m tools.benchmarks.throughput --compile   on a GPU
     python -m tools.benchmarks.throughput --width 0.5 --batch_size 32
 
-The three are measured in alternation: a bare loop (forward, backward and optimizer step on one
-fixed batch, in the trainer's precision), the trainer with all modules, and the DataLoader baseline
-in a process of its own, with default memory settings.
+They are measured in alternation: a bare loop (forward, backward and optimizer step on one fixed
+batch, in the trainer's precision), and the trainer with all modules.
 """
 
 from __future__ import annotations
 
 import statistics
 import sys
-import tempfile
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import cache
-from multiprocessing import get_context
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
 
@@ -38,7 +32,6 @@ from engine.optim import EMA, build_optimizer
 from engine.state import TrainingState
 from engine.trainer import train_one_epoch
 from models.fernet import Architecture, FERNet, describe
-from tools.benchmarks.baseline import JpegDataset, build_baseline
 from tools.benchmarks.common import median_and_range, seconds_per_call
 from utils.cli import parse, validate_options
 from utils.devices import autocast, describe_device, pick_device, report_compile_errors, use_bf16
@@ -63,9 +56,7 @@ class ThroughputOptions:
     compile: bool = False
     """As for train.py, also for the bare loop."""
     amp: Literal["auto", "bf16", "fp32"] = "auto"
-    """As for train.py. fp32 is the precision of the DataLoader baseline."""
-    workers: int = 2
-    """Processes of the DataLoader baseline."""
+    """As for train.py."""
     gpu_ids: str = ""
     """As for train.py."""
 
@@ -76,18 +67,8 @@ def main() -> None:
     network = build_network(options).to(device)
     print(f"PyTorch {torch.__version__} on {describe_device(device)}")
     print(f"{describe(network)}; {options.image_width} px, batch size {options.batch_size}")
-    with (
-        tempfile.TemporaryDirectory(prefix="benchmark-") as folder,
-        ProcessPoolExecutor(1, get_context("spawn")) as process,
-        report_compile_errors(),
-    ):
-        functions: dict[str, Callable[[], object]] = {
-            "bare loop": bare_loop(options, device),
-            "trainer": trainer(options, device),
-            "DataLoader baseline": lambda: process.submit(
-                baseline, options, device, folder
-            ).result(),
-        }
+    with report_compile_errors():
+        functions = {"bare loop": bare_loop(options, device), "trainer": trainer(options, device)}
         rates: dict[str, list[float]] = {name: [] for name in functions}
         for i in range(options.rounds + 1):  # the first one to warm up
             for name, function in functions.items():
@@ -95,11 +76,10 @@ def main() -> None:
                 if i > 0:
                     rates[name].append(rate)
     medians = {name: statistics.median(values) for name, values in rates.items()}
-    print(f"\n{'':20}{'images/s (range)':>28}{'of bare':>10}{'x baseline':>12}")
+    print(f"\n{'':12}{'images/s (range)':>28}{'of bare':>10}")
     for name, rate in medians.items():
-        share, factor = rate / medians["bare loop"], rate / medians["DataLoader baseline"]
-        text = median_and_range(rates[name], 1)
-        print(f"{name:20}{text:>28}{100 * share:>8.0f} %{factor:>12.1f}")
+        text, share = median_and_range(rates[name], 1), rate / medians["bare loop"]
+        print(f"{name:12}{text:>28}{100 * share:>8.0f} %")
     operations, limit = flops_per_image(network, options.image_width), matmul_rate(device)
     reached = medians["trainer"] * operations
     print(
@@ -173,20 +153,6 @@ def trainer(options: ThroughputOptions, device: torch.device) -> Callable[[], No
         train_one_epoch(state, model, loader, training, teachers, context, eta, [])
 
     return run
-
-
-def baseline(options: ThroughputOptions, device: torch.device, folder: str) -> None:
-    """Train an epoch of `options.steps` batches with the DataLoader baseline."""
-    seconds_per_call(baseline_trainer(options, device, folder), device)
-
-
-@cache
-def baseline_trainer(
-    options: ThroughputOptions, device: torch.device, folder: str
-) -> Callable[[], None]:
-    dataset = JpegDataset(Path(folder), random_dataset(options))
-    network = build_network(options).to(device)
-    return build_baseline(network, dataset, options.batch_size, options.workers)
 
 
 def random_dataset(options: ThroughputOptions) -> FaceDataset:
