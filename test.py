@@ -31,7 +31,7 @@ from utils.run_folder import RELEASED_WEIGHTS, RunFolder
 
 
 @dataclass(frozen=True)
-class TestOptions:
+class EvalOptions:
     """Options of test.py."""
 
     model_path: tuple[str, ...] = (str(RELEASED_WEIGHTS),)
@@ -67,7 +67,7 @@ class TestOptions:
 
 
 def main() -> None:
-    options = parse(TestOptions, sys.argv[1:], __doc__)
+    options = parse(EvalOptions, sys.argv[1:], __doc__)
     check(options)
     set_threads(options.threads)
     device = pick_device(options.gpu_ids)
@@ -113,7 +113,7 @@ def main() -> None:
         print(f"\nresults are in {run.path}")
 
 
-def check(options: TestOptions) -> None:
+def check(options: EvalOptions) -> None:
     """Check the options.
 
     Raises:
@@ -129,15 +129,16 @@ def check(options: TestOptions) -> None:
 
 
 def print_notes(
-    checkpoints: Sequence[Checkpoint], source: Source, dataset: FaceDataset, options: TestOptions
+    checkpoints: Sequence[Checkpoint],
+    source: Source,
+    dataset: FaceDataset,
+    options: EvalOptions,
 ) -> None:
     """Print why the scores may not be those of the model card."""
     is_released = any(loaded.card for loaded in checkpoints)
     if source.is_synthetic and is_released:
-        print(
-            "note     these weights were trained on FER2013: scores on synthetic images only show"
-        )
-        print("         that everything runs; the model card has the real ones")
+        print("note     these weights were trained on FER2013; scores on synthetic images only")
+        print("         show that everything runs, see the model card for the real ones")
     is_held_out = HELD_OUT_NOTE in dataset.source
     if is_held_out and "Training" not in options.splits and "PrivateTest" not in dataset.counts():
         print(
