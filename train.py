@@ -44,7 +44,6 @@ def main() -> None:
     command = cli.parse_train_options(sys.argv[1:], __doc__)
     resumed = RunFolder.to_resume(command.options.resume, command.options.out)
     saved = resumed.read_json("config.json").get("options") if resumed else None
-    # Of a new run, only `gpu_ids` and `threads` count here: `run` applies the recipe.
     options = cli.resume_options(saved, command) if resumed else command.options
     context = DistributedContext()
     if context.world_size == 1 and len(devices.listed_gpus(options.gpu_ids)) > 1:

@@ -75,12 +75,24 @@ def constant_runtime(monkeypatch):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def blank_figures():
-    """Let figures be made, but not drawn, which would take most of the time of a tiny run."""
+def save_figure():
+    """Let figures be made, but not drawn, which would take most of the time of a tiny run.
+
+    Its value is the function that draws them, see `drawn_figures`.
+    """
+    from utils import figures  # noqa: PLC0415
+
+    draw = figures.save_figure
     blank = cv2.imencode(".png", np.zeros((1, 1), np.uint8))[1].tobytes()
     with pytest.MonkeyPatch.context() as context:
         context.setattr("utils.figures.save_figure", lambda figure, path: path.write_bytes(blank))
-        yield
+        yield draw
+
+
+@pytest.fixture
+def drawn_figures(monkeypatch, save_figure):
+    """Draw figures in this test."""
+    monkeypatch.setattr("utils.figures.save_figure", save_figure)
 
 
 @pytest.fixture(scope="session")

@@ -47,12 +47,16 @@ def table(path):
 
 
 @pytest.fixture(scope="module")
-def trained(faces_csv, tmp_path_factory):
+def trained(faces_csv, tmp_path_factory, save_figure):
     """Return the folder of a run with dlib's landmarks and with relabeling from the first epoch."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     argv = (*TINY, "--relabel_epoch", 1, "--margin_2", 0)
     argv += ("--rank_weight", 3, "--landmark_weight", 0.5)
-    run(train, "--data", faces_csv, "--out", folder, *argv)
+
+    def draw(context):
+        context.setattr("utils.figures.save_figure", save_figure)
+
+    run(train, "--data", faces_csv, "--out", folder, *argv, patch=draw)
     return folder
 
 
@@ -64,6 +68,7 @@ def test_run_folder_is_complete(trained):
         *("learning_curves.png", "confusion_matrix.png", "landmarks.png", "importance.png"),
         *("reliability.png", "importance_by_class.png", "relabels.png"),
     }
+    assert all(path.stat().st_size > 5000 for path in trained.glob("*.png"))
     assert list((trained / "tensorboard").iterdir())
     config = json.loads((trained / "config.json").read_text())
     options, commit = config["options"], config["commit"].removesuffix("-dirty")
