@@ -5,7 +5,7 @@
     network = torch.hub.load(PATH, "resnet18_fer", source="local")
     output = network(pixels)                    # [N, 1, 48, 48], 0 to 255
 
-A program may have packages of its own called `data`, `models` or `utils`.
+Packages of the calling program called `data`, `models` or `utils` are not affected.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ Results go to a new folder predictions/TIME_predict in the current folder, or to
 must be new or empty: predictions.csv, predictions.json, annotated images and videos, plots of
 videos.
 
-Exit status: 0 success; 1 an invalid option, a missing path, or a full disk (earlier results are
-kept); 2 an invalid command line; 3 some inputs could not be read or have no face, as warned.
+Exit status: 0 success; 1 a missing path, or a full disk (earlier results are kept); 2 an invalid
+option; 3 some inputs could not be read or have no face, as warned.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class PredictOptions:
     every: int = 1
     """Process every N-th frame of a video."""
     smooth: float = 0.3
-    """Time constant in seconds of the average of a face's probabilities in a video; 0 is none."""
+    """Time constant in seconds of the moving average of a face's probabilities; 0 is none."""
     detection_size: int = 0
     """Longer side in pixels to which images are resized for the detection. Faces must be 80 pixels
     wide there; a larger size finds smaller faces and takes longer. By default 1000, and 640 for
@@ -68,7 +68,7 @@ class PredictOptions:
     batch_size: int = 64
     """Faces per step of the network."""
     threads: int = 0
-    """CPU threads of the network; 0 is one per core."""
+    """CPU threads of the network; 0 is one per idle core (.pth) or one per core (.onnx)."""
     gpu_ids: str = ""
     """GPU, such as 0; -1 is the CPU. By default the first GPU, if there is one."""
 

@@ -32,11 +32,12 @@ from utils.run_folder import RELEASED_WEIGHTS, RunFolder
 
 
 @dataclass(frozen=True)
-class TestOptions:
+class EvalOptions:
     """Options of test.py."""
 
     model_path: tuple[str, ...] = (str(RELEASED_WEIGHTS),)
-    """The weights: a best.pth or last.pth, or the original method's. Several are an ensemble."""
+    """The weights: a best.pth or last.pth, or the original method's. Several are an ensemble
+    (train.py merges them)."""
     data: str = ""
     """The data set in any layout. Default: as for train.py."""
     out: str = ""
@@ -47,8 +48,8 @@ class TestOptions:
     )
     """The splits to evaluate."""
     class_names: tuple[str, ...] = ()
-    """The classes of the data set in the order of their numbers (in a CSV, a list, or as folders),
-    if they are a subset of the weights' classes, or in another order."""
+    """Names of the data set's numeric labels 0, 1, ..., if their order differs from that of the
+    weights' classes, or some classes are missing."""
     ferplus: str = ""
     """FER+'s fer2013new.csv, for weights that were trained on its labels."""
     ferplus_test: str = ""
@@ -58,8 +59,8 @@ class TestOptions:
     """Test-time augmentation: average ten views: five shifts, each plain and mirrored. For a
     mirror-equivariant network, the five plain ones are enough."""
     corruptions: bool = False
-    """Evaluate common corruptions, too: crop, rotation, gamma, JPEG, noise, low resolution. The
-    noise depends on the order of the images: published figures have the default --splits."""
+    """Evaluate common corruptions, too: crop, rotation, gamma, JPEG, noise, low resolution. To
+    reproduce published figures, keep the default --splits: the noise depends on the order."""
     landmarks: bool = True
     """Compute the landmark error; --no_landmarks needs no dlib."""
     batch_size: int = 256
@@ -71,7 +72,7 @@ class TestOptions:
 
 
 def main() -> None:
-    options = parse(TestOptions, sys.argv[1:], __doc__)
+    options = parse(EvalOptions, sys.argv[1:], __doc__)
     check(options)
     set_threads(options.threads)
     device = pick_device(options.gpu_ids)
@@ -100,8 +101,8 @@ def main() -> None:
     RunFolder.check_out(options.out)  # before the evaluation, which may take long
     evaluation = evaluate(networks, dataset, options.splits, options.batch_size, options.tta)
     print(f"\n{', '.join([dataset.source, *notes])}:\n{summary(evaluation.scores())}", flush=True)
-    has_landmarks = dataset.landmarks is not None or evaluation.predicted_landmarks is None
-    if options.landmarks and not has_landmarks:
+    predicts_landmarks = evaluation.predicted_landmarks is not None
+    if options.landmarks and predicts_landmarks and dataset.landmarks is None:
         evaluation = add_landmark_error(evaluation, dataset, options.threads)
     kind = " with FER+ labels" if options.ferplus else ""
     title = f"{checkpoint.architecture.name}, {source.name}{kind}"
@@ -117,7 +118,7 @@ def main() -> None:
         print(f"\nresults are in {run.path}")
 
 
-def check(options: TestOptions) -> None:
+def check(options: EvalOptions) -> None:
     """Check the options.
 
     Raises:
@@ -133,13 +134,16 @@ def check(options: TestOptions) -> None:
 
 
 def print_notes(
-    checkpoints: Sequence[Checkpoint], source: Source, dataset: FaceDataset, options: TestOptions
+    checkpoints: Sequence[Checkpoint],
+    source: Source,
+    dataset: FaceDataset,
+    options: EvalOptions,
 ) -> None:
     """Print why the scores may not be those of the model card."""
     is_released = any(loaded.card for loaded in checkpoints)
     if source.is_synthetic and is_released:
-        print("note     these weights were trained on photographs: scores on synthetic images only")
-        print("         show that everything runs; those that count are on the model card")
+        print("note     these weights were trained on FER2013; scores on synthetic images only")
+        print("         show that everything runs, see the model card for the real ones")
     is_held_out = HELD_OUT_NOTE in dataset.source
     if is_held_out and "Training" not in options.splits and "PrivateTest" not in dataset.counts():
         print(

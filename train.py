@@ -1,11 +1,11 @@
-"""Train a facial-expression network with SCN (Self-Cure Network) and a parallel landmark task.
+"""Train a facial-expression network with SCN (Self-Cure Network) and an auxiliary landmark task.
 
     python train.py                           on data/, else a download, else synthetic data
     python train.py --data data/fer2013.csv   on FER2013
     python train.py --resume model_save/RUN   resume an interrupted run
 
-Options that are not given have the value of the --recipe. Weights, metrics and figures are written
-to a new folder under model_save/.
+Options that are not given have the value of the --recipe; the defaults below are those of `full`.
+Weights, metrics and figures are written to a new folder under model_save/.
 """
 
 from __future__ import annotations

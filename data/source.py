@@ -86,7 +86,7 @@ def find_source(data: str = "") -> Source:
     if folder := download():
         with _readable(folder):
             if layout := locate(folder):
-                return Source(layout, str(folder), f"FER2013 from Kaggle, in {folder}")
+                return Source(layout, str(folder), f"Kaggle's JPEG copy of FER2013, in {folder}")
     description = (
         "the synthetic data set, which only shows that everything runs. There is no data set in "
         f"{DATA_DIR}, and none could be downloaded. For FER2013, put fer2013.csv or the unpacked "

@@ -22,9 +22,9 @@ class Teachers:
 
     They get the same augmented views as the student (Beyer et al., 2022, arXiv:2106.05237), but
     with weak augmentation only: no erasing, degradation or JPEG. Each image is predicted by one
-    teacher, in rotation, so that several teachers cost no more than one. Over the shuffled epochs
-    the student's expected loss is that of their mean prediction. A resumed run checks the digests
-    of their weight files.
+    teacher, in rotation, so that several teachers cost no more than one. In expectation this is
+    distillation of their mean prediction, because the cross-entropy is linear in the target. A
+    resumed run checks the digests of their weight files.
     """
 
     def __init__(

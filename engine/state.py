@@ -29,7 +29,7 @@ class TrainingState:
     network: FERNet
     ema: AveragedModel  # evaluated and saved
     optimizer: torch.optim.Optimizer
-    labels: Tensor  # int64 [N], of the Training images, after relabeling
+    labels: Tensor  # int64 [N], those of InMemoryDataset, which relabeling changes in place
     data_digest: str = ""  # of the images, labels and splits
     target_digest: str = ""  # of the landmarks and votes
     teacher_digests: tuple[str, ...] = ()  # of the teachers' weight files
@@ -136,7 +136,7 @@ class TrainingState:
             self.history = [dict(row) for row in saved["history"]]
             self.relabels = [(int(i), int(a), int(b), int(e)) for i, a, b, e in saved["relabels"]]
             self.batches = int(saved["batches"])
-            sums = saved["sums"].items()
+            sums = saved["sums"].items()  # only the main process keeps them, and the others add
             self.sums = {name: value.to(self.device) * context.is_main for name, value in sums}
             if self.batches:
                 before = _check_labels(saved["labels_before"], self.labels)

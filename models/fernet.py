@@ -60,7 +60,7 @@ class Output(NamedTuple):
 
 
 class FERNet(nn.Module):
-    """A backbone with a classifier, an importance head, and a parallel landmark head.
+    """A backbone with a classifier, an importance head, and an auxiliary landmark head.
 
     Normalization is part of the network: `forward` takes pixels from 0 to 255.
     """
@@ -99,7 +99,7 @@ class FERNet(nn.Module):
         x = (pixels.float() - self.pixel_mean) / self.pixel_std
         channels = self.architecture.channels
         if x.shape[1] not in (1, channels):
-            raise ValueError(f"expected 1 or {channels} channels, got {x.shape[1]}")
+            raise ValueError(f"expected images [N, {channels}, W, W], got {list(x.shape)}")
         x = x.expand(-1, channels, -1, -1)
         x = x.contiguous(memory_format=torch.channels_last)
         if isinstance(self.backbone, TimmBackbone):

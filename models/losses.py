@@ -21,11 +21,11 @@ def weighted_cross_entropy(
     label_smoothing: float = 0.0,
     importance_smoothing: bool = True,
 ) -> Tensor:
-    """Compute SCN's logit-weighted cross-entropy: -mean log softmax(a * W x)[y].
+    """Compute SCN's logit-weighted cross-entropy: -mean log softmax(importance * logits)[y].
 
     A small importance flattens the softmax and shrinks the image's gradient. The gradient on the
-    importance raises it where the label's logit exceeds the mean logit under the prediction, and
-    lowers it otherwise. With smoothed labels it also lowers that of confident, correct images,
+    importance raises it where z_y > sum_c p_c z_c (logits z, label y, softmax p), and lowers it
+    otherwise. With smoothed labels it also lowers that of confident, correct images,
     unless `importance_smoothing` is False.
 
     Args:
@@ -146,7 +146,8 @@ def landmark_loss(
     Args:
         predicted: [N, 68, 2], normalized coordinates.
         landmarks: [N, 68, 2], NaN for an image without landmarks.
-        num_with_landmarks: The divisor, if not the number of these images that have landmarks.
+        num_with_landmarks: Images with landmarks in the whole batch / number of processes, so that
+            the mean gradient of the processes is that of the batch. None: these images.
     """
     valid = ~landmarks.isnan().flatten(1).any(1)  # [N]
     target = torch.where(valid[:, None, None], landmarks, predicted.detach())
@@ -164,7 +165,7 @@ def compute_losses(
     loss_scale: float = 1.0,
     num_with_landmarks: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Compute the loss to minimize, and its unweighted parts.
+    """Compute the loss to minimize, and its terms, each without its coefficient.
 
     Args:
         output: Of this process's shard of a batch.
@@ -172,11 +173,11 @@ def compute_losses(
         landmarks: [N, 68, 2] in normalized coordinates, NaN where there are none; or None.
         options: The enabled losses and their weights.
         soft_targets: Class probabilities of the teachers [N, C], or None.
-        loss_scale: Size of the shard relative to the mean shard.
-        num_with_landmarks: Images with landmarks in the whole batch, per process.
+        loss_scale: Shard size / mean shard size, which corrects DDP's mean; 1 in a single process.
+        num_with_landmarks: As for `landmark_loss`.
 
     Returns:
-        Scalars by name: `loss`, and each part as `loss_<name>`.
+        Scalars by name: `loss`, and each term as `loss_<name>`.
     """
     logits, importance, smooth = output.logits, output.importance, options.importance_smoothing
     expression = loss_scale * weighted_cross_entropy(

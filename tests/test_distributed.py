@@ -11,12 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from kills import write_csv
 from test_distill import write_teacher
 from torch import distributed as dist
 from torch import nn
 
-from data.synthetic.generate import synthetic_dataset
 from engine.distributed import DistributedContext, launch
 from engine.sync_batch_norm import convert_sync_batch_norm
 from utils.devices import listed_gpus, pick_device, usable_gpus
@@ -56,12 +54,6 @@ data.in_memory.to_device = lambda tensor, *rest: to_device(
 train.main()
 """
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-
-
-@pytest.fixture(scope="module")
-def faces_csv(tmp_path_factory):
-    dataset = synthetic_dataset(training=7, public=3, private=3)
-    return write_csv(dataset, tmp_path_factory.mktemp("data") / "faces.csv")
 
 
 def start(*argv, distributed=True, script=ROOT / "train.py"):

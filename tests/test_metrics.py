@@ -104,6 +104,7 @@ def test_undefined_metrics_are_none():
     assert "no scores" in summary(scores)
 
 
+@pytest.mark.usefixtures("drawn_figures")
 def test_results_are_written(tmp_path):
     run = RunFolder.create(str(tmp_path / "run"), "x")
     evaluation().write(run, "title")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import psutil
@@ -14,6 +15,7 @@ import torch
 
 from engine.eta import ETA, MEASURED, WARM_UP, format_duration
 from engine.optim import build_optimizer, learning_rate
+from predict import PredictOptions
 from utils.cli import (
     REMOVED,
     RENAMED,
@@ -45,6 +47,35 @@ def test_every_option_has_help(capsys):
     text = capsys.readouterr().out
     for option in fields(Options):
         assert f"--{option.name}" in text
+    words = " ".join(text.replace("\u2502", "").split())
+    assert "--data PATH A data set (CSV" in words
+    assert "--teacher [PATH ...] Weights" in words
+    assert "--out PATH The run folder. Default: a new folder under model_save/. --" in words
+    assert "STR" not in words
+    assert "two hours on two cores), cpu" in words  # a line of the source ends here
+    assert "Random-erasing probability. (default: 0.5)" in words
+
+
+@pytest.mark.parametrize(
+    ("module", "program", "usage"),
+    [
+        (None, ROOT / "predict.py", "predict.py"),
+        (SimpleNamespace(name="tools.x"), ROOT / "tools/x.py", "python -m tools.x"),
+    ],
+)
+def test_help_names_scripts_and_modules_without_their_folder(
+    monkeypatch, capsys, module, program, usage
+):
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", module)  # None for a script
+    monkeypatch.setattr(sys, "argv", [str(program)])
+    with pytest.raises(SystemExit):
+        parse(PredictOptions, ["--help"], "about")
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: {usage} [-h]")
+    assert "(default: model_save/resnet18_photos.pth)" in " ".join(
+        text.replace("\u2502", "").split()
+    )
+    assert str(ROOT) not in text
 
 
 @pytest.mark.parametrize(

@@ -362,7 +362,7 @@ def test_axes_are_labeled_with_units():
         return [(axes.get_xlabel(), axes.get_ylabel()) for axes in figure.axes]
 
     rows = history(loss_a=[2, 1])
-    expected = [("Epoch", "Loss (unweighted)"), ("Epoch", "Accuracy (%)")]
+    expected = [("Epoch", "Loss terms"), ("Epoch", "Accuracy (%)")]
     assert labels(plot_learning_curves(rows, "t")) == expected
     figure = plot_confusion_matrix(np.eye(2, dtype=int), ("a", "b"), "t")
     assert labels(figure) == [("Predicted class", "True class")]

@@ -23,20 +23,6 @@ from utils.run_folder import LOCK, RunFolder
 from utils.signals import Interrupted
 
 
-@pytest.fixture(scope="module")
-def faces_csv(tmp_path_factory):
-    dataset = synthetic_dataset(training=7, public=3, private=3)
-    return write_csv(dataset, tmp_path_factory.mktemp("data") / "faces.csv")
-
-
-@pytest.fixture(scope="module")
-def reference(faces_csv, tmp_path_factory):
-    """Return the folder of an uninterrupted run."""
-    folder = tmp_path_factory.mktemp("runs") / "reference"
-    run("--data", faces_csv, "--out", folder, *TINY)
-    return folder
-
-
 def test_full_disk_leaves_the_last_checkpoint(reference, faces_csv, tmp_path):
     with pytest.raises(Interrupted):
         run("--data", faces_csv, "--out", tmp_path / "r", *TINY, on_loss=kill_at(5))

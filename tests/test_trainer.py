@@ -301,8 +301,8 @@ def test_compiled_augmentation_and_losses_equal_the_eager_ones(dataset):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=0.01, equal_nan=True)
 
 
-def test_missing_compiler_is_an_error(tmp_path):
-    argv = ("--data", "sample", "--gpu_ids", "-1", "--width", "0.1", "--compile", "--no_landmarks")
+def test_missing_compiler_is_an_error(faces_csv, tmp_path):
+    argv = ("--data", faces_csv, "--gpu_ids", "-1", "--width", "0.1", "--compile", "--no_landmarks")
     result = subprocess.run(
         [sys.executable, ROOT / "train.py", *argv, "--out", tmp_path / "r"],
         capture_output=True,
@@ -310,6 +310,6 @@ def test_missing_compiler_is_an_error(tmp_path):
         env=os.environ | {"CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)},
         check=False,
     )
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert "--compile does not work here" in result.stderr
     assert "no-such-compiler" in result.stderr

@@ -48,6 +48,7 @@ def moving(both):
     return [blank] * 2 + [both[30:390, 4 * i : 480 + 4 * i] for i in range(20)] + [blank] * 2
 
 
+@pytest.mark.usefixtures("drawn_figures")
 def test_a_video_has_records_an_annotated_copy_and_a_plot(
     constant_runtime, tmp_path, moving, capsys
 ):

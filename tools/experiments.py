@@ -5,8 +5,8 @@
     python -m tools.experiments configs/scn.toml --parallel 2         two at a time on a device
 
 Each run is a run of train.py in OUT/VARIANT-SEED. Finished runs are skipped and interrupted ones
-are resumed, so the command can be repeated at any time. PrivateTest is not evaluated without
---private: use it once, after all choices have been made on PublicTest.
+are resumed, so the command can be repeated at any time. PrivateTest is evaluated with --private
+only: use it once, after all choices have been made on PublicTest.
 """
 
 from __future__ import annotations

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
 from pydantic import TypeAdapter, ValidationError
 
 from utils.errors import OptionError
+from utils.help import with_help
 from utils.options import Options, min_image_width, with_recipe
 
 T = TypeVar("T")
@@ -75,7 +78,18 @@ def parse(kind: type[T], argv: Sequence[str], description: str) -> T:
             raise OptionError(f"{word} does not exist; use {RENAMED[word]}")
         if word in REMOVED:
             raise OptionError(f"{word} has been removed: {REMOVED[word]}")
-    return tyro.cli(kind, args=list(argv), description=description, use_underscores=True)
+    main = sys.modules["__main__"].__spec__  # None, unless this is `python -m`
+    program = f"python -m {main.name}" if main else Path(sys.argv[0]).name
+    # tyro puts a second empty line before an indented one.
+    description = description.replace("\n\n    ", "\n    ")
+    values = tyro.cli(
+        with_help(kind),
+        prog=program,
+        description=description,
+        args=list(argv),
+        use_underscores=True,
+    )
+    return kind(**vars(values))
 
 
 def parse_train_options(argv: Sequence[str], description: str) -> CommandLine:
@@ -120,8 +134,8 @@ def validate_options(options: Options) -> Options:
     least = min_image_width(options.backbone)
     if not widths or min(widths) < least or widths[-1] < 32 or len(widths) > epochs:
         raise OptionError(
-            f"--image_width {' '.join(map(str, widths))}: give at most {epochs} (the number of "
-            f"epochs) widths of {least} to 224 pixels, the last one at least 32"
+            f"--image_width {' '.join(map(str, widths))}: each must be {least} to 224 pixels, "
+            f"the last one at least 32, and there must be no more widths than epochs ({epochs})"
         )
     if options.mirror:
         if any(width % 8 for width in widths):
@@ -173,11 +187,11 @@ def _check_backbone(options: Options) -> None:
 def print_notes(options: Options) -> None:
     """Print which options have no effect."""
     if options.relabel and options.relabel_epoch > options.total_epoch:
-        print(f"note     no relabeling: --relabel_epoch {options.relabel_epoch} is after the last")
+        print(f"note     no relabeling: --relabel_epoch {options.relabel_epoch} is never reached")
     if options.ferplus_target != "majority":
         print("note     no relabeling: the targets are distributions of votes, not labels")
     if options.warmup_epoch >= options.total_epoch:
-        print(f"note     the learning rate only rises: --warmup_epoch {options.warmup_epoch:g}")
+        print(f"note     the learning rate never falls: --warmup_epoch {options.warmup_epoch:g}")
 
 
 def check_ferplus(class_names: Sequence[str], ferplus: str, ferplus_test: str) -> None:

@@ -55,7 +55,7 @@ class Options:
     compile: bool = False
     """Use torch.compile. It takes up to a minute and is faster on a GPU."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Random seed. Two runs with the same seed, CPU and threads are bit-identical."""
+    """Random seed. Two runs with the same seed, CPU and threads are bit-identical, not on a GPU."""
 
     backbone: Backbone = "resnet18"
     """resnet18, vgg11, vgg13, vgg16, vgg19, or a convolutional network of timm, such as
@@ -67,7 +67,7 @@ class Options:
     """Initial weights of the backbone: imagenet (a download), or the path of a state dict of
     torchvision or timm. Default: random."""
     width: Annotated[float, Field(gt=0, le=8)] = 1.0
-    """A factor on the backbone's channels; 0.5 is about three times as fast."""
+    """Width multiplier of the backbone's channels; 0.5 is about three times as fast."""
     downsample: Literal["stride", "pool"] = "stride"
     """How a ResNet halves its feature map: convolutions of stride 2, or average pooling."""
     mirror: bool = False
@@ -117,7 +117,7 @@ class Options:
     label_noise: BelowOne = 0.0
     """Share of the Training labels that are replaced by wrong ones, to test relabeling."""
     landmarks: bool = True
-    """The parallel landmark task; --no_landmarks needs no dlib."""
+    """The auxiliary landmark task; --no_landmarks needs no dlib."""
     landmark_pool: bool = False
     """Add features pooled at the predicted landmarks to the globally pooled features."""
     landmark_weight: NonNegative = 2.0
@@ -130,28 +130,29 @@ class Options:
     optimizer: Literal["sgd", "adam"] = "sgd"
     """sgd has Nesterov momentum 0.9; adam is AdamW, for which --start_lr 0.001 is suitable."""
     start_lr: Annotated[float, Field(gt=0)] = 0.1
-    """Learning rate after the warm-up; it follows a cosine to 0."""
+    """Peak learning rate, after the warm-up; it then follows a cosine to 0."""
     warmup_epoch: NonNegative = 5.0
     """Epochs of linear warm-up."""
     weight_decay: NonNegative = 5e-4
     """Weight decay of convolution and linear weights; biases and batch norm have none."""
     clip: NonNegative = 1.0
-    """Maximum gradient norm; 0 for none. A full-width ResNet-18's importances may collapse then."""
+    """Maximum gradient norm; 0 for none. Without it, the importances of a
+    full-width ResNet-18 may collapse to 0 (docs/experiments.md)."""
     label_smoothing: BelowOne = 0.1
     """Label smoothing."""
     ema: BelowOne = 0.999
     """Decay of the exponential moving average of the weights, which is evaluated; 0 for none."""
     amp: Literal["auto", "bf16", "fp32"] = "auto"
-    """Number format of the convolutions; auto is bf16 where the hardware supports it."""
+    """Precision of the convolutions; auto is bf16 where the hardware supports it."""
 
     affine: tuple[NonNegative, NonNegative, BelowOne] = (15.0, 0.1, 0.2)
     """Random rotation in degrees, translation as a share of the width, and scale 1 - s to 1 + s."""
     color_jitter: NonNegative = 0.3
-    """Random contrast from 1 - c to 1 + c, and brightness by up to c / 2 of the gray levels."""
+    """Random contrast from 1 - c to 1 + c, and brightness: up to 127.5 c gray levels are added."""
     erasing: Fraction = 0.5
     """Random-erasing probability."""
     degraded: Fraction = 0.0
-    """Probability of low resolution, of noise, and of a gamma curve, for use on photographs."""
+    """Probability of each of low resolution, noise and a gamma curve, for use on photographs."""
     jpeg: Fraction = 0.0
     """Probability of JPEG compression of quality 20 to 100, for use on photographs."""
     mild_epochs: Annotated[int, Field(ge=0)] = 0

@@ -38,7 +38,7 @@ def plot_learning_curves(history: Sequence[Mapping[str, float]], title: str) -> 
         if np.isfinite(values).any():
             label = name.removeprefix("loss_")
             left.plot(table.index, values, color=color, label=label, marker=".")
-    left.set(xlabel="Epoch", ylabel="Loss (unweighted)", yscale="log")
+    left.set(xlabel="Epoch", ylabel="Loss terms", yscale="log")
     training, public = 100 * table["train_accuracy"], 100 * table["public_accuracy"]
     right.plot(training, color=GRAY, label="Training (augmented)", marker=".")
     right.plot(public, color=BLUE, label="PublicTest", marker=".")

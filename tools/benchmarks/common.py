@@ -3,21 +3,10 @@
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 
 import torch
-
-
-def peak_memory() -> float:
-    """Return the peak memory of this process in GB; NaN on Windows."""
-    try:
-        import resource  # noqa: PLC0415
-    except ImportError:
-        return float("nan")
-    unit = 1e9 if sys.platform == "darwin" else 1e6  # bytes on macOS, else kB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def seconds_per_call(function: Callable[[], object], device: torch.device) -> float:

@@ -8,18 +8,19 @@ accuracy on the crops is compared with that on FER2013's own crops of the same f
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import joblib
 import numpy as np
-import tyro
 
 from data.dataset import UNLABELED, resize_image
 from data.source import find_source, load_dataset
 from inference.detector import MARGIN, crop, detect_faces, expand_boxes
 from inference.runtime import Runtime, load_runtime
+from utils.cli import parse
 from utils.errors import DataError, run_main
 from utils.run_folder import PHOTO_WEIGHTS
 
@@ -39,7 +40,7 @@ class MarginOptions:
 
 
 def main() -> None:
-    options = tyro.cli(MarginOptions, description=__doc__, use_underscores=True)
+    options = parse(MarginOptions, sys.argv[1:], __doc__)
     runtime = load_runtime(options.model_path, "-1")
     source = find_source(options.data)
     dataset = load_dataset(source, runtime.image_width, 1, ()).subset("PublicTest")
