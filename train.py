@@ -23,7 +23,7 @@ from data.in_memory import InMemoryDataset
 from data.landmarks import add_landmarks
 from data.loader import check_batch_size
 from data.source import find_source, load_dataset
-from engine.build import build_network, build_state
+from engine.build import build_network, build_state, load_initial_weights
 from engine.distill import load_teachers
 from engine.distributed import DistributedContext, launch
 from engine.evaluate import evaluate
@@ -65,28 +65,31 @@ def run(
     resumed: RunFolder | None,
 ) -> None:
     """Load the data, build or resume the network, train and evaluate it."""
+    is_started = resumed is not None and (resumed / "last.pth").exists()
+    checkpoint = load_checkpoint(resumed / "last.pth") if is_started else None
     with context.local_main_first():
         source = find_source(options.data)
+        initial = None if checkpoint else load_initial_weights(options.model_path)
         if not resumed:  # a resumed run keeps its data set and threads
             found = {"data": source.data, "threads": options.threads}
-            options = replace(cli.resolve_options(command, source.is_synthetic), **found)
+            weights = initial.initial_options() if initial else {}
+            options = replace(cli.resolve_options(command, source.is_synthetic, weights), **found)
         cli.print_notes(options)
         print(f"data     {source.description}")
         dataset = load_dataset(source, options.eval_width, options.channels, options.class_names)
     if options.ferplus:
         dataset = with_ferplus_labels(dataset, options.ferplus)
     check_trainable(dataset)
+    dataset = dataset.with_images_per_class(options.per_class, options.seed)
     check_batch_size(len(dataset.training_rows), options, context.world_size)
     print(f"         {dataset.describe()}")
     clean_labels = dataset.labels
     dataset = dataset.with_label_noise(options.label_noise, options.seed)
 
-    is_started = resumed is not None and (resumed / "last.pth").exists()
-    checkpoint = load_checkpoint(resumed / "last.pth") if is_started else None
     if checkpoint:
         network = FERNet(checkpoint.architecture)
     else:
-        network = build_network(options, dataset, dataset.pixel_statistics("Training"))
+        network = build_network(options, dataset, dataset.pixel_statistics("Training"), initial)
     teachers = load_teachers(options, dataset, device)
     folder = None  # only the main process writes
     if context.is_main:

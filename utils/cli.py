@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -11,11 +11,13 @@ import tyro
 from pydantic import TypeAdapter, ValidationError
 
 from utils.errors import OptionError
-from utils.options import Options, min_image_width, with_recipe
+from utils.options import RECIPES, Options, min_image_width, with_recipe
 
 T = TypeVar("T")
 # Options that may differ when a run is resumed: they change where it runs, not what it trains.
 FREE_ON_RESUME = {"resume", "out", "data", "ferplus", "gpu_ids", "threads", "compile", "final_test"}
+# Options that initial weights determine.
+FIXED_BY_WEIGHTS = ("backbone", "width", "channels", "landmark_pool")
 # Names of earlier versions and of other projects, and what replaces them.
 RENAMED = {
     "--epochs": "--total_epoch",
@@ -84,15 +86,31 @@ def parse_train_options(argv: Sequence[str], description: str) -> CommandLine:
     return CommandLine(options, frozenset(given & names))
 
 
-def resolve_options(command: CommandLine, is_synthetic: bool) -> Options:
+def resolve_options(
+    command: CommandLine, is_synthetic: bool, initial: Mapping[str, Any] | None = None
+) -> Options:
     """Return the options of a new run: the recipe's, and the given ones on top.
 
-    The recipe `auto` depends on whether the data set is the synthetic one.
+    The recipe `auto` depends on whether the data set is the synthetic one. `initial` has the
+    options of the initial weights, which precede those of the recipe, except for its image widths.
+
+    Raises:
+        OptionError: A value is out of range, or options contradict each other or the weights.
     """
-    recipe = command.options.recipe
+    recipe, initial = command.options.recipe, dict(initial or {})
     if recipe == "auto":
-        recipe = "sample" if is_synthetic else "full"
-    options = validate_options(replace(command.over(with_recipe(recipe)), recipe=recipe))
+        is_finetuned = bool(command.options.model_path)
+        recipe = "finetune" if is_finetuned else "sample" if is_synthetic else "full"
+    for name in FIXED_BY_WEIGHTS:
+        value = getattr(command.options, name)
+        if name in command.given and value != initial.get(name, value):
+            weights, theirs = " ".join(command.options.model_path), initial[name]
+            fault = f"{_format_option(name, value)}: {weights} has {name} {theirs}"
+            raise OptionError(f"{fault}, which cannot be changed; leave out this option")
+    if "image_width" in RECIPES[recipe]:
+        initial.pop("image_width", None)
+    defaults = replace(with_recipe(recipe), **initial)
+    options = validate_options(replace(command.over(defaults), recipe=recipe))
     for name in sorted(command.given - {"recipe"}):
         if getattr(options, name) != getattr(command.options, name):
             print(f"note     --{name} has no effect with these options")
@@ -103,7 +121,8 @@ def validate_options(options: Options) -> Options:
     """Return the options as they are used.
 
     Rank regularization and the low-importance group need importances, pooling at landmarks needs
-    landmarks, and relabeling needs labels: each is off without what it needs.
+    landmarks, relabeling needs labels, and freezing needs initial weights: each is off without what
+    it needs.
 
     Raises:
         OptionError: A value is out of range, or options contradict each other.
@@ -135,6 +154,8 @@ def validate_options(options: Options) -> Options:
         options = replace(options, landmark_pool=False)
     if not options.importance:
         options = replace(options, rank_weight=0.0, relabel_group="all")
+    if not options.model_path:
+        options = replace(options, freeze_epochs=0)
     return options
 
 
@@ -189,12 +210,15 @@ def format_command(options: Options) -> str:
         value = getattr(options, name)
         if value == getattr(recipe, name):
             continue
-        if isinstance(value, bool):
-            words.append(f"--{name}" if value else f"--no_{name}")
-        else:
-            values = value if isinstance(value, tuple) else (value,)
-            words.append(" ".join([f"--{name}", *map(str, values)]))
+        words.append(_format_option(name, value))
     return " ".join(words)
+
+
+def _format_option(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no_{name}"
+    values = value if isinstance(value, tuple) else (value,)
+    return " ".join([f"--{name}", *map(str, values)])
 
 
 def options_from_json(saved: Any) -> Options:
