@@ -22,6 +22,13 @@ from models.merge import merge_checkpoints
 from utils.devices import compile_module
 from utils.options import Options
 
+MODULES = {
+    "backbone": "backbone",
+    "part_layer": "pooling at landmarks",
+    "attention": "importance head",
+    "landmark_head": "landmark head",
+}
+
 
 def build_network(
     options: Options,
@@ -85,13 +92,15 @@ def _fine_tuned_network(options: Options, dataset: FaceDataset, initial: Checkpo
     classes = match_classes(dataset.class_names, initial.class_names)
     paths = " and ".join(options.model_path)
     network, kept, new = transfer(initial, architecture, classes, paths)
-    names = list(enumerate(dataset.class_names))
-    kept_classes = ", ".join(name for i, name in names if i in classes)
-    new_classes = ", ".join(name for i, name in names if i not in classes)
-    kept_text = ", ".join(sorted(kept)) + (f", classes {kept_classes}" if classes else "")
-    new_text = ", ".join(sorted(new) + ([f"classes {new_classes}"] if new_classes else []))
-    merged = ", merged" if len(options.model_path) > 1 else f" (epoch {initial.epoch})"
-    print(f"weights  {paths}{merged}\n         kept: {kept_text}; new: {new_text or 'nothing'}")
+    names = dataset.class_names
+    shared = [names[i] for i in classes]
+    texts = []
+    for modules, class_names in ((kept, shared), (new, [n for n in names if n not in shared])):
+        parts = [text for name, text in MODULES.items() if name in modules]
+        parts += [f"classes {', '.join(class_names)}"] if class_names else []
+        texts.append(", ".join(parts) or "nothing")
+    epoch = "merged" if len(options.model_path) > 1 else f"epoch {initial.epoch}"
+    print(f"weights  {paths} ({epoch})\n         kept: {texts[0]}; new: {texts[1]}")
     return network
 
 

@@ -135,7 +135,7 @@ def transfer(
     for key in ("classifier.weight", "classifier.bias"):
         shared[key] = state[key].clone()
         shared[key][rows] = checkpoint.net[key][sources].to(state[key].dtype)
-    if not checkpoint.architecture.landmarks:
+    if checkpoint.architecture.landmarks != new.landmarks:
         shared.pop("mean_face", None)
     missing = network.load_state_dict(shared, strict=False).missing_keys
     kept, new_modules = ({k.split(".")[0] for k in keys if "." in k} for keys in (shared, missing))

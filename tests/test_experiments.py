@@ -232,7 +232,7 @@ def test_the_last_log_line_in_any_encoding(tmp_path):
 
 
 def test_a_failed_run_is_named_and_the_others_are_trained(csv, tmp_path, capsys):
-    variants = {"bad": "--no_landmarks --model_path none.pth", "good": "--no_landmarks"}
+    variants = {"bad": "--no_landmarks --class_names a b", "good": "--no_landmarks"}
     plan = write_plan(
         tmp_path / "p.toml", baseline="good", seeds=[0], common=TINY, variants=variants
     )
@@ -240,7 +240,7 @@ def test_a_failed_run_is_named_and_the_others_are_trained(csv, tmp_path, capsys)
     with pytest.raises(RunError, match=r"bad-0 did not finish; see .*o/\*\.log"):
         run(*argv)
     output = capsys.readouterr().out
-    assert re.search(r"bad-0: ended with status 1: error: .*none\.pth", output)
+    assert re.search(r"bad-0: ended with status 1: error: .*faces", output)
     assert re.search(
         r"good-0: epoch 2/2, best PublicTest accuracy \d+\.\d\d % \(epoch \d\)", output
     )

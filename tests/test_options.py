@@ -84,11 +84,12 @@ def parse_target(kind):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipes_are_valid_and_can_be_overridden(recipe):
-    default = with_recipe(recipe)
+    argv = ("--recipe", recipe, "--model_path", "w.pth")  # finetune needs weights
+    default = replace(with_recipe(recipe), model_path=("w.pth",))
     assert validate_options(default) == default
-    assert resolve("--recipe", recipe) == default
+    assert resolve(*argv) == default
     # An option with the full recipe's value is an override, too.
-    assert resolve("--recipe", recipe, "--width=1", "--total-epoch", "200") == replace(
+    assert resolve(*argv, "--width=1", "--total-epoch", "200") == replace(
         default, width=1.0, total_epoch=200
     )
 
