@@ -21,7 +21,11 @@ def build_optimizer(network: nn.Module, options: Options) -> torch.optim.Optimiz
     ]
     if options.optimizer == "adam":
         return torch.optim.AdamW(groups, lr=options.start_lr, fused=True)
-    return torch.optim.SGD(groups, lr=options.start_lr, momentum=0.9, nesterov=True, fused=True)
+    sgd = torch.optim.SGD(groups, lr=options.start_lr, momentum=0.9, nesterov=True, fused=True)
+    if options.freeze_epochs:  # fused SGD fails if only some parameters have a buffer
+        for p in network.parameters():
+            sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return sgd
 
 
 def learning_rate(options: Options, progress: float) -> float:
