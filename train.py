@@ -66,10 +66,10 @@ def run(
 ) -> None:
     """Load the data, build or resume the network, train and evaluate it."""
     is_started = resumed is not None and (resumed / "last.pth").exists()
-    checkpoint = load_checkpoint(resumed / "last.pth") if is_started else None
+    last = load_checkpoint(resumed / "last.pth") if is_started else None
     with context.local_main_first():
         source = find_source(options.data)
-        initial = None if checkpoint else load_initial_weights(options.model_path)
+        initial = None if last else load_initial_weights(options.model_path)
         if not resumed:  # a resumed run keeps its data set and threads
             found = {"data": source.data, "threads": options.threads}
             weights = initial.initial_options() if initial else {}
@@ -86,10 +86,7 @@ def run(
     clean_labels = dataset.labels
     dataset = dataset.with_label_noise(options.label_noise, options.seed)
 
-    if checkpoint:
-        network = FERNet(checkpoint.architecture)
-    else:
-        network = build_network(options, dataset, dataset.pixel_statistics("Training"), initial)
+    network = FERNet(last.architecture) if last else build_network(options, dataset, initial)
     teachers = load_teachers(options, dataset, device)
     folder = None  # only the main process writes
     if context.is_main:
@@ -107,8 +104,8 @@ def run(
         targets = vote_distributions(dataset.votes) if is_soft else None
         images = InMemoryDataset(dataset, dataset.training_rows, device, targets)
         state = build_state(network, images, dataset, options, context, teachers.digests)
-        if checkpoint:
-            state.load_state_dict(checkpoint, context)
+        if last:
+            state.load_state_dict(last, context)
             if folder:  # only if the data set and the teachers are the run's
                 folder.write_config(asdict(options), torch.__version__, is_new=False)
         print(f"network  {describe(network)}")

@@ -31,15 +31,11 @@ MODULES = {
 
 
 def build_network(
-    options: Options,
-    dataset: FaceDataset,
-    pixel_statistics: tuple[float, float],
-    initial: Checkpoint | None = None,
+    options: Options, dataset: FaceDataset, initial: Checkpoint | None = None
 ) -> FERNet:
     """Build the network for a data set, new or with initial weights.
 
-    `pixel_statistics` are the mean and standard deviation of the Training pixels, 0 to 255, for a
-    new network.
+    A new network is normalized by the mean and standard deviation of the Training pixels.
 
     Raises:
         WeightsError: The initial weights do not fit their architecture.
@@ -58,7 +54,7 @@ def build_network(
         landmark_pool=options.landmark_pool,
     )
     network = FERNet(architecture)
-    mean, std = pixel_statistics
+    mean, std = dataset.pixel_statistics("Training")
     network.pixel_mean.fill_(mean)
     network.pixel_std.fill_(max(std, 1.0))
     return network

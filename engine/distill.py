@@ -68,11 +68,12 @@ class Teachers:
         return len(self._models)
 
     @torch.no_grad()
-    def predict(self, images: Tensor, targets: Tensor, start: int = 0) -> Tensor:
+    def predict(self, images: Tensor | None, targets: Tensor, start: int = 0) -> Tensor | None:
         """Predict soft targets [N, C] for float images [N, channels, W, W], 0 to 255.
 
-        `targets` are labels [N] or class probabilities [N, C]; see `SharedClasses`. `start` is the
-        place of the first image in the whole batch, which determines its teacher.
+        Without teachers there are no images, and the result is None. `targets` are labels [N] or
+        class probabilities [N, C]; see `SharedClasses`. `start` is the place of the first image in
+        the whole batch, which determines its teacher.
         """
         n = len(self._models)
         probabilities: Tensor | None = None

@@ -131,24 +131,14 @@ def train_one_epoch(
 
         labels, scale = state.labels[batch.index], batch.loss_scale
         targets = labels if batch.targets is None else batch.targets
-        soft_targets = None
-        if teachers:
-            soft_targets = teachers.predict(batch.clean_images, targets, batch.start)
+        soft_targets = teachers.predict(batch.clean_images, targets, batch.start)
         if batch.lam is not None:
             targets, soft_targets = mix_targets(targets, soft_targets, batch.lam, state.num_classes)
         seed_device(state.device, batch.seed + context.rank)  # of dropout
         with autocast(state.device, bf16):
             output = model(batch.images)
-        losses = losses_of(
-            output,
-            targets,
-            batch.landmarks,
-            options,
-            soft_targets,
-            scale,
-            batch.num_with_landmarks,
-            state.class_weights,
-        )
+        more = (soft_targets, scale, batch.num_with_landmarks, state.class_weights)
+        losses = losses_of(output, targets, batch.landmarks, options, *more)
         state.optimizer.zero_grad()
         losses["loss"].backward()
         gradient_norm = clip_grad_norm_(parameters, options.clip or math.inf)

@@ -109,6 +109,8 @@ class Options:
     """sgd has Nesterov momentum 0.9; adam is AdamW, for which --start_lr 0.001 is suitable."""
     start_lr: Annotated[float, Field(gt=0)] = 0.1
     """Learning rate after the warm-up; it follows a cosine to 0."""
+    backbone_lr: Annotated[float, Field(gt=0)] = 1.0
+    """A factor on the learning rate of the backbone; fine-tuning has 0.1."""
     warmup_epoch: NonNegative = 5.0
     """Epochs of linear warm-up."""
     weight_decay: NonNegative = 5e-4
