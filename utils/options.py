@@ -180,7 +180,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         **{"relabel": True, "relabel_epoch": 13},
     },
     "finetune": _SHORT
-    | {"total_epoch": 20, "start_lr": 0.0003, "freeze_epochs": 2, "erasing": 0.25},
+    | {"total_epoch": 10, "freeze_epochs": 2, "backbone_lr": 0.1, "erasing": 0.25},
 }
 
 
