@@ -41,7 +41,7 @@ def face_predictor(weights: str = "resnet18_photos", **options: typing.Any) -> t
 def resnet18_fer(pretrained: bool = True, weights: str = "resnet18") -> typing.Any:
     """Return the network, a models.fernet.FERNet in evaluation mode on the CPU.
 
-    Its output has `logits` [N, 7], `importance` [N, 1] and `landmarks` [N, 68, 2] in normalized
+    Its output has `logits` [N, C], `importance` [N, 1] and `landmarks` [N, 68, 2] in normalized
     coordinates. The probabilities, in the order of `network.class_names`, are the softmax of
     `weighted_logits`.
 

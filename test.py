@@ -25,10 +25,11 @@ from engine.results import Evaluation, summary
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.fernet import describe
 from models.predict import SHIFTS
-from utils.cli import check_ferplus, parse
+from utils.cli import parse
 from utils.devices import describe_device, pick_device, set_threads
 from utils.errors import DataError, OptionError, run_main
 from utils.run_folder import RELEASED_WEIGHTS, RunFolder
+from utils.validation import check_ferplus
 
 
 @dataclass(frozen=True)

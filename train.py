@@ -23,7 +23,7 @@ from data.in_memory import InMemoryDataset
 from data.landmarks import add_landmarks
 from data.loader import check_batch_size
 from data.source import find_source, load_dataset
-from engine.build import build_network, build_state
+from engine.build import build_network, build_state, load_initial_weights
 from engine.distill import load_teachers
 from engine.distributed import DistributedContext, launch
 from engine.evaluate import evaluate, evaluate_training_labels
@@ -38,6 +38,7 @@ from utils.errors import run_main
 from utils.image_grids import plot_relabeled
 from utils.options import Options
 from utils.run_folder import RunFolder
+from utils.validation import print_notes
 
 
 def main() -> None:
@@ -65,27 +66,27 @@ def run(
     resumed: RunFolder | None,
 ) -> None:
     """Load the data, build or resume the network, train and evaluate it."""
+    is_started = resumed is not None and (resumed / "last.pth").exists()
+    last = load_checkpoint(resumed / "last.pth") if is_started else None
     with context.local_main_first():
         source = find_source(options.data)
+        initial = None if last else load_initial_weights(options.model_path)
         if not resumed:  # a resumed run keeps its data set and threads
             found = {"data": source.data, "threads": options.threads}
-            options = replace(cli.resolve_options(command, source.is_synthetic), **found)
-        cli.print_notes(options)
+            weights = initial.initial_options() if initial else {}
+            options = replace(cli.resolve_options(command, source.is_synthetic, weights), **found)
+        print_notes(options)
         print(f"data     {source.description}")
         dataset = load_dataset(source, options.eval_width, options.channels, options.class_names)
     dataset = with_ferplus(dataset, options.ferplus, options.ferplus_test)
     check_trainable(dataset)
+    dataset = dataset.with_images_per_class(options.per_class, options.seed)
     check_batch_size(len(dataset.training_rows), options, context.world_size)
     print(f"         {dataset.describe()}")
     clean_labels = dataset.labels
     dataset = dataset.with_label_noise(options.label_noise, options.seed)
 
-    is_started = resumed is not None and (resumed / "last.pth").exists()
-    checkpoint = load_checkpoint(resumed / "last.pth") if is_started else None
-    if checkpoint:
-        network = FERNet(checkpoint.architecture)
-    else:
-        network = build_network(options, dataset, dataset.pixel_statistics("Training"))
+    network = FERNet(last.architecture) if last else build_network(options, dataset, initial)
     teachers = load_teachers(options, dataset, device)
     folder = None  # only the main process writes
     if context.is_main:
@@ -102,8 +103,8 @@ def run(
         targets = training_targets(dataset, options.ferplus_target)
         images = InMemoryDataset(dataset, dataset.training_rows, device, targets)
         state = build_state(network, images, dataset, options, context, teachers.digests)
-        if checkpoint:
-            state.load_state_dict(checkpoint, context)
+        if last:
+            state.load_state_dict(last, context)
             if folder:  # only if the data set and the teachers are the run's
                 folder.write_config(asdict(options), torch.__version__, is_new=False)
         print(f"network  {describe(network)}")

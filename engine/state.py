@@ -33,6 +33,7 @@ class TrainingState:
     data_digest: str = ""  # of the images, labels and splits
     target_digest: str = ""  # of the landmarks and votes
     teacher_digests: tuple[str, ...] = ()  # of the teachers' weight files
+    class_weights: Tensor | None = None  # float [C], of the expression loss
     epoch: int = 0  # finished epochs
     history: list[dict[str, Any]] = field(default_factory=list)  # rows of metrics.csv
     relabels: list[tuple[int, int, int, int]] = field(default_factory=list)  # of relabels.csv

@@ -59,13 +59,13 @@ def train(
         RunError: Training diverged, or the run folder cannot be written.
         Interrupted: A signal arrived; the state is saved.
     """
-    model = wrap_model(state.network, options, context)
+    model = None
     public = dataset.subset("PublicTest")
     public = public.select(public.labels != UNLABELED)
     eta = ETA(state.device, options, len(images), options.total_epoch - state.epoch)
     if run:
         writer = CheckpointWriter(run.path, options, dataset.class_names)
-        logger = TrainingLogger(run, dataset.class_names, options.total_epoch, state.epoch)
+        logger = TrainingLogger(run, dataset.class_names, options, state.epoch)
     shared = {"rank": context.rank, "world_size": context.world_size}
     shared["clean_images"] = len(teachers) > 0
     with record_signals(wait=context.world_size > 1) as signals:
@@ -76,6 +76,10 @@ def train(
             loader = BatchLoader(
                 images, options, state.epoch + 1, equal_lengths=equal_lengths, **shared
             )
+            if model is None or state.epoch == options.freeze_epochs:
+                model = None  # ends the hooks of DistributedDataParallel
+                state.network.freeze_backbone(state.epoch < options.freeze_epochs)
+                model = wrap_model(state.network, options, context)
             means = train_one_epoch(state, model, loader, options, teachers, context, eta, signals)
             if means is None:
                 break
@@ -130,15 +134,14 @@ def train_one_epoch(
 
         labels, scale = state.labels[batch.index], batch.loss_scale
         targets = labels if batch.targets is None else batch.targets
-        soft_targets = teachers.predict(batch.clean_images, batch.start) if teachers else None
+        soft_targets = teachers.predict(batch.clean_images, targets, batch.start)
         if batch.lam is not None:
             targets, soft_targets = mix_targets(targets, soft_targets, batch.lam, state.num_classes)
         seed_device(state.device, batch.seed + context.rank)  # of dropout
         with autocast(state.device, bf16):
             output = model(batch.images)
-        losses = losses_of(
-            output, targets, batch.landmarks, options, soft_targets, scale, batch.num_with_landmarks
-        )
+        more = (soft_targets, scale, batch.num_with_landmarks, state.class_weights)
+        losses = losses_of(output, targets, batch.landmarks, options, *more)
         state.optimizer.zero_grad()
         losses["loss"].backward()
         gradient_norm = clip_grad_norm_(parameters, options.clip or math.inf)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import zipfile
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,13 @@ class Checkpoint:
     def channels(self) -> int:
         """Channels of the images it was trained on: 1 for grayscale, even if the network has 3."""
         return min(self.options.get("channels", 3), self.architecture.channels)
+
+    def initial_options(self) -> dict[str, Any]:
+        """Return the options of a run that starts from these weights, as far as they have them."""
+        names = ("backbone", "width", "landmark_pool", "landmarks", "importance")
+        names += ("downsample", "mirror", "stem")
+        options = {name: getattr(self.architecture, name) for name in names}
+        return options | {"channels": self.channels, "image_width": (self.image_width,)}
 
     def network(self) -> FERNet:
         """Build the network for evaluation with these weights, on the CPU; see `fold`."""
@@ -97,42 +105,43 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def transfer(
-    checkpoint: Checkpoint, new: Architecture, path: str | Path
-) -> tuple[FERNet, list[str]]:
+    checkpoint: Checkpoint, new: Architecture, classes: Mapping[int, int], path: str | Path
+) -> tuple[FERNet, set[str], set[str]]:
     """Build a network with the weights of a checkpoint.
 
-    `channels`, `pool` and `stem` are the checkpoint's. A layer that only the new network has is
-    newly initialized and its name returned; one that only the checkpoint has is left out.
+    A layer that only the new network has is newly initialized; one that only the checkpoint has is
+    left out.
+
+    Args:
+        checkpoint: The weights.
+        new: The checkpoint's architecture with other classes, heads or dropout.
+        classes: By index of a new class, the index of the checkpoint's class whose row of the
+            classifier it gets. The other rows are newly initialized.
+        path: Of the checkpoint, for messages.
+
+    Returns:
+        The network, and the names of its modules with kept and with new weights, apart from the
+        classifier.
 
     Raises:
-        WeightsError: Backbone, width, classes or pooling at landmarks differ, or weights do not
-        fit.
+        WeightsError: The weights do not fit their architecture.
     """
-    saved = checkpoint.architecture
-    differ = [
-        f"{name} is {getattr(saved, name)} in the file and {getattr(new, name)} in the options"
-        for name in ("backbone", "width", "classes", "downsample", "mirror")
-        if getattr(saved, name) != getattr(new, name)
-    ]
-    if saved.landmark_pool and not new.landmark_pool:  # its classifier needs those features
-        differ.append("landmark_pool is True in the file and False in the options")
-    if differ:
-        pool = " --landmark_pool" if saved.landmark_pool else ""
-        raise WeightsError(
-            f"{path} has another network: {'; '.join(differ)}. Its options are --backbone "
-            f"{saved.backbone} --width {saved.width:g}{pool}"
-        )
-    network = FERNet(replace(new, channels=saved.channels, pool=saved.pool, stem=saved.stem))
     try:
         checkpoint.network()
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
+    network = FERNet(new)
     state = network.state_dict()
     shared = {key: value for key, value in checkpoint.net.items() if key in state}
-    if saved.landmarks != new.landmarks:
+    rows, sources = list(classes), list(classes.values())
+    for key in ("classifier.weight", "classifier.bias"):
+        shared[key] = state[key].clone()
+        shared[key][rows] = checkpoint.net[key][sources].to(state[key].dtype)
+    if checkpoint.architecture.landmarks != new.landmarks:
         shared.pop("mean_face", None)
     missing = network.load_state_dict(shared, strict=False).missing_keys
-    return network, sorted({key.split(".")[0] for key in missing} - {"mean_face"})
+    kept, new_modules = ({k.split(".")[0] for k in keys if "." in k} for keys in (shared, missing))
+    return network, kept - {"classifier"}, new_modules
 
 
 def load_file(path: Path) -> Any:

@@ -84,6 +84,7 @@ class FERNet(nn.Module):
             part_features = len(PARTS) * self.backbone.mid_channels
             self.part_layer = nn.Linear(part_features, features, bias=False)
             nn.init.zeros_(self.part_layer.weight)
+        self.is_frozen = False
         self.register_buffer("pixel_mean", torch.tensor(127.5))
         self.register_buffer("pixel_std", torch.tensor(127.5))
         self.register_buffer("mean_face", torch.zeros(num_landmarks, 2))  # normalized coordinates
@@ -125,6 +126,24 @@ class FERNet(nn.Module):
             landmarks,
             clean_logits.detach().float(),
         )
+
+    def freeze_backbone(self, is_frozen: bool) -> FERNet:
+        """Train only the heads, or all layers; a frozen backbone keeps its batch-norm statistics.
+
+        The layer of the features pooled at landmarks belongs to the backbone here.
+        """
+        self.is_frozen = is_frozen
+        for module in (self.backbone, self.part_layer):
+            if module is not None:
+                module.requires_grad_(not is_frozen)
+        return self.train(self.training)
+
+    def train(self, mode: bool = True) -> FERNet:
+        """Set the training mode, in which a frozen backbone stays in evaluation mode."""
+        super().train(mode)
+        if self.is_frozen:
+            self.backbone.eval()
+        return self
 
     def _importance(self, features: Tensor) -> Tensor:
         if self.attention is None:

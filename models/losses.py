@@ -20,6 +20,7 @@ def weighted_cross_entropy(
     targets: Tensor,
     label_smoothing: float = 0.0,
     importance_smoothing: bool = True,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Compute SCN's logit-weighted cross-entropy: -mean log softmax(importance * logits)[y].
 
@@ -35,12 +36,16 @@ def weighted_cross_entropy(
         label_smoothing: Share of each label that is spread over all classes.
         importance_smoothing: Whether that share has a gradient on the importance. The value of
             the loss is the same.
+        weights: [N], of the images in the mean, or None. Their sum does not divide the loss.
     """
-    if importance_smoothing:
-        return F.cross_entropy(importance * logits, targets, label_smoothing=label_smoothing)
-    loss = F.cross_entropy(importance * logits, targets)
-    uniform = -(importance.detach() * logits).log_softmax(1).mean()
-    return loss.lerp(uniform, label_smoothing)
+    reduction = "mean" if weights is None else "none"
+    options = {"reduction": reduction, "label_smoothing": label_smoothing * importance_smoothing}
+    loss = F.cross_entropy(importance * logits, targets, **options)
+    if not importance_smoothing:
+        uniform = -(importance.detach() * logits).log_softmax(1)
+        uniform = uniform.mean() if weights is None else uniform.mean(1)
+        loss = loss.lerp(uniform, label_smoothing)
+    return loss if weights is None else (weights * loss).mean()
 
 
 def rank_regularization(importance: Tensor, beta: float, margin_1: float) -> Tensor:
@@ -164,6 +169,7 @@ def compute_losses(
     soft_targets: Tensor | None = None,
     loss_scale: float = 1.0,
     num_with_landmarks: Tensor | None = None,
+    class_weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Compute the loss to minimize, and its terms, each without its coefficient.
 
@@ -175,18 +181,25 @@ def compute_losses(
         soft_targets: Class probabilities of the teachers [N, C], or None.
         loss_scale: Shard size / mean shard size, which corrects DDP's mean; 1 in a single process.
         num_with_landmarks: As for `landmark_loss`.
+        class_weights: [C], weights of the expression loss; an image has that of its target, also
+            for soft targets. Or None.
 
     Returns:
         Scalars by name: `loss`, and each term as `loss_<name>`.
     """
     logits, importance, smooth = output.logits, output.importance, options.importance_smoothing
+    weights = None
+    if class_weights is not None:
+        weights = class_weights[targets] if targets.ndim == 1 else targets @ class_weights
     expression = loss_scale * weighted_cross_entropy(
-        logits, importance, targets, options.label_smoothing, smooth
+        logits, importance, targets, options.label_smoothing, smooth, weights
     )
     losses = {"loss": expression, "loss_expression": expression}
     if soft_targets is not None:
         source = importance if smooth else importance.detach()
-        distillation = loss_scale * weighted_cross_entropy(logits, source, soft_targets)
+        distillation = loss_scale * weighted_cross_entropy(
+            logits, source, soft_targets, weights=weights
+        )
         losses["loss_distillation"] = distillation
         losses["loss"] = expression.lerp(distillation, options.teacher_weight)
     if options.rank_weight:

@@ -48,6 +48,7 @@ def merge_checkpoints(checkpoints: Sequence[Checkpoint], paths: Sequence[str]) -
         if (
             same_width != architecture
             or checkpoint.image_width != first.image_width
+            or checkpoint.class_names != first.class_names
             or any(not torch.equal(net[name], nets[0][name]) for name in SHARED)
         ):
             raise WeightsError(

@@ -15,8 +15,11 @@ from test_distill import write_teacher
 from torch import distributed as dist
 from torch import nn
 
+from data.dataset import EMOTIONS
 from engine.distributed import DistributedContext, launch
 from engine.sync_batch_norm import convert_sync_batch_norm
+from models.checkpoint import Checkpoint, save_checkpoint
+from models.fernet import Architecture, FERNet
 from utils.devices import listed_gpus, pick_device, usable_gpus
 from utils.errors import OptionError
 
@@ -79,7 +82,12 @@ def test_two_processes_train_as_one(faces_csv, tmp_path):
     script.write_text(DOUBLE)
     # Five teachers: the second shard starts at image 24, which is not the first teacher's.
     teachers = [write_teacher(tmp_path / f"{seed}.pth", seed, image_width=48) for seed in range(5)]
+    architecture = Architecture(width=0.125)
+    torch.manual_seed(0)
+    initial = Checkpoint(architecture, FERNet(architecture).state_dict(), EMOTIONS, 48)
+    save_checkpoint(tmp_path / "initial.pth", initial)
     argv = ("--data", faces_csv, *SETTING, "--total_epoch", 4, "--teacher", *teachers)
+    argv += ("--recipe", "full", "--model_path", tmp_path / "initial.pth", "--freeze_epochs", 1)
     finish(start(*argv, "--out", tmp_path / "one", distributed=False, script=script))
     output = finish(start(*argv, "--out", tmp_path / "two", script=script))
     assert "2 processes" in output

@@ -1,6 +1,7 @@
 """The network: shapes, normalization, heads, and the weights of the original method."""
 
 from collections import OrderedDict
+from dataclasses import replace
 
 import pytest
 import torch
@@ -285,8 +286,9 @@ def test_original_weights_without_a_layer_are_refused(tmp_path):
 def test_training_can_start_from_original_weights(tmp_path):
     save_original(original("resnet18"), tmp_path / "original.pth")
     checkpoint = load_checkpoint(tmp_path / "original.pth")
-    network, new_heads = transfer(checkpoint, Architecture(dropout=0.3), "original.pth")
-    assert new_heads == []
+    architecture = replace(checkpoint.architecture, dropout=0.3)
+    network, _, new = transfer(checkpoint, architecture, {i: i for i in range(7)}, "original.pth")
+    assert new == set()
     assert network.architecture.dropout == 0.3
     pixels = torch.randint(0, 256, (2, 1, 48, 48), dtype=torch.uint8)
     ours, theirs = network.eval()(pixels), checkpoint.network()(pixels)

@@ -26,12 +26,12 @@ from utils.cli import (
     parse_train_options,
     resolve_options,
     resume_options,
-    validate_options,
 )
 from utils.devices import pick_device, set_threads
 from utils.errors import OptionError, RunError
 from utils.options import RECIPES, Options, with_recipe
 from utils.run_folder import RunFolder
+from utils.validation import validate_options
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -115,11 +115,12 @@ def parse_target(kind):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipes_are_valid_and_can_be_overridden(recipe):
-    default = with_recipe(recipe)
+    argv = ("--recipe", recipe, "--model_path", "w.pth")  # finetune needs weights
+    default = replace(with_recipe(recipe), model_path=("w.pth",))
     assert validate_options(default) == default
-    assert resolve("--recipe", recipe) == default
+    assert resolve(*argv) == default
     # An option with the full recipe's value is an override, too.
-    assert resolve("--recipe", recipe, "--width=1", "--total-epoch", "200") == replace(
+    assert resolve(*argv, "--width=1", "--total-epoch", "200") == replace(
         default, width=1.0, total_epoch=200
     )
 

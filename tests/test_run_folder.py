@@ -19,6 +19,7 @@ from data.synthetic.generate import synthetic_dataset
 from engine.logger import TrainingLogger
 from utils.errors import OptionError, ProjectError, RunError
 from utils.files import atomic_write
+from utils.options import Options
 from utils.run_folder import LOCK, RunFolder
 from utils.signals import Interrupted
 
@@ -92,17 +93,18 @@ def test_resumed_run_is_locked_before_it_is_read(reference, tmp_path, monkeypatc
 
 
 def test_tensorboard_on_a_full_disk_gives_a_warning(tmp_path, monkeypatch, capsys):
-    logger = TrainingLogger(RunFolder(tmp_path), ("a", "b"), 1, 0)
+    logger = TrainingLogger(RunFolder(tmp_path), ("a", "b"), Options(total_epoch=1), 0)
 
     def refuse(*_args, **_options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(logger._board, "flush", refuse)
-    row = {"epoch": 1, "loss": 1.0, "train_accuracy": 0.5, "public_accuracy": 0.5, "relabeled": 0}
+    row = {"epoch": 1, "loss": 1.0, "train_accuracy": 0.5, "relabeled": 0}
+    row |= {"public_accuracy": 0.5, "public_balanced_accuracy": 0.25}
     logger.log_epoch([row], [], 1.0)
     output = capsys.readouterr()
     assert "TensorBoard log is incomplete (No space left" in output.err
-    assert "PublicTest 50.00 %" in output.out
+    assert "PublicTest 50.00 %, balanced 25.00 % (best 50.00 in 1)" in output.out
     assert (tmp_path / "metrics.csv").exists()
 
 

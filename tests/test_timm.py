@@ -21,9 +21,9 @@ from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.fernet import Architecture, FERNet
 from models.pretrained import initialize_backbone
 from models.timm_backbone import convert_timm_sync_batch_norm
-from utils.cli import validate_options
 from utils.errors import OptionError, WeightsError
 from utils.options import Options
+from utils.validation import validate_options
 
 timm = pytest.importorskip("timm", reason="pip install -r requirements-timm.txt")
 

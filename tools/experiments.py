@@ -21,11 +21,12 @@ from typing import Annotated
 
 import tyro
 
+from engine.build import load_initial_weights
 from tools.comparison import write_comparison
 from tools.plan import Run, read_plan
 from tools.scheduler import Scheduler
 from utils import cli
-from utils.errors import OptionError, RunError, run_main
+from utils.errors import OptionError, RunError, WeightsError, run_main
 from utils.run_folder import ROOT, RUNS, RunFolder
 
 
@@ -107,11 +108,13 @@ def check_run(run: Run, data: str = "") -> None:
     is_synthetic = saved.recipe == "sample" if saved else data == "sample"
     try:
         command = cli.parse_train_options([*run.argv, "--seed", str(run.seed)], "")
-        planned = cli.resolve_options(command, is_synthetic)
+        initial = load_initial_weights(command.options.model_path)
+        weights = initial.initial_options() if initial else {}
+        planned = cli.resolve_options(command, is_synthetic, weights)
     except SystemExit:  # the parser has printed the reason
         text = shlex.join(run.argv)
         raise OptionError(f"train.py rejects {text} of the variant {run.variant}") from None
-    except OptionError as error:
+    except (OptionError, WeightsError) as error:
         raise OptionError(f"variant {run.variant}: {error}") from error
     if not saved:
         return

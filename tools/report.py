@@ -26,12 +26,13 @@ from data import ferplus
 from data.dataset import FaceDataset
 from data.source import find_source, load_dataset
 from tools.report_pairs import compare_runs, has_labels, plot_pair
-from utils.cli import check_ferplus, parse
+from utils.cli import parse
 from utils.errors import DataError, OptionError, RunError, run_main
 from utils.files import atomic_write
 from utils.metrics import human_agreement, human_relabels
 from utils.run_folder import RunFolder
 from utils.statistics import wilson
+from utils.validation import check_ferplus
 
 FIGURES = {
     "learning_curves.png": "Learning curves",

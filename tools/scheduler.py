@@ -113,8 +113,9 @@ class EpochProgress:
         if len(history) <= self._epoch:
             return
         self._epoch = len(history)
-        total = RunFolder(self._run.folder).read_json("config.json")["options"]["total_epoch"]
-        best = history.loc[history["public_accuracy"].idxmax()]
+        options = RunFolder(self._run.folder).read_json("config.json")["options"]
+        total, select = options["total_epoch"], options.get("select", "accuracy")
+        best = history.loc[history[f"public_{select}"].idxmax()]
         print(
             f"{self._run.name}: epoch {history['epoch'].iloc[-1]}/{total}, best PublicTest "
             f"accuracy {100 * best['public_accuracy']:.2f} % (epoch {best['epoch']:.0f})",

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
-from pydantic import TypeAdapter, ValidationError
 
 from utils.errors import OptionError
 from utils.help import with_help
-from utils.options import Options, min_image_width, with_recipe
+from utils.options import RECIPES, Options, with_recipe
+from utils.validation import validate_options, validate_types
 
 T = TypeVar("T")
 # Options that may differ when a run is resumed: they change where it runs, not what it trains.
 FREE_ON_RESUME = {"resume", "out", "data", "ferplus", "ferplus_test", "gpu_ids", "threads"}
 FREE_ON_RESUME |= {"compile", "final_test"}
+# Options that initial weights determine.
+FIXED_BY_WEIGHTS = (
+    "backbone",
+    "width",
+    "channels",
+    "landmark_pool",
+    "downsample",
+    "mirror",
+    "stem",
+)
 # Names of earlier versions and of other projects, and what replaces them.
 RENAMED = {
     "--epochs": "--total_epoch",
@@ -101,15 +110,30 @@ def parse_train_options(argv: Sequence[str], description: str) -> CommandLine:
     return CommandLine(options, frozenset(given & names))
 
 
-def resolve_options(command: CommandLine, is_synthetic: bool) -> Options:
+def resolve_options(
+    command: CommandLine, is_synthetic: bool, initial: Mapping[str, Any] | None = None
+) -> Options:
     """Return the options of a new run: the recipe's, and the given ones on top.
 
-    The recipe `auto` depends on whether the data set is the synthetic one.
+    The recipe `auto` depends on whether the data set is the synthetic one. `initial` has the
+    options of the initial weights, which precede those of the recipe, except for its image widths.
+
+    Raises:
+        OptionError: A value is out of range, or options contradict each other or the weights.
     """
-    recipe = command.options.recipe
+    recipe, initial = command.options.recipe, dict(initial or {})
     if recipe == "auto":
-        recipe = "sample" if is_synthetic else "full"
-    defaults = with_recipe(recipe)
+        is_finetuned = bool(command.options.model_path)
+        recipe = "finetune" if is_finetuned else "sample" if is_synthetic else "full"
+    for name in FIXED_BY_WEIGHTS:
+        value = getattr(command.options, name)
+        if name in command.given and value != initial.get(name, value):
+            weights, theirs = " ".join(command.options.model_path), initial[name]
+            fault = f"{_format_option(name, value)}: {weights} has {name} {theirs}"
+            raise OptionError(f"{fault}, which cannot be changed; leave out this option")
+    if "image_width" in RECIPES[recipe]:
+        initial.pop("image_width", None)
+    defaults = replace(with_recipe(recipe), **initial)
     if command.options.relabel_rule == "scn":
         defaults = replace(defaults, margin_2=0.2)  # SCN's
     options = validate_options(replace(command.over(defaults), recipe=recipe))
@@ -117,99 +141,6 @@ def resolve_options(command: CommandLine, is_synthetic: bool) -> Options:
         if getattr(options, name) != getattr(command.options, name):
             print(f"note     --{name} has no effect with these options")
     return options
-
-
-def validate_options(options: Options) -> Options:
-    """Return the options as they are used.
-
-    Rank regularization needs importances, pooling at landmarks needs landmarks, and relabeling
-    needs labels: each is off without what it needs.
-
-    Raises:
-        OptionError: A value is out of range, or options contradict each other.
-    """
-    _validate_types(asdict(options))
-    _check_backbone(options)
-    widths, epochs = options.image_width, options.total_epoch
-    least = min_image_width(options.backbone)
-    if not widths or min(widths) < least or widths[-1] < 32 or len(widths) > epochs:
-        raise OptionError(
-            f"--image_width {' '.join(map(str, widths))}: each must be {least} to 224 pixels, "
-            f"the last one at least 32, and there must be no more widths than epochs ({epochs})"
-        )
-    if options.mirror:
-        if any(width % 8 for width in widths):
-            raise OptionError(
-                f"--image_width {' '.join(map(str, widths))}: --mirror needs multiples of 8"
-            )
-        options = replace(options, downsample="pool", landmark_pool=False)
-    if options.mix != "none" and not options.mixes_at(1):
-        raise OptionError(
-            f"--mix {options.mix} is off in the last tenth of the epochs, which are all of "
-            f"--total_epoch {epochs}; give more epochs"
-        )
-    check_ferplus(options.class_names, options.ferplus, options.ferplus_test)
-    if options.ferplus_target != "majority":
-        if not options.ferplus:
-            raise OptionError("--ferplus_target needs the votes: --ferplus PATH")
-        if options.label_noise:
-            raise OptionError(
-                "--label_noise changes labels, and --ferplus_target uses votes, too; "
-                "leave one of them out"
-            )
-        options = replace(options, relabel=False)
-    if not options.landmarks:
-        options = replace(options, landmark_pool=False)
-    if not options.importance:
-        options = replace(options, rank_weight=0.0)
-    return options
-
-
-def _check_backbone(options: Options) -> None:
-    """Raise an OptionError if backbone, width, stem and initial weights contradict each other."""
-    is_timm = options.backbone.startswith("timm:")
-    changes = {"--mirror": options.mirror, "--downsample pool": options.downsample == "pool"}
-    changes["--stem imagenet"] = options.stem == "imagenet"
-    changed = [name for name, is_on in changes.items() if is_on]
-    if changed and options.backbone != "resnet18":
-        raise OptionError(f"{changed[0]} is for resnet18, not {options.backbone}")
-    if options.mirror and options.stem == "imagenet":
-        raise OptionError("--mirror needs --stem small: a convolution of stride 2 is not symmetric")
-    if options.init and options.downsample == "pool":
-        raise OptionError("--init needs --downsample stride, as the initial weights have it")
-    if options.width != 1 and (is_timm or options.init):
-        kind = f"--backbone {options.backbone}" if is_timm else f"--init {options.init}"
-        raise OptionError(f"{kind} needs --width 1, not {options.width:g}")
-    if options.init and options.model_path:
-        raise OptionError("--init and --model_path both give initial weights; leave out one")
-
-
-def print_notes(options: Options) -> None:
-    """Print which options have no effect."""
-    if options.relabel and options.relabel_epoch > options.total_epoch:
-        print(f"note     no relabeling: --relabel_epoch {options.relabel_epoch} is never reached")
-    if options.ferplus_target != "majority":
-        print("note     no relabeling: the targets are distributions of votes, not labels")
-    if options.warmup_epoch >= options.total_epoch:
-        print(f"note     the learning rate never falls: --warmup_epoch {options.warmup_epoch:g}")
-
-
-def check_ferplus(class_names: Sequence[str], ferplus: str, ferplus_test: str) -> None:
-    """Check the names of the classes, and the options for FER+.
-
-    Raises:
-        OptionError: A name is empty or repeated, or options contradict each other.
-    """
-    names = [name.strip() for name in class_names]
-    if "" in names or len(set(names)) < len(names):
-        raise OptionError(f"--class_names {shlex.join(class_names)}: names must differ, not empty")
-    if ferplus and class_names:
-        raise OptionError("--ferplus defines the classes; leave out --class_names")
-    if ferplus and ferplus_test:
-        raise OptionError(
-            "--ferplus_test compares predictions on FER2013's labels with FER+'s; with --ferplus "
-            "the labels are FER+'s, and the accuracy is that agreement. Leave one of them out"
-        )
 
 
 def resume_options(saved: Any, command: CommandLine) -> Options:
@@ -244,12 +175,15 @@ def format_command(options: Options) -> str:
         value = getattr(options, name)
         if value == getattr(recipe, name):
             continue
-        if isinstance(value, bool):
-            words.append(f"--{name}" if value else f"--no_{name}")
-        else:
-            values = value if isinstance(value, tuple) else (value,)
-            words.append(" ".join([f"--{name}", *map(str, values)]))
+        words.append(_format_option(name, value))
     return " ".join(words)
+
+
+def _format_option(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no_{name}"
+    values = value if isinstance(value, tuple) else (value,)
+    return " ".join([f"--{name}", *map(str, values)])
 
 
 def options_from_json(saved: Any) -> Options:
@@ -265,16 +199,4 @@ def options_from_json(saved: Any) -> Options:
             f"config.json has unknown options ({', '.join(sorted(unknown))}), so another version "
             "of this project wrote it; use that version, or start a new run"
         )
-    return _validate_types(saved, "config.json is damaged: ", "; correct it, or start a new run")
-
-
-def _validate_types(values: dict[str, Any], before: str = "", after: str = "") -> Options:
-    try:
-        return TypeAdapter(Options).validate_python(values)
-    except ValidationError as error:
-        faults = [
-            f"--{fault['loc'][0]} {fault['input']}: "
-            + fault["msg"].replace("Input should", "must").removeprefix("Value error, ")
-            for fault in error.errors()
-        ]
-        raise OptionError(f"{before}{'; '.join(faults)}{after}") from None
+    return validate_types(saved, "config.json is damaged: ", "; correct it, or start a new run")

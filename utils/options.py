@@ -30,10 +30,11 @@ class Options:
 
     __pydantic_config__: ClassVar = {"allow_inf_nan": False}
 
-    recipe: Literal["auto", "full", "release", "cpu", "sample"] = "auto"
+    recipe: Literal["auto", "full", "release", "cpu", "sample", "finetune"] = "auto"
     """Defaults for the options below: full (for a GPU), release (width 0.5, two hours on two
-    cores), cpu (width 0.5, few epochs), sample (a minute on the synthetic data set). auto is sample
-    for the synthetic data set and full otherwise."""
+    cores), cpu (width 0.5, few epochs), sample (a minute on the synthetic data set), finetune
+    (few epochs from trained weights). auto is finetune with --model_path, else sample for the
+    synthetic data set and full otherwise."""
     data: str = ""
     """A data set (CSV, folders, list files, zip, tar.gz), or "sample" for the synthetic one.
     Default: the data set in data/, else a download, else the synthetic data set."""
@@ -42,8 +43,13 @@ class Options:
     out: str = ""
     """The run folder. Default: a new folder under model_save/."""
     model_path: tuple[str, ...] = ()
-    """Initial weights: a best.pth of this project, or the original method's resnet18.pth. Several
-    files are merged block-diagonally into one network, whose --width is the sum of theirs."""
+    """Initial weights: a best.pth of this project, or the original method's resnet18.pth. They
+    define backbone, width, channels, pooling and normalization. The classes may differ: the
+    classifier keeps those of the same name. Several files are merged block-diagonally into one
+    network, whose width is the sum of theirs."""
+    freeze_epochs: Annotated[int, Field(ge=0)] = 0
+    """With --model_path: train only the heads in this many epochs at the start. The backbone and
+    its batch-norm statistics are frozen."""
     teacher: tuple[str, ...] = ()
     """Weights of trained networks whose predictions are soft targets (distillation)."""
     teacher_weight: Fraction = 0.7
@@ -131,6 +137,8 @@ class Options:
     """sgd has Nesterov momentum 0.9; adam is AdamW, for which --start_lr 0.001 is suitable."""
     start_lr: Annotated[float, Field(gt=0)] = 0.1
     """Peak learning rate, after the warm-up; it then follows a cosine to 0."""
+    backbone_lr: Annotated[float, Field(gt=0)] = 1.0
+    """A factor on the learning rate of the backbone; fine-tuning has 0.1."""
     warmup_epoch: NonNegative = 5.0
     """Epochs of linear warm-up."""
     weight_decay: NonNegative = 5e-4
@@ -140,6 +148,9 @@ class Options:
     full-width ResNet-18 may collapse to 0 (docs/experiments.md)."""
     label_smoothing: BelowOne = 0.1
     """Label smoothing."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced weights the expression loss of each image by n / (C n_c), for n Training images of C
+    classes, n_c of which have the image's class."""
     ema: BelowOne = 0.999
     """Decay of the exponential moving average of the weights, which is evaluated; 0 for none."""
     amp: Literal["auto", "bf16", "fp32"] = "auto"
@@ -161,6 +172,10 @@ class Options:
     mix: Literal["none", "mixup", "cutmix"] = "none"
     """Mix half of the images of a batch with others; not in the last tenth of the epochs."""
 
+    per_class: Annotated[int, Field(ge=0)] = 0
+    """Train on at most this many images of each class, chosen randomly; 0 is all."""
+    select: Literal["accuracy", "balanced_accuracy"] = "accuracy"
+    """The metric on PublicTest that chooses the epoch of best.pth."""
     final_test: bool = True
     """Evaluate PrivateTest at the end, once. Turn it off while you are still choosing."""
 
@@ -196,6 +211,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         **{"width": 0.25, "start_lr": 0.002, "total_epoch": 16, "erasing": 0.0, "ema": 0.99},
         **{"relabel": True, "relabel_epoch": 13},
     },
+    "finetune": _SHORT
+    | {"total_epoch": 10, "freeze_epochs": 2, "backbone_lr": 0.1, "erasing": 0.25},
 }
 
 

@@ -22,8 +22,10 @@ MIN_LOSS = 1e-4  # lower end of the logarithmic axis
 
 
 @figure_style()
-def plot_learning_curves(history: Sequence[Mapping[str, float]], title: str) -> Figure:
-    """Plot losses and accuracies over the epochs.
+def plot_learning_curves(
+    history: Sequence[Mapping[str, float]], title: str, select: str = "public_accuracy"
+) -> Figure:
+    """Plot losses and accuracies over the epochs, and mark the best epoch by the metric `select`.
 
     A loss below MIN_LOSS has no place on the logarithmic axis. Epochs with such a value are left
     out, and so are points that would be isolated between them. `history` has the rows of
@@ -42,7 +44,7 @@ def plot_learning_curves(history: Sequence[Mapping[str, float]], title: str) -> 
     training, public = 100 * table["train_accuracy"], 100 * table["public_accuracy"]
     right.plot(training, color=GRAY, label="Training (augmented)", marker=".")
     right.plot(public, color=BLUE, label="PublicTest", marker=".")
-    best = public.idxmax()
+    best = table[select].idxmax()
     label = f"Best: {public[best]:.2f} % (epoch {best:.0f})"
     right.scatter(best, public[best], color=RED, zorder=3, label=label)
     right.set(xlabel="Epoch", ylabel="Accuracy (%)")

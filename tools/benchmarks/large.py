@@ -34,10 +34,10 @@ from engine.distributed import DistributedContext
 from engine.optim import build_optimizer
 from engine.trainer import train_one_epoch
 from tools.benchmarks.common import median_and_range, peak_memory, seconds_per_call
-from utils.cli import validate_options
 from utils.devices import autocast, pick_device, use_bf16
 from utils.errors import run_main
 from utils.options import Options
+from utils.validation import validate_options
 
 TRAINING = validate_options(
     Options(stem="imagenet", image_width=(224,), channels=3, landmarks=False, total_epoch=1000)

@@ -33,10 +33,11 @@ from engine.state import TrainingState
 from engine.trainer import train_one_epoch
 from models.fernet import Architecture, FERNet, describe
 from tools.benchmarks.common import median_and_range, seconds_per_call
-from utils.cli import parse, validate_options
+from utils.cli import parse
 from utils.devices import autocast, describe_device, pick_device, report_compile_errors, use_bf16
 from utils.errors import run_main
 from utils.options import Options
+from utils.validation import validate_options
 
 
 @dataclass(frozen=True)

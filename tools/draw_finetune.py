@@ -1,0 +1,62 @@
+"""Draw fig/finetune.png: the accuracy by the number of images per class, from a comparison table.
+
+python -m tools.draw_finetune
+python -m tools.draw_finetune model_save/finetune/comparison.csv --out curve.png
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import tyro
+
+from utils.cli import parse
+from utils.errors import DataError, run_main
+from utils.figures import BLUE, GRAY, figure_style, new_figure, save_figure
+from utils.run_folder import ROOT
+
+LABELS = {"finetune": ("fine-tuned", BLUE), "scratch": ("from scratch", GRAY)}
+
+
+@dataclass(frozen=True)
+class CurveOptions:
+    """Options of tools.draw_finetune."""
+
+    table: Annotated[str, tyro.conf.Positional] = str(ROOT / "configs/finetune.results.csv")
+    """comparison.csv of configs/finetune.toml."""
+    out: str = str(ROOT / "fig/finetune.png")
+    """The figure."""
+
+
+@figure_style()
+def main() -> None:
+    options = parse(CurveOptions, sys.argv[1:], __doc__)
+    try:
+        table = pd.read_csv(options.table)
+        table[["kind", "n"]] = table["variant"].str.extract(r"^([a-z]+)_(\d+)$")
+        table["n"] = table["n"].astype(int)
+        groups = {kind: table[table["kind"] == kind].sort_values("n") for kind in LABELS}
+    except (OSError, KeyError, ValueError) as error:
+        fault = f"{options.table} is no comparison of configs/finetune.toml ({error})"
+        raise DataError(f"{fault}; write one with tools.experiments") from error
+    figure = new_figure(5, 3.4)
+    axes = figure.subplots()
+    for kind, rows in groups.items():
+        label, color = LABELS[kind]
+        style = {"color": color, "label": label, "marker": "o", "capsize": 3}
+        axes.errorbar(rows["n"], rows["mean"], yerr=rows["std"].fillna(0), **style)
+    ticks = sorted(table["n"].unique())
+    axes.set(xscale="log", xlabel="Training images per class", ylabel="PublicTest accuracy (%)")
+    axes.set_xticks(ticks, ticks)
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    save_figure(figure, Path(options.out))
+
+
+if __name__ == "__main__":
+    run_main(main)
