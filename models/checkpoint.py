@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from models.fernet import Architecture, FERNet
 from models.legacy import convert_original, upgrade
+from utils.coordinates import to_pixels
 from utils.errors import OptionError, WeightsError
 from utils.files import atomic_write
 
@@ -30,6 +32,8 @@ class Checkpoint:
     options: dict[str, Any] = field(default_factory=dict)  # of the run
     scores: dict[str, float] = field(default_factory=dict)  # metrics of that epoch on PublicTest
     card: str = ""  # model card of a release, in Markdown
+    temperature: float = 1.0  # by which `network` divides the logits (Guo et al., ICML 2017)
+    unsure_below: float = 0.0  # probability below which predictions are mostly wrong
     # What resuming needs besides (`TrainingState.state_dict`); empty in best.pth.
     training: dict[str, Any] = field(default_factory=dict)
 
@@ -38,11 +42,23 @@ class Checkpoint:
         """Channels of the images it was trained on: 1 for grayscale, even if the network has 3."""
         return min(self.options.get("channels", 3), self.architecture.channels)
 
+    def mean_face(self) -> np.ndarray | None:
+        """Return the mean landmarks [68, 2] in pixels; None without a landmark head."""
+        if not self.architecture.landmarks:
+            return None
+        return to_pixels(self.net["mean_face"].float(), self.image_width).numpy()
+
     def network(self) -> FERNet:
-        """Build the network with these weights, in evaluation mode on the CPU."""
+        """Build the network with these weights, in evaluation mode on the CPU.
+
+        The temperature is part of its classifier.
+        """
         try:
             network = FERNet(self.architecture)
             network.load_state_dict(self.net)
+            if self.temperature != 1:
+                for parameter in network.classifier.parameters():
+                    parameter.data /= self.temperature
         except (OptionError, RuntimeError, TypeError, AttributeError) as error:
             reason = str(error).splitlines()[-1].strip()
             raise WeightsError(f"the weights do not fit their architecture: {reason}") from error
@@ -85,6 +101,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     try:
         if content["format"] == 1:
             content = upgrade(content)
+        content = {"temperature": 1.0, "unsure_below": 0.0} | content  # missing in older files
         values = {f.name: content[f.name] for f in fields(Checkpoint)}
         values["architecture"] = Architecture(**values["architecture"])
         values["class_names"] = tuple(values["class_names"])
