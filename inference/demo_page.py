@@ -59,7 +59,7 @@ class UploadHandler:
     def __init__(self, predictor: FacePredictor) -> None:
         self.class_names = predictor.class_names
         without_detection = copy(predictor)  # shares the network
-        without_detection.cropped = True
+        without_detection.cropped, without_detection.views = True, 0
         self._predictors = {False: predictor, True: without_detection}
 
     def __call__(

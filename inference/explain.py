@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
+from inference.align import box_matrix, compose
 from utils.predictions import Predictions
 
 # Landmarks of each part, in iBUG order.
@@ -24,7 +24,7 @@ class Explanation(NamedTuple):
     bias: float
     parts: dict[str, float]  # contributions; positive ones raise the logit
     map: np.ndarray  # float32 [w, w], the contribution of each cell of the crop, times w * w
-    matrix: np.ndarray  # float64 [2, 3], from pixels of the crop to pixels of the image
+    matrix: np.ndarray  # float64 [2, 3], from cells of the map to pixels of the image
 
     def record(self) -> dict[str, Any]:
         """Return plain values, as in predictions.json."""
@@ -36,11 +36,16 @@ class Explanation(NamedTuple):
 def explain_face(
     name: str, index: int, predictions: Predictions, row: int, matrix: np.ndarray, width: int
 ) -> Explanation:
-    """Return the explanation of a class (its name and index) for a row of predictions."""
+    """Return the explanation of a class (its name and index) for a row of predictions.
+
+    `matrix` maps the crop's pixels, `width` along each axis, to the image.
+    """
     heat = predictions.maps[row, index]
     landmarks = None if predictions.landmarks is None else predictions.landmarks[row]
     logit, bias = (float(values[row, index]) for values in (predictions.logits, predictions.bias))
-    return Explanation(name, logit, bias, split_by_part(heat, landmarks, width), heat, matrix)
+    parts = split_by_part(heat, landmarks, width)
+    to_image = compose(matrix, box_matrix(np.array([0, 0, width, width]), len(heat)))
+    return Explanation(name, logit, bias, parts, heat, to_image)
 
 
 def split_by_part(heat: np.ndarray, landmarks: np.ndarray | None, width: int) -> dict[str, float]:

@@ -71,7 +71,8 @@ class FacePredictor:
         detection_size: As in `inference.detector.detect_faces`.
         min_score: Minimum score of a detected face.
         views: Crops per face, aligned with the landmarks of a first pass, over which the
-            probabilities are averaged. With 0, the prediction is that of the detector's crop.
+            probabilities are averaged. With 0, the prediction is that of the detector's crop. -1 is
+            1, and 0 if `cropped`.
         explain: Explain the predicted class, or the class of this name.
         batch_size: Faces per step of the network.
         threads: CPU threads of the network; 0 is one per core.
@@ -92,7 +93,7 @@ class FacePredictor:
         cropped: bool = False,
         detection_size: int = detector.DETECTION_SIZE,
         min_score: float = detector.MIN_SCORE,
-        views: int = 0,
+        views: int = -1,
         explain: bool | str = False,
         batch_size: int = 64,
         threads: int = 0,
@@ -102,14 +103,15 @@ class FacePredictor:
         for (name, value), minimum in zip(values.items(), (1, 0, detector.MIN_FACE_SIZE)):
             if value < minimum:
                 raise OptionError(f"{name} {value} must be at least {minimum}")
-        if not 0 <= views <= MAX_VIEWS:
-            raise OptionError(f"views {views} must be 0 to {MAX_VIEWS}")
+        if not -1 <= views <= MAX_VIEWS:
+            raise OptionError(f"views {views} must be 0 to {MAX_VIEWS}, or -1")
         if not math.isfinite(min_score):
             raise OptionError(f"min_score {min_score} must be a finite number")
         self._runtime = load_runtime(model_path, str(gpu_ids), threads)
         self.class_names = self._runtime.class_names
         self.cropped, self.detection_size, self.min_score = cropped, detection_size, min_score
-        self.batch_size, self.views, self.explain = batch_size, views, explain
+        self.batch_size, self.explain = batch_size, explain
+        self.views = (0 if cropped else 1) if views < 0 else views
         if isinstance(explain, str) and explain not in self.class_names:
             names = ", ".join(self.class_names)
             raise OptionError(f"explain '{explain}' is not a class of the weights: {names}")
@@ -192,9 +194,9 @@ class FacePredictor:
         """Return crops [W, W] or [W, W, 3] as uint8 [F, C, W, W]."""
         width, channels = self._runtime.image_width, self._runtime.channels
         pixels = np.empty((len(crops), channels, width, width), np.uint8)
-        for i, face in enumerate(crops):
-            if channels == 1 and face.ndim == 3:
-                face = cv2.cvtColor(face, cv2.COLOR_RGB2GRAY)
+        for i, crop in enumerate(crops):
+            is_rgb = channels == 1 and crop.ndim == 3
+            face = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY) if is_rgb else crop
             pixels[i] = face if face.ndim == 2 else face.transpose(2, 0, 1)
         return pixels
 

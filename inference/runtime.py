@@ -123,7 +123,9 @@ class OnnxRuntime(Runtime):
 
     def __call__(self, faces: np.ndarray, explain: bool = False) -> Predictions:
         if explain and "maps" not in self._outputs:
-            raise WeightsError(f"{self._path} has no activation maps; write it again with export.py")
+            raise WeightsError(
+                f"{self._path} has no activation maps; write it again with export.py"
+            )
         names = [name for name in self._outputs if explain or name in OUTPUT_NAMES[:3]]
         values = self._session.run(names, {self._input: np.ascontiguousarray(faces)})
         by_name = dict(zip(names, values))

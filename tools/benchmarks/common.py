@@ -7,10 +7,12 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 
 from data.dataset import UNLABELED, FaceDataset
 from data.source import find_source, load_dataset
+from inference.predictor import FaceCrops, FacePredictor
 from inference.runtime import Runtime
 from utils.errors import DataError
 
@@ -62,3 +64,8 @@ def public_test(data: str, runtime: Runtime, model_path: str) -> FaceDataset:
         )
     print(f"data     {source.description}")
     return dataset
+
+
+def predict_largest(predictor: FacePredictor, crops: Sequence[FaceCrops]) -> np.ndarray:
+    """Return the probabilities [N, C] of the largest face of each image."""
+    return np.stack([faces[0].probabilities for faces in predictor.predict(crops)])

@@ -21,7 +21,7 @@ from data.dataset import resize_image
 from inference.detector import MARGIN, crop, expand_boxes
 from inference.predictor import FacePredictor
 from inference.runtime import Runtime
-from tools.benchmarks.common import public_test
+from tools.benchmarks.common import predict_largest, public_test
 from utils.errors import DataError, run_main
 from utils.run_folder import PHOTO_WEIGHTS
 
@@ -63,8 +63,8 @@ def main() -> None:
         print_accuracy(f"{margin:g} times the box{mark}", runtime, crops, labels)
     print("* the margin of predict.py")
     for predictor.views in options.views:
-        predicted = [f[0].probabilities.argmax() for f in predictor.predict([faces[i] for i in rows])]
-        print_row(f"--views {predictor.views}", np.array(predicted) == labels)
+        predicted = predict_largest(predictor, [faces[i] for i in rows]).argmax(1)
+        print_row(f"--views {predictor.views}", predicted == labels)
 
 
 def print_accuracy(

@@ -20,7 +20,7 @@ import numpy as np
 import tyro
 
 from inference.predictor import FaceCrops, FacePredictor
-from tools.benchmarks.common import public_test
+from tools.benchmarks.common import predict_largest, public_test
 from utils.errors import DataError, run_main
 from utils.run_folder import PHOTO_WEIGHTS
 from utils.statistics import bootstrap_mean
@@ -64,7 +64,7 @@ def main() -> None:
     print(f"{'views':>6}{'same class (%)':>26}{'std of probability':>30}{'accuracy (%)':>26}")
     for views in options.views:
         predictor.views = views
-        probabilities = predict_first(predictor, [c for i in found for c in crops[i]])
+        probabilities = predict_largest(predictor, [c for i in found for c in crops[i]])
         probabilities = probabilities.reshape(len(found), len(VARIANTS), -1)
         print_row(views, probabilities, labels[found])
     print("\naccuracy (%) by rotation in degrees, and number of detected faces")
@@ -73,8 +73,9 @@ def main() -> None:
         found = [i for i, faces in enumerate(crops) if len(faces[k].boxes)]
         print(f"{angle:6.0f} (n = {len(found)})", end="")
         for predictor.views in options.views:
-            predicted = predict_first(predictor, [crops[i][k] for i in found]).argmax(1)
-            print(f"  views {predictor.views}: {100 * (predicted == labels[found]).mean():.2f}", end="")
+            predicted = predict_largest(predictor, [crops[i][k] for i in found]).argmax(1)
+            accuracy = 100 * (predicted == labels[found]).mean()
+            print(f"  views {predictor.views}: {accuracy:.2f}", end="")
         print(flush=True)
 
 
@@ -101,11 +102,6 @@ def detect_variants(
     with ThreadPoolExecutor(threads or joblib.cpu_count()) as pool:
         crops = list(pool.map(lambda job: predictor.detect(photograph(*job)), jobs))
     return [crops[i : i + len(variants)] for i in range(0, len(crops), len(variants))]
-
-
-def predict_first(predictor: FacePredictor, crops: Sequence[FaceCrops]) -> np.ndarray:
-    """Return the probabilities [N, C] of the largest face of each image."""
-    return np.stack([faces[0].probabilities for faces in predictor.predict(crops)])
 
 
 def print_row(views: int, probabilities: np.ndarray, labels: np.ndarray) -> None:
