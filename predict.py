@@ -67,6 +67,9 @@ class PredictOptions:
     """Process every N-th frame of a video."""
     smooth: float = 0.3
     """Time constant in seconds of the average of a face's probabilities in a video; 0 is none."""
+    detector: str = "dlib"
+    """dlib, or the path of a CenterFace .onnx file, which finds small, turned and partly hidden
+    faces, too (docs/inference.md)."""
     detection_size: int = 0
     """Longer side in pixels to which images are resized for the detection. Faces must be 80 pixels
     wide there; a larger size finds smaller faces and takes longer. By default 1000, and 640 for
@@ -87,6 +90,7 @@ def main() -> None:
     predictor = FacePredictor(
         options.model_path,
         cropped=options.cropped,
+        detector=options.detector,
         detection_size=options.detection_size or DETECTION_SIZE,
         min_score=options.min_score,
         views=options.views,

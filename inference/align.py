@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -67,3 +68,13 @@ def crop_aligned(image: np.ndarray, matrix: np.ndarray, width: int) -> np.ndarra
         image, finer, (k * width, k * width), flags=flags, borderMode=cv2.BORDER_REPLICATE
     )
     return resize_image(crop, width)
+
+
+def stack_crops(crops: Sequence[np.ndarray], width: int, channels: int) -> np.ndarray:
+    """Return crops [W, W], or [W, W, 3] in RGB, as uint8 [F, channels, W, W]."""
+    pixels = np.empty((len(crops), channels, width, width), np.uint8)
+    for i, crop in enumerate(crops):
+        is_rgb = channels == 1 and crop.ndim == 3
+        face = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY) if is_rgb else crop
+        pixels[i] = face if face.ndim == 2 else face.transpose(2, 0, 1)
+    return pixels

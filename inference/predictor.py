@@ -14,11 +14,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
-from inference import detector
-from inference.align import MAX_VIEWS, box_matrix, crop_aligned, fit_similarity, jitter, transform
+from inference.align import (
+    MAX_VIEWS,
+    box_matrix,
+    crop_aligned,
+    fit_similarity,
+    jitter,
+    stack_crops,
+    transform,
+)
+from inference.detector import (
+    DETECTION_SIZE,
+    MIN_FACE_SIZE,
+    MIN_SCORE,
+    crop,
+    detect_faces,
+    expand_boxes,
+    load_centerface,
+)
 from inference.explain import Explanation, explain_face
 from inference.runtime import load_runtime
 from utils.errors import DataError, OptionError
@@ -68,6 +83,7 @@ class FacePredictor:
     Args:
         model_path: Weights of this project, of the original method, or an .onnx file.
         cropped: Each image is one tightly cropped face.
+        detector: "dlib", or the path of a CenterFace .onnx file.
         detection_size: As in `inference.detector.detect_faces`.
         min_score: Minimum score of a detected face.
         views: Crops per face, aligned with the landmarks of a first pass, over which the
@@ -82,7 +98,7 @@ class FacePredictor:
         class_names: Names of the probabilities.
 
     Raises:
-        WeightsError: The weights cannot be loaded.
+        WeightsError: The weights or the detector cannot be loaded.
         OptionError: There is no such GPU, or a value is out of range.
     """
 
@@ -91,8 +107,9 @@ class FacePredictor:
         model_path: str | Path = PHOTO_WEIGHTS,
         *,
         cropped: bool = False,
-        detection_size: int = detector.DETECTION_SIZE,
-        min_score: float = detector.MIN_SCORE,
+        detector: str = "dlib",
+        detection_size: int = DETECTION_SIZE,
+        min_score: float = MIN_SCORE,
         views: int = -1,
         explain: bool | str = False,
         batch_size: int = 64,
@@ -100,7 +117,7 @@ class FacePredictor:
         gpu_ids: str = "",
     ) -> None:
         values = {"batch_size": batch_size, "threads": threads, "detection_size": detection_size}
-        for (name, value), minimum in zip(values.items(), (1, 0, detector.MIN_FACE_SIZE)):
+        for (name, value), minimum in zip(values.items(), (1, 0, MIN_FACE_SIZE)):
             if value < minimum:
                 raise OptionError(f"{name} {value} must be at least {minimum}")
         if not -1 <= views <= MAX_VIEWS:
@@ -109,6 +126,9 @@ class FacePredictor:
             raise OptionError(f"min_score {min_score} must be a finite number")
         self._runtime = load_runtime(model_path, str(gpu_ids), threads)
         self.class_names = self._runtime.class_names
+        self.detector = str(detector)
+        if self.detector != "dlib" and not cropped:
+            load_centerface(self.detector)  # an invalid file is an error here
         self.cropped, self.detection_size, self.min_score = cropped, detection_size, min_score
         self.batch_size, self.explain = batch_size, explain
         self.views = (0 if cropped else 1) if views < 0 else views
@@ -137,11 +157,12 @@ class FacePredictor:
             crop_boxes = boxes.astype(int)
         else:
             size = detection_size or self.detection_size
-            boxes, scores = detector.detect_faces(image, size, self.min_score)
-            crop_boxes = detector.expand_boxes(boxes)
+            boxes, scores = detect_faces(image, size, self.min_score, self.detector)
+            crop_boxes = expand_boxes(boxes)
         width = self._runtime.image_width
         matrices = np.array([box_matrix(box, width) for box in crop_boxes]).reshape(-1, 2, 3)
-        pixels = self._stack([detector.crop(image, box, width) for box in crop_boxes])
+        crops = [crop(image, box, width) for box in crop_boxes]
+        pixels = stack_crops(crops, width, self._runtime.channels)
         return FaceCrops(boxes, scores, matrices, pixels, image)
 
     def predict(self, crops: Sequence[FaceCrops]) -> list[list[Face]]:
@@ -179,7 +200,7 @@ class FacePredictor:
         for view in range(self.views):
             moved = [jitter(matrix, width, view) for matrix in matrices]
             crops = [crop_aligned(image, m, width) for image, m in zip(images, moved)]
-            views.append(self._run(self._stack(crops)))
+            views.append(self._run(stack_crops(crops, width, self._runtime.channels)))
         mean = np.mean([view.probabilities for view in views], axis=0)
         return matrices, views[0]._replace(probabilities=mean)
 
@@ -189,16 +210,6 @@ class FacePredictor:
         options = {"explain": True} if self.explain else {}
         batches = [pixels[start : start + self.batch_size] for start in starts]
         return Predictions.concatenate([self._runtime(batch, **options) for batch in batches])
-
-    def _stack(self, crops: Sequence[np.ndarray]) -> np.ndarray:
-        """Return crops [W, W] or [W, W, 3] as uint8 [F, C, W, W]."""
-        width, channels = self._runtime.image_width, self._runtime.channels
-        pixels = np.empty((len(crops), channels, width, width), np.uint8)
-        for i, crop in enumerate(crops):
-            is_rgb = channels == 1 and crop.ndim == 3
-            face = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY) if is_rgb else crop
-            pixels[i] = face if face.ndim == 2 else face.transpose(2, 0, 1)
-        return pixels
 
     def _face(
         self,
