@@ -15,6 +15,7 @@ JITTER = (
     *((0.95, 0.0, 0.0, 0.0), (1.05, 0.0, 0.0, 0.0), (1.0, 0.03, 0.0, 4.0), (1.0, -0.03, 0.0, -4.0)),
     *((1.0, 0.0, 0.03, -4.0), (1.0, 0.0, -0.03, 4.0), (1.05, 0.03, 0.03, 0.0)),
 )
+MAX_SCALE_CHANGE = 2.0
 MAX_VIEWS = 1 + len(JITTER)
 
 
@@ -37,9 +38,24 @@ def fit_similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """
     mean, target_mean = source.mean(0), target.mean(0)
     z, w = ((points @ (1, 1j)) for points in (source - mean, target - target_mean))
-    factor = np.vdot(z, w) / np.vdot(z, z).real  # of complex numbers: scale and rotation
+    factor = np.vdot(z, w) / (np.vdot(z, z).real or 1.0)  # of complex numbers: scale and rotation
     linear = np.array([[factor.real, -factor.imag], [factor.imag, factor.real]])
     return np.column_stack([linear, target_mean - linear @ mean])
+
+
+def align(matrix: np.ndarray, landmarks: np.ndarray, mean_face: np.ndarray) -> np.ndarray:
+    """Return the matrix of a crop in which the landmarks of another crop are at the mean face.
+
+    Args:
+        matrix: Of the other crop. It is returned if the landmarks would change the scale more than
+            MAX_SCALE_CHANGE times, as they may where there is no face.
+        landmarks: [L, 2] in pixels of the other crop.
+        mean_face: [L, 2] in pixels.
+    """
+    change = fit_similarity(mean_face, landmarks)
+    scale = math.sqrt(np.linalg.det(change[:, :2]))
+    is_valid = 1 / MAX_SCALE_CHANGE <= scale <= MAX_SCALE_CHANGE
+    return compose(matrix, change) if is_valid else matrix
 
 
 def jitter(matrix: np.ndarray, width: int, view: int) -> np.ndarray:

@@ -18,9 +18,9 @@ import numpy as np
 
 from inference.align import (
     MAX_VIEWS,
+    align,
     box_matrix,
     crop_aligned,
-    fit_similarity,
     jitter,
     stack_crops,
     transform,
@@ -194,8 +194,8 @@ class FacePredictor:
         """Align the crops with the landmarks of a first pass, and predict their views."""
         width, mean_face = self._runtime.image_width, self._runtime.mean_face
         if first.landmarks is not None:
-            landmarks = [transform(m, points) for m, points in zip(matrices, first.landmarks)]
-            matrices = np.stack([fit_similarity(mean_face, points) for points in landmarks])
+            pairs = zip(matrices, first.landmarks)
+            matrices = np.stack([align(matrix, points, mean_face) for matrix, points in pairs])
         views = []
         for view in range(self.views):
             moved = [jitter(matrix, width, view) for matrix in matrices]

@@ -13,7 +13,7 @@ from test_export import trained_network
 
 from data.dataset import EMOTIONS
 from data.synthetic.generate import synthetic_dataset
-from inference.align import box_matrix, crop_aligned, fit_similarity, jitter, transform
+from inference.align import align, box_matrix, crop_aligned, fit_similarity, jitter, transform
 from inference.detector import crop
 from inference.explain import PARTS, part_shares, split_by_part
 from inference.predictor import FacePredictor
@@ -98,9 +98,8 @@ def test_parts_share_the_cells_by_area():
     np.testing.assert_allclose(shares.sum(0), 1)
     names = [*PARTS, "background"]
     for name, (first, last) in PARTS.items():
-        x, y = (landmarks[first:last].mean(0) / 8).astype(int)
-        if name != "jaw":  # its mean is within the face
-            assert shares[names.index(name), y, x] > 0.3, name
+        x, y = (landmarks[first : (first + last) // 2].mean(0) / 8).astype(int)
+        assert shares[names.index(name), y, x] > 0.3, name
     assert shares[names.index("background"), 0, 0] == 1
     heat = np.random.default_rng(0).normal(size=(6, 6))
     assert sum(split_by_part(heat, landmarks, 48).values()) == pytest.approx(heat.mean())
@@ -114,6 +113,15 @@ def test_a_similarity_transform_is_recovered():
     points = np.random.default_rng(0).normal(size=(68, 2))
     expected = np.array([[1.6, -1.2, 5], [1.2, 1.6, -3]])  # twice as large, rotated
     np.testing.assert_allclose(fit_similarity(points, transform(expected, points)), expected)
+
+
+def test_implausible_landmarks_do_not_move_the_crop():
+    matrix, mean_face = box_matrix(np.array([10, 20, 106, 116]), 48), np.eye(3, 2) * 20
+    moved = align(matrix, mean_face * 1.5 + 2, mean_face)
+    np.testing.assert_allclose(moved, [[3, 0, 14.5], [0, 3, 24.5]], atol=1e-9)
+    for landmarks in (mean_face * 2.1, mean_face * 0, mean_face * 0.4):
+        assert align(matrix, landmarks, mean_face) is matrix
+    assert align(matrix, mean_face, mean_face * 0) is matrix  # of an untrained network
 
 
 def test_the_aligned_crop_of_a_box_is_its_crop(astronaut):

@@ -96,7 +96,8 @@ def plot_mean_explanations(runtime: Runtime, dataset: FaceDataset) -> Figure:
         heat = predictions.maps[rows, i].mean(0) if len(rows) else np.zeros((2, 2))
         means.append((len(rows), heat, mean | {"bias": float(bias)}))
     limit = max(np.abs(heat).max() for _, heat, _ in means)
-    largest = max(max(np.abs([*parts.values()])) for *_, parts in means)
+    values = [value for *_, parts in means for value in parts.values()]
+    span = max(values) - min(values)
     for axes, bar_axes, name, (n, heat, parts) in zip(maps, bars, names, means):
         extent = (-0.5, width - 0.5, width - 0.5, -0.5)
         image = axes.imshow(
@@ -106,11 +107,12 @@ def plot_mean_explanations(runtime: Runtime, dataset: FaceDataset) -> Figure:
             points = [*range(first, last), *([first] if first in CLOSED else [])]
             axes.plot(*runtime.mean_face[points].T, color="black", lw=1)
         axes.set(title=f"{escape_math(name)}\n(n = {n:,})", xticks=[], yticks=[])
+        axes.set(xlim=extent[:2], ylim=extent[2:])
         plot_contributions(bar_axes, parts)
-        bar_axes.set_xlim(-0.45 * largest, 1.5 * largest)
+        bar_axes.set_xlim(min(values) - 0.3 * span, max(values) + 0.3 * span)
         if bar_axes is not bars[0]:
             bar_axes.set_yticks([])
-    figure.colorbar(image, ax=maps, label="Map", pad=0.01)
+    figure.colorbar(image, ax=maps, label="Map (red raises the logit)", pad=0.01)
     figure.supxlabel("Mean contribution to the logit of the predicted class", fontsize="medium")
     return figure
 
