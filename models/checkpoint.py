@@ -9,11 +9,13 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from models.fernet import Architecture, FERNet
 from models.legacy import convert_original, upgrade
 from models.mirror import fold
+from utils.coordinates import to_pixels
 from utils.errors import OptionError, WeightsError
 from utils.files import atomic_write
 
@@ -32,6 +34,8 @@ class Checkpoint:
     options: dict[str, Any] = field(default_factory=dict)  # of the run
     scores: dict[str, float] = field(default_factory=dict)  # metrics of that epoch on PublicTest
     card: str = ""  # model card of a release, in Markdown
+    temperature: float = 1.0  # by which `network` divides the logits (Guo et al., ICML 2017)
+    unsure_below: float = 0.0  # probability below which predictions are mostly wrong
     # What resuming needs besides (`TrainingState.state_dict`); empty in best.pth.
     training: dict[str, Any] = field(default_factory=dict)
 
@@ -39,6 +43,12 @@ class Checkpoint:
     def channels(self) -> int:
         """Channels of the images it was trained on: 1 for grayscale, even if the network has 3."""
         return min(self.options.get("channels", 3), self.architecture.channels)
+
+    def mean_face(self) -> np.ndarray | None:
+        """Return the mean landmarks [68, 2] in pixels; None without a landmark head."""
+        if not self.architecture.landmarks:
+            return None
+        return to_pixels(self.net["mean_face"].float(), self.image_width).numpy()
 
     def initial_options(self) -> dict[str, Any]:
         """Return the options of a run that starts from these weights, as far as they have them."""
@@ -48,10 +58,16 @@ class Checkpoint:
         return options | {"channels": self.channels, "image_width": (self.image_width,)}
 
     def network(self) -> FERNet:
-        """Build the network for evaluation with these weights, on the CPU; see `fold`."""
+        """Build the network for evaluation with these weights, on the CPU.
+
+        The temperature is part of its classifier, and mirrored layers are folded (`fold`).
+        """
         try:
             network = FERNet(self.architecture)
             network.load_state_dict(self.net)
+            if self.temperature != 1:
+                for parameter in network.classifier.parameters():
+                    parameter.data /= self.temperature
         except (OptionError, RuntimeError, TypeError, AttributeError) as error:
             reason = str(error).splitlines()[-1].strip()
             raise WeightsError(f"the weights do not fit their architecture: {reason}") from error
@@ -94,6 +110,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     try:
         if content["format"] == 1:
             content = upgrade(content)
+        content = {"temperature": 1.0, "unsure_below": 0.0} | content  # missing in older files
         values = {f.name: content[f.name] for f in fields(Checkpoint)}
         values["architecture"] = Architecture(**values["architecture"])
         values["class_names"] = tuple(values["class_names"])

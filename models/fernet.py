@@ -97,6 +97,10 @@ class FERNet(nn.Module):
 
     def forward(self, pixels: Tensor) -> Output:
         """Predict images [N, C, W, W], 0 to 255; grayscale is expanded to RGB if needed."""
+        return self.forward_heads(*self.forward_backbone(pixels))
+
+    def forward_backbone(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return two feature maps: [N, mid_channels, W/4, W/4] and [N, out_channels, w, w]."""
         x = (pixels.float() - self.pixel_mean) / self.pixel_std
         channels = self.architecture.channels
         if x.shape[1] not in (1, channels):
@@ -104,10 +108,12 @@ class FERNet(nn.Module):
         x = x.expand(-1, channels, -1, -1)
         x = x.contiguous(memory_format=torch.channels_last)
         if isinstance(self.backbone, TimmBackbone):
-            middle, cells = self.backbone(x)
-        else:
-            middle = self.backbone.forward_early(x)  # [N, mid_channels, W/4, W/4]
-            cells = self.backbone.forward_late(middle)  # [N, out_channels, w, w]
+            return self.backbone(x)
+        middle = self.backbone.forward_early(x)
+        return middle, self.backbone.forward_late(middle)
+
+    def forward_heads(self, middle: Tensor, cells: Tensor) -> Output:
+        """Predict from the feature maps of `forward_backbone`."""
         if self.architecture.pool == "corner":  # as the original method's ResNet at 48 x 48
             cells = cells[..., :4, :4]
         features = cells.mean((2, 3))  # [N, out_channels]
@@ -166,10 +172,15 @@ def pool_at_parts(features: Tensor, landmarks: Tensor) -> Tensor:
     The feature map [N, C, w, w] of the whole image is interpolated bilinearly at the landmarks
     [N, 68, 2], in normalized coordinates, with 0 beyond its border.
     """
+    sampled = sample_at_landmarks(features, landmarks)
+    return torch.cat([part.mean(2) for part in sampled.split(PARTS, dim=2)], 1)
+
+
+def sample_at_landmarks(features: Tensor, landmarks: Tensor) -> Tensor:
+    """Interpolate features [N, C, w, w] bilinearly at the landmarks: [N, C, 68]."""
     # In float32: bfloat16 would round a landmark to a tenth of a pixel.
     grid = landmarks[:, :, None].float()
-    sampled = F.grid_sample(features.float(), grid, align_corners=False)[..., 0]  # [N, C, 68]
-    return torch.cat([part.mean(2) for part in sampled.split(PARTS, dim=2)], 1)
+    return F.grid_sample(features.float(), grid, align_corners=False)[..., 0]
 
 
 def mirror_landmarks(landmarks: Tensor, flip: Tensor) -> Tensor:

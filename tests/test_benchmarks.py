@@ -3,13 +3,16 @@
 import re
 import sys
 
+import numpy as np
 import pytest
 from kills import write_csv
 
 from data.synthetic.generate import synthetic_dataset
 from models.fernet import Architecture, FERNet
-from tools.benchmarks import inference, margin, throughput
+from tools.benchmarks import deletion, inference, margin, stability, throughput
+from tools.benchmarks.deletion import deletion_curve
 from tools.benchmarks.inference import write_untrained
+from utils.predictions import Predictions
 
 
 @pytest.fixture
@@ -55,10 +58,43 @@ def test_margins_are_compared_on_the_same_images(run, tmp_path):
     write_csv(synthetic_dataset(training=1, public=2, private=1), tmp_path / "images.csv")
     write_untrained(0.1, tmp_path / "w.pth")
     argv = ("--data", tmp_path / "images.csv", "--model_path", tmp_path / "w.pth")
-    output = run(margin, *argv, "--margins", 1, 1.2)
+    output = run(margin, *argv, "--margins", 1, 1.2, "--views", 1)
     found, total = map(int, re.search(r"dlib detects (\d+) of (\d+) PublicTest", output).groups())
     assert 0 < found <= total == 14
-    for name in ("FER2013's crop", "1 times the box", "1.2 times the box *"):
+    for name in ("FER2013's crop", "1 times the box", "1.2 times the box *", "--views 1"):
         (line,) = (line for line in output.splitlines() if line.startswith(name))
         share = float(line[len(name) :].split()[0]) / 100
         assert abs(share * found - round(share * found)) < 0.01  # of these images
+
+
+def test_stability_and_deletion_print_intervals(tmp_path, run):
+    write_csv(synthetic_dataset(training=1, public=1, private=1), tmp_path / "images.csv")
+    write_untrained(0.1, tmp_path / "w.pth")
+    argv = ("--data", tmp_path / "images.csv", "--model_path", tmp_path / "w.pth")
+    output = run(stability, *argv, "--images", 2, "--views", 0, 1)
+    number = re.search(r"([12]) of 2 faces are detected in all 14 variants", output)
+    rows = [line.split() for line in output.splitlines() if re.match(r" +[01] +[0-9.]+ \(", line)]
+    assert number
+    assert [row[0] for row in rows] == ["0", "1"]
+    for _, mean, low, _, high, *_ in rows:
+        assert 0 <= float(low[1:]) <= float(mean) <= float(high[:-1]) <= 100
+    assert "45 (n = " in output
+    output = run(deletion, *argv, "--images", 5, "--steps", 3)
+    assert re.search(r"highest first +[0-9.]+ \([0-9.]+ to [0-9.]+\)", output)
+    assert "highest first minus random: " in output
+
+
+def test_deletion_by_hand():
+    class Runtime:  # the probability of class 0 is the mean of the first column of 2 x 2 cells
+        def __call__(self, pixels):
+            share = pixels[..., :2].mean((1, 2, 3)) / 200
+            return Predictions(np.stack([share, 1 - share], 1), None, None)
+
+    pixels = np.zeros((1, 1, 4, 4), np.uint8)
+    pixels[..., :2] = 200  # the mean of the image is 100
+    for order, expected in (
+        ([0, 2, 1, 3], [1, 0.75, 0.5, 0.5, 0.5]),
+        ([1, 3, 0, 2], [1, 1, 1, 0.75, 0.5]),
+    ):
+        curve = deletion_curve(Runtime(), pixels, np.array([0]), np.array([order]), 4)
+        np.testing.assert_allclose(curve[:, 0], expected)

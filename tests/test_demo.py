@@ -203,6 +203,29 @@ def test_the_page_shows_probabilities_and_the_annotated_photograph(page, weights
     assert changed[bottom + 20 :].mean() < 0.01  # nothing where there is no face
 
 
+def test_explanations_can_be_switched_on_and_off(page, weights, tmp_path):
+    photograph = photographs.astronaut()
+    upload(page, save(tmp_path, "astronaut.png", photograph))
+    cards(page, 1)
+    plain = result(page).astype(int)
+    page.get_by_label("Explain the predictions").check()
+    page.get_by_text("contributions to its logit").wait_for()
+    [face] = FacePredictor(weights, explain=True)(photograph)
+    text = page.locator(".face").inner_text()
+    assert f"Why {face.expression}: contributions to its logit of" in text
+    for name, value in (face.explanation.parts | {"bias": face.explanation.bias}).items():
+        assert re.search(rf"{name}\s+{re.escape(f'{value:+.2f}')}", text), name
+    [(_, shown)] = cards(page, 1)
+    assert shown == percents(face)
+    left, top, right, bottom = np.round(face.box * 1.25).astype(int)
+    with_heat = result(page).astype(int)
+    changed = np.abs(with_heat - plain).max(2) > 20
+    assert changed[top:bottom, left:right].mean() > 0.3
+    assert changed[bottom + 60 :].mean() < 0.01
+    page.get_by_label("Explain the predictions").uncheck()
+    page.get_by_text("contributions to its logit").wait_for(state="detached")
+
+
 def test_each_of_several_faces_has_a_card(page, weights, tmp_path):
     head = photographs.astronaut()[:250, 100:350]
     both = np.hstack([head, np.pad(cv2.resize(head, (200, 200)), ((0, 50), (0, 0), (0, 0)))])

@@ -25,6 +25,7 @@ import tyro
 from data import ferplus
 from data.dataset import FaceDataset
 from data.source import find_source, load_dataset
+from tools.report_explanations import explanation_figure
 from tools.report_pairs import compare_runs, has_labels, plot_pair
 from utils.cli import parse
 from utils.errors import DataError, OptionError, RunError, run_main
@@ -57,7 +58,8 @@ class ReportOptions:
     out: str = "report.html"
     """The page to write."""
     data: str = ""
-    """The data set that the runs were evaluated on, to show images on which two runs differ."""
+    """The data set that the runs were evaluated on, to show images on which two runs differ, and
+    the mean explanation of each class (of runs with a best.pth)."""
     figure: str = ""
     """Also write the last figure of such images to this PNG file."""
     ferplus: str = ""
@@ -172,7 +174,7 @@ def describe_split(name: str, score: Result, rows: pd.DataFrame) -> Result:
 
 
 def add_images(options: ReportOptions, runs: list[Result], pairs: list[Result]) -> None:
-    """Add to pairs the figures of images, and to runs the agreement with FER+."""
+    """Add to pairs the figures of images, and to runs explanations and the agreement with FER+."""
     scores = runs[0]["splits"][0]
     has_votes = scores.get("labels") == "FER+"
     class_names = ferplus.explicit_class_names(tuple(scores["recall"]), has_votes)
@@ -181,6 +183,9 @@ def add_images(options: ReportOptions, runs: list[Result], pairs: list[Result]) 
         dataset = ferplus.with_ferplus_labels(dataset, options.ferplus)
     for pair in pairs:
         pair["figure"] = plot_pair(pair, dataset)
+    for run in runs:
+        if explanations := explanation_figure(run["path"] / "best.pth", dataset):
+            run["figures"]["Mean explanations"] = explanations
     if options.ferplus_test:
         dataset = ferplus.with_human_labels(dataset, options.ferplus_test)
         for run in runs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -120,6 +120,38 @@ def plot_importance_by_class(importance: Mapping[str, np.ndarray], title: str) -
     figure.supylabel("Images per class", fontsize="medium")
     figure.suptitle(escape_math(title))
     return figure
+
+
+@figure_style()
+def plot_explanations(
+    faces: Sequence[tuple[str, Sequence[np.ndarray], Mapping[str, float]]],
+) -> Figure:
+    """Plot explained faces, a row for each: its images, and the contributions to the logit.
+
+    A face has a title, images [H, W, 3], and signed contributions by name of a facial part.
+    """
+    figure = new_figure(9, 2.9 * len(faces))
+    rows = figure.subplots(len(faces), 3, squeeze=False, width_ratios=(1, 1, 1.1))
+    for (*panels, bars), (title, images, contributions) in zip(rows, faces):
+        for axes, image in zip(panels, images):
+            axes.imshow(image)
+            axes.axis("off")
+        plot_contributions(bars, contributions)
+        bars.set_title(escape_math(title), fontsize="medium")
+    rows[-1][-1].set_xlabel("Contribution to the logit")
+    return figure
+
+
+def plot_contributions(axes: Any, contributions: Mapping[str, float]) -> None:
+    """Draw signed contributions as bars, with their values."""
+    values = np.array([*contributions.values()])
+    colors = [RED if value > 0 else BLUE for value in values]
+    bars = axes.barh([escape_math(name) for name in contributions], values, color=colors)
+    axes.bar_label(bars, [f"{value:+.2f}" for value in values], padding=3, fontsize=8)
+    axes.axvline(0, color="black", lw=0.8)
+    axes.margins(x=0.25)
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 @figure_style()
