@@ -24,13 +24,14 @@ from data.landmarks import add_landmarks
 from data.loader import check_batch_size
 from data.source import find_source, load_dataset
 from engine.build import build_network, build_state, load_initial_weights
+from engine.calibrate import calibrate
 from engine.distill import load_teachers
 from engine.distributed import DistributedContext, launch
 from engine.evaluate import evaluate, evaluate_training_labels
 from engine.results import relabel_summary, summary
 from engine.state import TrainingState
 from engine.trainer import train
-from models.checkpoint import load_checkpoint
+from models.checkpoint import load_checkpoint, save_checkpoint
 from models.fernet import FERNet, describe
 from utils import cli, devices
 from utils.coordinates import to_normalized
@@ -130,7 +131,8 @@ def final_evaluation(
     if state.relabels:
         figure = plot_relabeled(state.relabels, dataset.images, dataset.class_names, title)
         folder.write_figure("relabels.png", figure)
-    checkpoint = load_checkpoint(folder / "best.pth")
+    checkpoint = calibrate(load_checkpoint(folder / "best.pth"), dataset, state.device)
+    save_checkpoint(folder / "best.pth", checkpoint)
     splits = ("PublicTest", "PrivateTest") if options.final_test else ("PublicTest",)
     network, labels = checkpoint.network().to(state.device), state.labels.cpu().numpy()
     training = evaluate_training_labels(network, dataset, clean_labels, labels)
