@@ -20,7 +20,8 @@ from data.synthetic.generate import synthetic_dataset
 from engine import trainer
 from engine.build import balanced_class_weights
 from engine.distill import SharedClasses, Teachers
-from inference.demo_page import cards
+from engine.optim import build_optimizer, set_learning_rate
+from inference.demo_page import UploadHandler
 from inference.predictor import FacePredictor
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.fernet import Architecture, FERNet, Output
@@ -169,6 +170,19 @@ def test_interrupted_fine_tuning_is_resumed_to_the_bit(folder, tuned, tmp_path, 
     assert_same_run(tuned, tmp_path / "r")
 
 
+@pytest.mark.parametrize("scale", [0.1, 1.0])
+def test_learning_rate_and_decay_of_the_backbone(scale):
+    network = FERNet(WEIGHTS)
+    optimizer = build_optimizer(network, Options(backbone_lr=scale, optimizer="adam"))
+    assert len(optimizer.param_groups) == (4 if scale < 1 else 2)
+    set_learning_rate(optimizer, 0.5)
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    for name, p in network.named_parameters():
+        is_backbone = not name.startswith(("classifier", "attention", "landmark_head"))
+        assert groups[id(p)]["lr"] == (0.5 * scale if is_backbone else 0.5), name
+        assert groups[id(p)]["weight_decay"] == (Options().weight_decay if p.ndim > 1 else 0), name
+
+
 def test_missing_weights_leave_no_folder(folder, tmp_path):
     argv = ("--data", folder / "my_faces", "--model_path", tmp_path / "none.pth", *TINY)
     with pytest.raises(WeightsError, match=r"none\.pth: no such weight file"):
@@ -283,14 +297,16 @@ def test_teacher_of_the_shared_classes_trains_a_student(folder, tuned, tmp_path,
 
 
 def test_library_accepts_other_classes(folder, tuned):
-    image = np.array(Image.open(next((folder / "my_faces/test/sad").iterdir())))
-    face = hubconf.face_predictor(tuned / "best.pth", cropped=True, gpu_ids="-1")(image)[0]
+    path = next((folder / "my_faces/test/sad").iterdir())
+    predictor = hubconf.face_predictor(tuned / "best.pth", cropped=True, gpu_ids="-1")
+    face = predictor(np.array(Image.open(path)))[0]
     assert face.expression in CLASSES
     assert face.probabilities.shape == (3,)
     network = hubconf.resnet18_fer(weights=tuned / "best.pth")
     assert network.class_names == CLASSES
     assert network(torch.zeros(2, 1, 40, 40)).logits.shape == (2, 3)
-    assert all(name in cards([face], CLASSES) for name in CLASSES)
+    _, page = UploadHandler(predictor)({"path": str(path)}, cropped=True)
+    assert all(name in page for name in CLASSES)
 
 
 def test_onnx_model_has_other_classes(folder, tuned, tmp_path, monkeypatch):
