@@ -94,3 +94,12 @@ def test_data_prints_all_steps():
     assert len(rows) == 10
     assert {line.split()[-4] for line in rows} == {"50", "150"}
     assert "times the rate of one process" in output
+
+
+def test_a_data_set_larger_than_memory():
+    argv = ("--images", 70, "--batch_size", 4, "--steps", 1, "--rounds", 1, "--gpu_ids", "-1")
+    output = run("large", *argv)
+    assert "70 images do not fit into memory; decoding them once" in output
+    rates = re.findall(r"(bare loop|memory-mapped) +([0-9.]+) \(", output)
+    assert [name for name, _ in rates] == ["bare loop", "memory-mapped"]
+    assert all(float(rate) > 0 for _, rate in rates)
