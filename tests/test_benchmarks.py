@@ -9,7 +9,7 @@ from kills import write_csv
 
 from data.synthetic.generate import synthetic_dataset
 from models.fernet import Architecture, FERNet
-from tools.benchmarks import deletion, inference, margin, stability, throughput
+from tools.benchmarks import deletion, inference, large, margin, stability, throughput
 from tools.benchmarks.deletion import deletion_curve
 from tools.benchmarks.inference import write_untrained
 from utils.predictions import Predictions
@@ -98,3 +98,12 @@ def test_deletion_by_hand():
     ):
         curve = deletion_curve(Runtime(), pixels, np.array([0]), np.array([order]), 4)
         np.testing.assert_allclose(curve[:, 0], expected)
+
+
+def test_a_data_set_larger_than_memory(run):
+    argv = ("--images", 70, "--batch_size", 4, "--steps", 1, "--rounds", 1, "--gpu_ids", "-1")
+    output = run(large, *argv)
+    assert "70 images do not fit into memory; decoding them once" in output
+    rates = re.findall(r"(bare loop|memory-mapped) +([0-9.]+) \(", output)
+    assert [name for name, _ in rates] == ["bare loop", "memory-mapped"]
+    assert all(float(rate) > 0 for _, rate in rates)

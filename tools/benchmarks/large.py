@@ -39,10 +39,6 @@ from utils.errors import run_main
 from utils.options import Options
 from utils.validation import validate_options
 
-TRAINING = validate_options(
-    Options(stem="imagenet", image_width=(224,), channels=3, landmarks=False, total_epoch=1000)
-)
-
 
 @dataclass(frozen=True)
 class LargeOptions:
@@ -50,12 +46,20 @@ class LargeOptions:
 
     images: int = 20_000
     """Number of JPEG files."""
-    steps: int = 3
-    """Steps of 128 images per measurement."""
+    batch_size: int = 32
+    """Images per step."""
+    steps: int = 4
+    """Steps per measurement."""
     rounds: int = 5
     """Measurements of each, in alternation; the median and the range are printed."""
     gpu_ids: str = ""
     """As for train.py."""
+
+    @property
+    def training(self) -> Options:
+        """Return the options of the training: ResNet-18 with torchvision's stem at 224 pixels."""
+        shared = {"stem": "imagenet", "image_width": (224,), "channels": 3, "landmarks": False}
+        return validate_options(Options(batch_size=self.batch_size, total_epoch=1000, **shared))
 
 
 def main() -> None:
@@ -75,9 +79,11 @@ def main() -> None:
         for i in range(options.rounds + 1):  # the first one to warm up
             drop_from_cache(file)
             for function, measured in zip(functions, rates):
-                rate = TRAINING.batch_size * options.steps / seconds_per_call(function, device)
+                rate = options.batch_size * options.steps / seconds_per_call(function, device)
                 if i > 0:
                     measured.append(rate)
+            if i > 0:
+                print(f"round {i}: {', '.join(f'{rate[-1]:.1f}' for rate in rates)}", flush=True)
         print(f"peak memory {peak_memory():.1f} GB, with the mapped part of the file")
     for name, measured in zip(("bare loop", "trainer, memory-mapped"), rates):
         print(f"{name:24}{median_and_range(measured, 1):>28} images/s")
@@ -108,15 +114,16 @@ def bare_loop(
     options: LargeOptions, dataset: FaceDataset, device: torch.device
 ) -> Callable[[], None]:
     """Return a function that trains on one fixed batch: the network's computation only."""
-    network = build_network(TRAINING, dataset, (127.5, 64.0)).train()
+    training = options.training
+    network = build_network(training, dataset, (127.5, 64.0)).train()
     network = network.to(device, memory_format=torch.channels_last)
-    optimizer = build_optimizer(network, TRAINING)
-    images = torch.rand(TRAINING.batch_size, 3, 224, 224, device=device) * 255
-    labels = torch.arange(TRAINING.batch_size, device=device) % len(EMOTIONS)
+    optimizer = build_optimizer(network, training)
+    images = torch.rand(options.batch_size, 3, 224, 224, device=device) * 255
+    labels = torch.arange(options.batch_size, device=device) % len(EMOTIONS)
 
     def run() -> None:
         for _ in range(options.steps):
-            with autocast(device, use_bf16(TRAINING.amp, device)):
+            with autocast(device, use_bf16(training.amp, device)):
                 output = network(images)
             optimizer.zero_grad()
             F.cross_entropy(output.weighted_logits, labels).backward()
@@ -129,17 +136,18 @@ def trainer(
     options: LargeOptions, dataset: FaceDataset, device: torch.device
 ) -> Callable[[], None]:
     """Return a function that trains one epoch on other random images of the data set each time."""
-    network, context = build_network(TRAINING, dataset, (127.5, 64.0)), DistributedContext()
+    training, context = options.training, DistributedContext()
+    network = build_network(training, dataset, (127.5, 64.0))
     rng = np.random.default_rng(0)
     eta = SimpleNamespace(update=lambda: None)  # prints nothing
 
     def run() -> None:
-        size = TRAINING.batch_size * options.steps
+        size = options.batch_size * options.steps
         rows = rng.choice(dataset.training_rows, size, replace=False)
         images = InMemoryDataset(dataset, rows, device, storage="mmap")
-        state = build_state(network, images, dataset, TRAINING, context)
-        loader = BatchLoader(images, TRAINING, 1)
-        train_one_epoch(state, network, loader, TRAINING, Teachers(), context, eta, [])
+        state = build_state(network, images, dataset, training, context)
+        loader = BatchLoader(images, training, 1)
+        train_one_epoch(state, network, loader, training, Teachers(), context, eta, [])
 
     return run
 
