@@ -43,7 +43,9 @@ class Checkpoint:
         try:
             network = FERNet(self.architecture)
             network.load_state_dict(self.net)
-        except (OptionError, RuntimeError, TypeError, AttributeError) as error:
+        except OptionError as error:  # such as a missing requirement
+            raise WeightsError(f"the network of the weights cannot be built: {error}") from error
+        except (RuntimeError, TypeError, AttributeError) as error:
             reason = str(error).splitlines()[-1].strip()
             raise WeightsError(f"the weights do not fit their architecture: {reason}") from error
         return network.eval().to(memory_format=torch.channels_last)
