@@ -68,7 +68,9 @@ class Checkpoint:
             if self.temperature != 1:
                 for parameter in network.classifier.parameters():
                     parameter.data /= self.temperature
-        except (OptionError, RuntimeError, TypeError, AttributeError) as error:
+        except OptionError as error:  # such as a missing requirement
+            raise WeightsError(f"the network of the weights cannot be built: {error}") from error
+        except (RuntimeError, TypeError, AttributeError) as error:
             reason = str(error).splitlines()[-1].strip()
             raise WeightsError(f"the weights do not fit their architecture: {reason}") from error
         return fold(network.eval()).to(memory_format=torch.channels_last)

@@ -296,6 +296,7 @@ def test_exif_rotation(tmp_path):
     image = random_image(0, (4, 8))
     Image.fromarray(image).save(tmp_path / "a.png", exif=exif)
     np.testing.assert_array_equal(read_image(tmp_path / "a.png", 1), np.rot90(image, -1))
+    assert images.image_size(tmp_path / "a.png") == (8, 4)  # width, height
 
 
 @pytest.mark.parametrize("content", ["not an image", "truncated", "empty"])

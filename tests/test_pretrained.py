@@ -10,11 +10,14 @@ from torch.nn import functional as F
 from torchvision import models as torchvision_models
 from torchvision.models.vgg import cfgs, make_layers
 
+from data.synthetic.generate import synthetic_dataset
+from engine.build import build_network
 from models import pretrained
-from models.checkpoint import Checkpoint, save_checkpoint
+from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, transfer
 from models.fernet import Architecture, FERNet
 from models.pretrained import initialize_backbone, shrink_kernel
 from utils.errors import OptionError, WeightsError
+from utils.options import Options
 
 SMALL = {"landmarks": False, "importance": False}
 
@@ -188,3 +191,23 @@ def test_imagenet_stem_reduces_the_maps_to_a_32nd(size):
 def test_stem_of_another_backbone_is_refused():
     with pytest.raises(OptionError, match=re.escape("stem = 'imagenet'")):
         FERNet(Architecture("vgg11", stem="imagenet"))
+
+
+def test_training_starts_from_the_weights_and_its_checkpoint_keeps_the_stem(
+    tmp_path, resnet, capsys
+):
+    dataset = synthetic_dataset(training=1, public=1, private=1)
+    path = save(tmp_path / "a.pth", with_prefix(resnet.state_dict()))
+    options = Options(init=path, stem="imagenet", seed=3)
+    network = build_network(options, dataset, (100.0, 50.0))
+    assert f"weights  {path}: loaded 100 of 100 backbone tensors" in capsys.readouterr().out
+    assert torch.equal(network.backbone.bn1.weight, resnet.bn1.weight)
+    assert (network.pixel_mean, network.pixel_std) == (100, 50)  # of the data set
+    random = build_network(Options(stem="imagenet", seed=3), dataset, (100.0, 50.0))
+    assert torch.equal(network.classifier.weight, random.classifier.weight)
+    saved = Checkpoint(network.architecture, network.state_dict(), dataset.class_names, 48)
+    save_checkpoint(tmp_path / "best.pth", saved)
+    loaded = load_checkpoint(tmp_path / "best.pth")
+    assert loaded.network().backbone.conv1.kernel_size == (7, 7)
+    transferred, new_heads = transfer(loaded, Architecture(dropout=0.1), "best.pth")
+    assert (transferred.architecture.stem, new_heads) == ("imagenet", [])

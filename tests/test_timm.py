@@ -161,6 +161,9 @@ def test_without_timm_the_requirements_are_named(monkeypatch):
     message = "--backbone timm:test_resnet needs timm; run `pip install -r requirements-timm.txt`"
     with pytest.raises(OptionError, match=message):
         FERNet(Architecture("timm:test_resnet"))
+    weights = Checkpoint(Architecture("timm:test_resnet"), {}, ("a", "b"), 48)
+    with pytest.raises(WeightsError, match=f"cannot be built: {message}"):
+        weights.network()
 
 
 def test_batch_norm_of_several_gpus_keeps_the_activations():

@@ -20,7 +20,7 @@ from data.dataset import (
     resize_landmarks,
 )
 from data.readers.folders import list_visible
-from data.readers.images import image_size, read_images
+from data.readers.images import clip_box, image_size, read_images
 from data.readers.lists import check_landmarks
 from utils.errors import DataError
 
@@ -54,7 +54,6 @@ class CroppedAffectNet:
         labels = np.array([_label(_load(file), str(file)) for file in files], np.int64)
         classes, labels, rows = _select(labels, class_names)
         paths, split = [paths[i] for i in rows], np.array(split, "U12")[rows]
-        images = read_images(paths, width, channels)
         landmarks = np.full((len(paths), NUM_LANDMARKS, 2), np.nan, np.float32)
         for i, path in enumerate(paths):
             if (file := _annotation(path, "lnd")).is_file():
@@ -62,6 +61,7 @@ class CroppedAffectNet:
                 points = check_landmarks(_load(file), size, str(file))
                 landmarks[i] = resize_landmarks(points, size, width)
         landmarks = None if np.isnan(landmarks).all() else landmarks
+        images = read_images(paths, width, channels)
         return FaceDataset(images, labels, split, classes, landmarks, source=str(self.root))
 
     def _images(self) -> list[tuple[Path, str]]:
@@ -97,16 +97,15 @@ class ListedAffectNet:
         classes, labels, rows = _select(labels, class_names)
         table = table.iloc[rows]
         paths, boxes = self._pictures(table), _boxes(table)
-        images = read_images(paths, width, channels, boxes)
         landmarks = np.empty((len(paths), NUM_LANDMARKS, 2), np.float32)
         columns = zip(paths, boxes, table["facial_landmarks"], table["where"])
         for i, (path, box, text, where) in enumerate(columns):
             size = image_size(path)
-            left, top, right, bottom = np.clip(box, 0, (*size, *size))  # as `read_images` crops
+            left, top, right, bottom = clip_box(box, size, path)
             points = check_landmarks(text.replace(",", ";").split(";"), size, where)
             face = right - left, bottom - top
             landmarks[i] = resize_landmarks(points - (left, top), face, width)
-        split = table["split"].to_numpy("U12")
+        images, split = read_images(paths, width, channels, boxes), table["split"].to_numpy("U12")
         return FaceDataset(images, labels, split, classes, landmarks, source=str(self.root))
 
     def _read_lists(self) -> tuple[pd.DataFrame, np.ndarray]:

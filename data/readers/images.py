@@ -61,7 +61,8 @@ def read_images(
     def read(i: int) -> np.ndarray:
         image = read_image(paths[i], channels)
         if boxes is not None:
-            image = _crop(image, boxes[i], paths[i])
+            left, top, right, bottom = clip_box(boxes[i], image.shape[1::-1], paths[i])
+            image = image[top:bottom, left:right]
         return resize_image(image, width)
 
     def read_from(first: int) -> Iterator[np.ndarray]:
@@ -80,18 +81,22 @@ def read_images(
 
 def image_size(path: Path) -> tuple[int, int]:
     """Return width and height of an upright image in pixels, without decoding it."""
-    with _open(path) as image:
-        is_rotated = image.getexif().get(EXIF_ORIENTATION) in (5, 6, 7, 8)
-        return image.size[::-1] if is_rotated else image.size
+    try:
+        with _open(path) as image:
+            is_rotated = image.getexif().get(EXIF_ORIENTATION) in (5, 6, 7, 8)
+            return image.size[::-1] if is_rotated else image.size
+    except Exception as error:  # as in `read_image`
+        fault = f"cannot be read as an image ({error})"
+        raise DataError(f"{path} {fault}; replace, convert or remove it") from error
 
 
-def _crop(image: np.ndarray, box: np.ndarray, path: Path) -> np.ndarray:
-    height, width = image.shape[:2]
-    left, top, right, bottom = np.clip(box, 0, (width, height, width, height))
+def clip_box(box: np.ndarray, size: tuple[int, int], path: Path) -> np.ndarray:
+    """Return the part of a box (left, top, right, bottom) inside an image of (width, height)."""
+    left, top, right, bottom = clipped = np.clip(box, 0, (*size, *size))
     if left >= right or top >= bottom:
-        fault = f"the face box {box.tolist()} is outside of its {width} x {height} pixels"
+        fault = f"the face box {box.tolist()} is outside of its {size[0]} x {size[1]} pixels"
         raise DataError(f"{path}: {fault}; correct or remove its row")
-    return image[top:bottom, left:right]
+    return clipped
 
 
 def _key(paths: Sequence[Path], shape: tuple[int, ...], boxes: np.ndarray | None) -> str:

@@ -33,7 +33,7 @@ from engine.distill import Teachers
 from engine.distributed import DistributedContext
 from engine.optim import build_optimizer
 from engine.trainer import train_one_epoch
-from tools.benchmarks.common import median_and_range, peak_memory, seconds_per_call
+from tools.benchmarks.common import median_and_range, seconds_per_call
 from utils.devices import autocast, pick_device, use_bf16
 from utils.errors import run_main
 from utils.options import Options
@@ -71,24 +71,30 @@ def main() -> None:
         mapped.MAX_SHARE, mapped.CACHE_DIR = 0.0, folder / "cache"  # no images fit into memory
         start = time.perf_counter()
         dataset = load_dataset(find_source(str(folder / "set")), 224, 3, cache=folder / "cache")
-        seconds = time.perf_counter() - start
-        print(f"decoded in {seconds:.0f} s, {len(dataset) / seconds:.0f} images/s")
+        rate = len(dataset) / (time.perf_counter() - start)
+        print(f"decoded and loaded: {rate:.0f} images/s", flush=True)
         (file,) = (folder / "cache" / "images").glob("*.npy")
         functions = bare_loop(options, dataset, device), trainer(options, dataset, device)
-        rates: tuple[list[float], list[float]] = [], []
+        n, rates = options.batch_size * options.steps, []
         for i in range(options.rounds + 1):  # the first one to warm up
             drop_from_cache(file)
-            for function, measured in zip(functions, rates):
-                rate = options.batch_size * options.steps / seconds_per_call(function, device)
-                if i > 0:
-                    measured.append(rate)
-            if i > 0:
-                print(f"round {i}: {', '.join(f'{rate[-1]:.1f}' for rate in rates)}", flush=True)
-        print(f"peak memory {peak_memory():.1f} GB, with the mapped part of the file")
-    for name, measured in zip(("bare loop", "trainer, memory-mapped"), rates):
-        print(f"{name:24}{median_and_range(measured, 1):>28} images/s")
-    shares = [trained / bare for bare, trained in zip(*rates)]
-    print(f"trainer relative to the bare loop of its round: {median_and_range(shares, 3)}")
+            rates.append([n / np.array(seconds(function, device)) for function in functions])
+            (bare, _), (trained, _) = rates[-1]
+            print(f"round {i}: bare loop {bare:.2f}, trainer {trained:.2f} images/s", flush=True)
+    rates = np.array(rates[1:])  # [rounds, 2 functions, wall and CPU]
+    for k, unit in enumerate(("images/s", "images per CPU second")):
+        bare, trained = rates[:, 0, k].tolist(), rates[:, 1, k].tolist()
+        ratio = median_and_range((rates[:, 1, k] / rates[:, 0, k]).tolist(), 3)
+        print(
+            f"{unit}: bare loop {median_and_range(bare, 2)}, trainer {median_and_range(trained, 2)}"
+        )
+        print(f"  trainer relative to the bare loop of its round: {ratio}")
+
+
+def seconds(function: Callable[[], None], device: torch.device) -> tuple[float, float]:
+    """Return the time of a call, and the CPU time of all threads."""
+    start = time.process_time()
+    return seconds_per_call(function, device), time.process_time() - start
 
 
 def write_jpegs(root: Path, n: int) -> None:
