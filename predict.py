@@ -23,6 +23,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from inference.align import MAX_SHIFT
 from inference.detector import DETECTION_SIZE, MIN_SCORE
 from inference.inputs import find_all_inputs, is_video
 from inference.predictor import FacePredictor
@@ -53,6 +54,9 @@ class PredictOptions:
     """Crops per face, aligned with the landmarks of a first pass, over which the probabilities are
     averaged. With 0, the prediction is that of the detector's crop. By default 1, and 0 for videos
     and --cropped."""
+    max_shift: float = MAX_SHIFT
+    """With --views 1 or more: leave out detections whose landmarks move by more than this fraction
+    of the crop between the passes, because most are no faces; inf keeps all."""
     explain: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="[CLASS]")] = None
     """Write contributions of facial parts to the logit of the predicted class, or of CLASS, and
     figures of them."""
@@ -94,6 +98,7 @@ def main() -> None:
         detection_size=options.detection_size or DETECTION_SIZE,
         min_score=options.min_score,
         views=options.views,
+        max_shift=options.max_shift,
         batch_size=options.batch_size,
         threads=options.threads,
         gpu_ids=options.gpu_ids,

@@ -16,6 +16,7 @@ JITTER = (
     *((1.0, 0.0, 0.03, -4.0), (1.0, 0.0, -0.03, 4.0), (1.05, 0.03, 0.03, 0.0)),
 )
 MAX_SCALE_CHANGE = 2.0
+MAX_SHIFT = 0.03  # widths of the crop; chosen by tools.benchmarks.false_detections
 MAX_VIEWS = 1 + len(JITTER)
 
 
@@ -56,6 +57,22 @@ def align(matrix: np.ndarray, landmarks: np.ndarray, mean_face: np.ndarray) -> n
     scale = math.sqrt(np.linalg.det(change[:, :2]))
     is_valid = 1 / MAX_SCALE_CHANGE <= scale <= MAX_SCALE_CHANGE
     return compose(matrix, change) if is_valid else matrix
+
+
+def landmark_shifts(
+    first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray], width: int
+) -> np.ndarray:
+    """Return the root mean square distances [F] of the landmarks of two passes, in crop widths.
+
+    A pass has matrices [F, 2, 3] and landmarks [F, 68, 2] in pixels of crops of this width. Where
+    there is no face, the network's landmarks follow the crop instead of the image.
+    """
+    distances = [
+        np.sqrt(np.square(transform(m2, l2) - transform(m1, l1)).sum(1).mean())
+        for m1, l1, m2, l2 in zip(*first, *second)
+    ]
+    scales = np.sqrt(np.abs(np.linalg.det(first[0][:, :, :2])))
+    return np.array(distances) / (width * scales)
 
 
 def jitter(matrix: np.ndarray, width: int, view: int) -> np.ndarray:

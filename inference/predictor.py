@@ -12,16 +12,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from inference.align import (
+    MAX_SHIFT,
     MAX_VIEWS,
     align,
     box_matrix,
     crop_aligned,
     jitter,
+    landmark_shifts,
     stack_crops,
     transform,
 )
@@ -34,45 +35,12 @@ from inference.detector import (
     expand_boxes,
     load_centerface,
 )
-from inference.explain import Explanation, explain_face
+from inference.explain import explain_face
+from inference.face import Face, FaceCrops
 from inference.runtime import load_runtime
 from utils.errors import DataError, OptionError
 from utils.predictions import Predictions
 from utils.run_folder import PHOTO_WEIGHTS
-
-
-class Face(NamedTuple):
-    """One face of an image."""
-
-    box: np.ndarray  # float32 [4], (left, top, right, bottom) edges in pixels of the image
-    score: float | None  # the detector's; None for an image that is one face
-    expression: str  # the most probable class
-    probabilities: np.ndarray  # float32 [C], in the order of FacePredictor.class_names
-    importance: float  # SCN's, 0 to 1, by which the logits are multiplied
-    landmarks: np.ndarray | None  # float32 [68, 2] in pixels of the image, iBUG order
-    unsure_below: float = 0.0  # confidence below which predictions are mostly wrong
-    explanation: Explanation | None = None  # of a class, where it was asked for
-
-    @property
-    def confidence(self) -> float:
-        """The probability of the expression, a better confidence measure than the importance."""
-        return float(self.probabilities.max())
-
-    @property
-    def caption(self) -> str:
-        """Expression and probability, such as "happy 89 %" or "unsure (sad 31 %)"."""
-        text = f"{self.expression} {100 * self.confidence:.0f} %"
-        return f"unsure ({text})" if self.confidence < self.unsure_below else text
-
-
-class FaceCrops(NamedTuple):
-    """The F faces of one image, cropped for the network."""
-
-    boxes: np.ndarray  # float32 [F, 4], as in Face
-    scores: np.ndarray | None  # float32 [F]
-    matrices: np.ndarray  # float64 [F, 2, 3], from pixels of each crop to pixels of the image
-    pixels: np.ndarray  # uint8 [F, C, W, W]
-    image: np.ndarray  # uint8 [H, W] or [H, W, 3]
 
 
 class FacePredictor:
@@ -89,6 +57,8 @@ class FacePredictor:
         views: Crops per face, aligned with the landmarks of a first pass, over which the
             probabilities are averaged. With 0, the prediction is that of the detector's crop. -1 is
             1, and 0 if `cropped`.
+        max_shift: Detections whose landmarks move by more between the first two passes are left
+            out, because most are no faces. In widths of the crop, root mean square.
         explain: Explain the predicted class, or the class of this name.
         batch_size: Faces per step of the network.
         threads: CPU threads of the network; 0 is one per core.
@@ -111,6 +81,7 @@ class FacePredictor:
         detection_size: int = DETECTION_SIZE,
         min_score: float = MIN_SCORE,
         views: int = -1,
+        max_shift: float = MAX_SHIFT,
         explain: bool | str = False,
         batch_size: int = 64,
         threads: int = 0,
@@ -130,7 +101,7 @@ class FacePredictor:
         if self.detector != "dlib" and not cropped:
             load_centerface(self.detector)  # an invalid file is an error here
         self.cropped, self.detection_size, self.min_score = cropped, detection_size, min_score
-        self.batch_size, self.explain = batch_size, explain
+        self.batch_size, self.explain, self.max_shift = batch_size, explain, max_shift
         self.views = (0 if cropped else 1) if views < 0 else views
         if isinstance(explain, str) and explain not in self.class_names:
             names = ", ".join(self.class_names)
@@ -172,9 +143,14 @@ class FacePredictor:
             return [[] for _ in crops]
         matrices = np.concatenate([image_crops.matrices for image_crops in crops])
         predictions = self._run(np.concatenate([image_crops.pixels for image_crops in crops]))
+        is_face = np.ones(len(matrices), bool)
         if self.views:
             images = [image_crops.image for image_crops in crops for _ in image_crops.boxes]
-            matrices, predictions = self._refit(images, matrices, predictions)
+            first, first_matrices = predictions, matrices
+            matrices, predictions = self._refit(images, matrices, first)
+            if first.landmarks is not None and not self.cropped:
+                passes = (first_matrices, first.landmarks), (matrices, predictions.landmarks)
+                is_face = landmark_shifts(*passes, self._runtime.image_width) <= self.max_shift
         rows = iter(range(len(matrices)))
         return [
             [
@@ -184,6 +160,7 @@ class FacePredictor:
                     [None] * count if image_crops.scores is None else image_crops.scores.tolist(),
                     rows,
                 )
+                if is_face[row]
             ]
             for image_crops, count in zip(crops, counts)
         ]

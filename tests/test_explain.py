@@ -13,7 +13,15 @@ from test_export import trained_network
 
 from data.dataset import EMOTIONS
 from data.synthetic.generate import synthetic_dataset
-from inference.align import align, box_matrix, crop_aligned, fit_similarity, jitter, transform
+from inference.align import (
+    align,
+    box_matrix,
+    crop_aligned,
+    fit_similarity,
+    jitter,
+    landmark_shifts,
+    transform,
+)
 from inference.detector import crop
 from inference.explain import PARTS, part_shares, split_by_part
 from inference.predictor import FacePredictor
@@ -145,13 +153,14 @@ class ShiftedRuntime:
 
     class_names, image_width, channels, unsure_below = EMOTIONS, 48, 1, 0.0
     mean_face = np.float32([[10, 10], [40, 10], [24, 40]])
+    second_shift = 0
 
     def __init__(self):
         self.crops = []
 
     def __call__(self, faces):
         self.crops.append(faces)
-        shift = [6, 0] if len(self.crops) == 1 else [0, 0]
+        shift = [6, 0] if len(self.crops) == 1 else [self.second_shift, 0]
         n = len(faces)
         landmarks = np.tile(self.mean_face + np.float32(shift), (n, 1, 1))
         probabilities = np.eye(7, dtype=np.float32)[[len(self.crops) % 7] * n]
@@ -174,6 +183,26 @@ def test_crops_follow_the_landmarks_of_the_first_pass(monkeypatch):
     assert len(runtime.crops) == 1  # a cropped face is predicted as it is
     with pytest.raises(OptionError, match="views 99 must be 0 to 8"):
         FacePredictor(views=99)
+
+
+def test_detections_whose_landmarks_follow_the_crop_are_left_out(monkeypatch, astronaut):
+    runtime = ShiftedRuntime()  # in the second crop, too, the mean face is predicted
+    monkeypatch.setattr("inference.predictor.load_runtime", lambda *args: runtime)
+    assert len(FacePredictor()(astronaut)) == 1  # the same face: the crop moved by 6 pixels
+    runtime.second_shift = 2  # pixels of 48, 0.042 of the crop
+    runtime.crops.clear()
+    assert FacePredictor()(astronaut) == []
+    runtime.crops.clear()
+    assert len(FacePredictor(max_shift=0.05)(astronaut)) == 1
+    runtime.crops.clear()
+    assert len(FacePredictor(cropped=True, views=1)(astronaut)) == 1
+
+
+def test_landmark_shifts_by_hand():
+    points = np.zeros((1, 68, 2))
+    matrix = box_matrix(np.array([0, 0, 96, 96]), 48)[None]  # 2 pixels of the image each
+    moved = points + [3, 4]
+    np.testing.assert_allclose(landmark_shifts((matrix, points), (matrix, moved), 48), [5 / 48])
 
 
 # predict.py
