@@ -296,6 +296,7 @@ function decode({ data, dims: [, rows, columns] }) {
 export function crop(image, [left, top, right, bottom], side, channels) {
   const xs = taps(right - left, bottom - top, side), ys = taps(bottom - top, right - left, side);
   const clamp = (value, size) => Math.min(Math.max(value, 0), size - 1); // repeats border pixels
+  const round = Math.fround; // OpenCV computes in 32 bits
   const rows = new Map(); // resized horizontally, [3 x side]
   const row = (y) => {
     if (!rows.has(y)) {
@@ -303,7 +304,7 @@ export function crop(image, [left, top, right, bottom], side, channels) {
       xs.forEach((list, i) => {
         for (const [x, weight] of list) {
           const from = 4 * (start + clamp(x + left, image.width));
-          for (let c = 0; c < 3; c++) values[3 * i + c] += weight * image.data[from + c];
+          for (let c = 0; c < 3; c++) values[3 * i + c] += round(weight * image.data[from + c]);
         }
       });
       rows.set(y, values);
@@ -314,7 +315,7 @@ export function crop(image, [left, top, right, bottom], side, channels) {
   const isHalved = right - left === 2 * side && bottom - top === 2 * side;
   ys.forEach((list, i) => {
     line.fill(isHalved ? 1e-3 : 0); // OpenCV rounds half up there, and else half to even
-    for (const [y, weight] of list) row(y).forEach((value, k) => (line[k] += weight * value));
+    for (const [y, weight] of list) row(y).forEach((value, k) => (line[k] += round(weight * value)));
     const bytes = Uint8ClampedArray.from(line); // rounds half to even
     for (let k = 0; k < side; k++) {
       const at = i * side + k, [r, g, b] = bytes.subarray(3 * k, 3 * k + 3);
@@ -347,7 +348,7 @@ function taps(size, otherSize, side) {
       const x = Math.floor(i * scale), f = i + 1 - (x + 1) / scale, fraction = f <= 0 ? 0 : f % 1;
       list.push([inside(x), 1 - fraction], [inside(x + 1), fraction]);
     }
-    all.push(list);
+    all.push(list.map(([index, weight]) => [index, Math.fround(weight)]));
   }
   return all;
 }
