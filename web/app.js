@@ -267,7 +267,8 @@ function draw() {
   $("viewer").classList.add("filled");
   context.imageSmoothingQuality = "high";
   context.drawImage(source, 0, 0, canvas.width, canvas.height);
-  const unit = canvas.width / (canvas.clientWidth || canvas.width); // one pixel of the screen
+  // One pixel of the screen; the canvas fits into its element.
+  const unit = Math.max(canvas.width / canvas.clientWidth, canvas.height / canvas.clientHeight);
   for (const [i, face] of faces.entries()) {
     if (face.heat && $("heat").checked && !stream) drawHeat(face, scale);
     if ($("landmarks").checked) drawLandmarks(face, scale, unit);
@@ -283,19 +284,20 @@ function drawBox(face, scale, unit, i) {
   context.strokeRect(left, top, right - left, bottom - top);
   const best = bestOf(face), number = faces.length > 1 ? `${i + 1}: ` : "";
   const text = `${number}${names[best]} ${percent(face.probabilities[best])}`;
-  context.font = `600 ${14 * unit}px system-ui, sans-serif`;
+  const size = Math.min(Math.max((right - left) / 7, 11 * unit), 15 * unit);
+  context.font = `600 ${size}px system-ui, sans-serif`;
   context.textBaseline = "middle";
-  const width = context.measureText(text).width + 14 * unit, height = 24 * unit;
+  const width = context.measureText(text).width + size, height = 1.7 * size;
   const outside = top >= height ? top - height : bottom;
   const y = outside + height <= canvas.height ? outside : Math.max(0, top);
   const x = Math.min(Math.max(0, left - 1.25 * unit), Math.max(0, canvas.width - width));
   context.fillRect(x, y, width, height);
   context.fillStyle = "#fff";
-  context.fillText(text, x + 7 * unit, y + height / 2);
+  context.fillText(text, x + size / 2, y + height / 2);
 }
 
 function drawLandmarks({ box, landmarks }, scale, unit) {
-  const radius = Math.max(1.4 * unit, (box[2] - box[0]) * scale / 100);
+  const radius = Math.max(0.8 * unit, (box[2] - box[0]) * scale / 85);
   context.fillStyle = RED;
   context.beginPath();
   for (const [x, y] of landmarks) {
@@ -335,6 +337,9 @@ $("heat").addEventListener("change", () => {
 });
 for (const id of ["boxes", "landmarks"]) $(id).addEventListener("change", draw);
 addEventListener("resize", draw);
+addEventListener("unhandledrejection", ({ reason }) => {
+  showAlert(`The prediction failed (${reason?.message ?? reason}). Reload the page.`);
+});
 addEventListener("dragover", (event) => {
   event.preventDefault();
   $("viewer").classList.add("over");

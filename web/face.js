@@ -13,10 +13,12 @@ const ANCHORS = [[1.603231, 2.094468], [6.041143, 7.080126], [2.882459, 3.518061
   [4.266906, 5.178857], [9.041765, 10.66308]];
 const BOX_LIFT = 0.1; // of the first crop above a detected box, in box sides
 const BATCH = 8; // faces per call of the network
-const PHOTO_SIZES = [320, 800]; // longer side for the detection: for large and for small faces
-const CAMERA_SIZE = 320;
+// Longer sides to which a picture is resized for the detection. Faces of about 100 pixels are found
+// best, and a border lets faces be found that fill the picture.
+const PHOTO_SIZES = [96, 192, 400, 832], CAMERA_SIZES = [160, 320];
+const BORDER = 32;
 const DETECT_EVERY = 400; // milliseconds between detections while faces are tracked
-const MAX_GAP = 1000; // milliseconds without a detection, after which a track ends
+const MAX_GAP = 1500; // milliseconds without a detection, after which a track ends
 const SMOOTH = 300; // milliseconds, time constant of the average of probabilities
 const MIN_IOU = 0.3; // of the boxes of one face
 const PATCH = 12, PATCH_STEP = 6; // pixels of the crop: hidden square of the heat map
@@ -86,15 +88,16 @@ class Predictor {
       const scale = size / longer;
       const width = Math.max(1, Math.round(source.width * scale));
       const height = Math.max(1, Math.round(source.height * scale));
-      this.canvas.width = Math.ceil(width / STRIDE) * STRIDE; // also clears it
-      this.canvas.height = Math.ceil(height / STRIDE) * STRIDE;
+      const padded = (value) => Math.ceil((value + 2 * BORDER) / STRIDE) * STRIDE;
+      this.canvas.width = padded(width); // also clears it
+      this.canvas.height = padded(height);
       this.context.imageSmoothingQuality = "high";
-      this.context.drawImage(source, 0, 0, width, height);
+      this.context.drawImage(source, BORDER, BORDER, width, height);
       const { data } = this.context.getImageData(0, 0, this.canvas.width, this.canvas.height);
       const shape = [1, this.canvas.height, this.canvas.width, 4];
       const { cells } = await this.run(this.detector, new Uint8Array(data.buffer), shape);
       boxes.push(...decode(cells).map(({ box, score }) => ({
-        box: box.map((value) => value / scale), score,
+        box: box.map((value) => (value - BORDER) / scale), score,
       })));
     }
     boxes.sort((a, b) => b.score - a.score);
@@ -207,7 +210,7 @@ class Predictor {
 /** Faces of a camera: the crop follows the landmarks, and a detection now and then finds faces. */
 export class Tracker {
   constructor(predictor) {
-    Object.assign(this, { predictor, tracks: [], detected: -Infinity });
+    Object.assign(this, { predictor, tracks: [], detected: -Infinity, detections: 0 });
   }
 
   /** Return the faces of the canvas `source` at a time in milliseconds. */
@@ -216,7 +219,8 @@ export class Tracker {
     const image = source.getContext("2d").getImageData(0, 0, source.width, source.height);
     if (!this.tracks.length || time - this.detected > DETECT_EVERY) {
       this.detected = time;
-      for (const box of await predictor.detect(source, [CAMERA_SIZE])) {
+      const size = CAMERA_SIZES[this.detections++ % CAMERA_SIZES.length]; // in turn, to save time
+      for (const box of await predictor.detect(source, [size])) {
         const cropBox = cropAround(box, 1, BOX_LIFT);
         const track = this.tracks.find((other) => iou(other.next, cropBox) > MIN_IOU);
         if (track) track.seen = time;
