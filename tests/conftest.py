@@ -33,6 +33,9 @@ settings.register_profile("short", max_examples=40, deadline=None, derandomize=T
 settings.register_profile("long", max_examples=3000, deadline=None)
 settings.load_profile("short")
 
+QUIET = ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", *QUIET]
+
 
 @pytest.fixture(scope="session")
 def astronaut():
@@ -55,6 +58,17 @@ def both(astronaut, hopper):
     scale = 512 / hopper.shape[0]
     resized = cv2.resize(hopper, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     return np.hstack([astronaut, resized[:512]])
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """Return a function that starts Chromium with further flags."""
+    driver = pytest.importorskip("playwright.sync_api", reason="needs pip install playwright")
+    found = filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))
+    if not (path := next(found, None)):
+        pytest.skip("needs a Chromium, such as by apt install chromium")
+    with driver.sync_playwright() as playwright:
+        yield lambda *flags: playwright.chromium.launch(executable_path=path, args=[*FLAGS, *flags])
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -35,8 +34,6 @@ import demo
 from inference import demo_page
 
 ROOT = Path(__file__).resolve().parents[1]
-QUIET = ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", *QUIET]
 CARD = re.compile(r"(Face(?: \d+)?)\s+(.*)", re.DOTALL)
 ROW = re.compile(r"(\w+)\s+(\d+) %")
 
@@ -101,17 +98,6 @@ def server(weights, tmp_path_factory):
     [own] = folder.glob("fer-demo-*")  # the process was killed, so it is not removed
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert [path for path in files if own not in path.parents] == [folder / "out.txt"]
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    """Return a function that starts Chromium with further flags."""
-    driver = pytest.importorskip("playwright.sync_api", reason="needs pip install playwright")
-    found = filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))
-    if not (path := next(found, None)):
-        pytest.skip("needs a Chromium, such as by apt install chromium")
-    with driver.sync_playwright() as playwright:
-        yield lambda *flags: playwright.chromium.launch(executable_path=path, args=[*FLAGS, *flags])
 
 
 @pytest.fixture(scope="module")
