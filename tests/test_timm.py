@@ -18,7 +18,7 @@ from engine.eta import ETA
 from engine.trainer import train_one_epoch
 from models import timm_backbone
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from models.fernet import Architecture, FERNet
+from models.fernet import Architecture, FERNet, describe
 from models.pretrained import initialize_backbone
 from models.timm_backbone import convert_timm_sync_batch_norm
 from utils.errors import OptionError, WeightsError
@@ -64,6 +64,8 @@ def test_training_step_checkpoint_and_export(name, dataset, tmp_path, monkeypatc
     pixels = torch.from_numpy(dataset.images[:4, None])
     expected = network.eval()(pixels)
     assert torch.equal(loaded.network()(pixels).logits, expected.logits)
+    parameters = sum(p.numel() for p in network.parameters()) / 1e6
+    assert describe(network).startswith(f"timm:{name}, {parameters:.2f} M parameters; heads: 7 ")
 
     if name != FAMILIES[0]:  # an export takes seconds
         return

@@ -25,7 +25,7 @@ IMAGE_SUFFIXES = (
     *(".jfif", ".jpe", ".jp2", ".avif", ".heic", ".heif"),
 )
 MAX_PIXELS = 80_000_000  # of one image; below Pillow's own limit
-BLOCK = 1024  # images that are decoded ahead at most
+BLOCK = 256  # images that are decoded ahead at most
 EXIF_ORIENTATION = 0x0112
 TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
