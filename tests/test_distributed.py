@@ -46,6 +46,8 @@ torch.set_default_dtype(torch.float64)
 torch.Tensor.float = torch.Tensor.double
 import data.in_memory
 import train
+import utils.figures
+utils.figures.save_figure = lambda figure, path: None
 to_device = data.in_memory.to_device
 data.in_memory.to_device = lambda tensor, *rest: to_device(
     tensor if tensor.dtype == torch.uint8 else tensor.double(), *rest
