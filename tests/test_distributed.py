@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from test_distill import write_teacher
+from test_faults import run
 from torch import distributed as dist
 from torch import nn
 
@@ -50,6 +51,8 @@ torch.set_default_dtype(torch.float64)
 torch.Tensor.float = torch.Tensor.double
 import data.in_memory
 import train
+import utils.figures
+utils.figures.save_figure = lambda figure, path: None
 to_device = data.in_memory.to_device
 data.in_memory.to_device = lambda tensor, *rest: to_device(
     tensor if tensor.dtype == torch.uint8 else tensor.double(), *rest
@@ -200,7 +203,7 @@ def test_lost_process_ends_the_run_which_one_process_resumes(faces_csv, tmp_path
     messages = ("process 0 lost one of the 2 processes", "Interrupted: checkpoint saved")
     assert any(message in output for message in messages), output
     assert "--resume" in output, output
-    finish(start("--resume", tmp_path / "r", distributed=False))
+    run("--resume", tmp_path / "r", "--threads", torch.get_num_threads())
     assert [row["epoch"] for row in table(tmp_path / "r/metrics.csv")] == [
         str(i + 1) for i in range(40)
     ]
