@@ -138,6 +138,7 @@ def wrap_model(
 
 
 def balanced_class_weights(dataset: FaceDataset) -> Tensor:
-    """Return n / (C n_c) for the n Training images of C classes, float [C]: their mean is 1."""
-    counts = torch.from_numpy(np.bincount(dataset.labels[dataset.training_rows]))
-    return counts.sum() / (len(counts) * counts.float())
+    """Return n / (C n_c) for the n Training images of C classes, float [C]."""
+    labels, classes = dataset.labels[dataset.training_rows], len(dataset.class_names)
+    counts = torch.from_numpy(np.bincount(labels, minlength=classes))
+    return len(labels) / (classes * counts.clamp(min=1).float())
