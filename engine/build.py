@@ -93,6 +93,7 @@ def _fine_tuned_network(options: Options, dataset: FaceDataset, initial: Checkpo
         landmarks=options.landmarks or saved.landmark_pool,
         importance=options.importance,
         dropout=options.dropout,
+        landmark_pool=options.landmark_pool or saved.landmark_pool,
     )
     classes = match_classes(dataset.class_names, initial.class_names)
     paths = " and ".join(options.model_path)
@@ -149,6 +150,7 @@ def wrap_model(
 
 
 def balanced_class_weights(dataset: FaceDataset) -> Tensor:
-    """Return n / (C n_c) for the n Training images of C classes, float [C]: their mean is 1."""
-    counts = torch.from_numpy(np.bincount(dataset.labels[dataset.training_rows]))
-    return counts.sum() / (len(counts) * counts.float())
+    """Return n / (C n_c) for the n Training images of C classes, float [C]."""
+    labels, classes = dataset.labels[dataset.training_rows], len(dataset.class_names)
+    counts = torch.from_numpy(np.bincount(labels, minlength=classes))
+    return len(labels) / (classes * counts.clamp(min=1).float())

@@ -8,7 +8,7 @@ import pytest
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = "--total_epoch 1 --image_width 32 --threads 1 --gpu_ids -1"
+TINY = "--total_epoch 1 --image_width 32 --per_class 20 --threads 1 --gpu_ids -1"
 
 
 @pytest.fixture

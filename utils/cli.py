@@ -19,16 +19,9 @@ T = TypeVar("T")
 # Options that may differ when a run is resumed: they change where it runs, not what it trains.
 FREE_ON_RESUME = {"resume", "out", "data", "ferplus", "ferplus_test", "gpu_ids", "threads"}
 FREE_ON_RESUME |= {"compile", "final_test"}
-# Options that initial weights determine.
-FIXED_BY_WEIGHTS = (
-    "backbone",
-    "width",
-    "channels",
-    "landmark_pool",
-    "downsample",
-    "mirror",
-    "stem",
-)
+# Options that initial weights determine. Pooling at landmarks can be added, but not removed.
+FIXED_BY_WEIGHTS = ("backbone", "width", "channels", "landmark_pool")
+FIXED_BY_WEIGHTS += ("downsample", "mirror", "stem")
 # Names of earlier versions and of other projects, and what replaces them.
 RENAMED = {
     "--epochs": "--total_epoch",
@@ -127,7 +120,8 @@ def resolve_options(
         recipe = "finetune" if is_finetuned else "sample" if is_synthetic else "full"
     for name in FIXED_BY_WEIGHTS:
         value = getattr(command.options, name)
-        if name in command.given and value != initial.get(name, value):
+        is_added = name == "landmark_pool" and value
+        if name in command.given and value != initial.get(name, value) and not is_added:
             weights, theirs = " ".join(command.options.model_path), initial[name]
             fault = f"{_format_option(name, value)}: {weights} has {name} {theirs}"
             raise OptionError(f"{fault}, which cannot be changed; leave out this option")
