@@ -121,10 +121,8 @@ def test_centerface_by_hand(centerface, constant_runtime, tmp_path):
     image[32:36, 200:204] = 200
     boxes, scores = detect_faces(image, detector=str(centerface))
     side = 1.02 * 40
-    expected = [
-        [x - side / 2, y - side / 2, x + side / 2, y + side / 2]
-        for x, y in ((102, 68.7), (202, 36.7))
-    ]
+    centers = np.array([[102, 66 + 0.045 * 60], [202, 34 + 0.045 * 60]])
+    expected = np.hstack([centers - side / 2, centers + side / 2])
     np.testing.assert_allclose(boxes, expected, atol=1e-3)
     np.testing.assert_allclose(scores, [1, 200 / 255], atol=1e-4)
     larger = detect_faces(cv2.resize(image, None, fx=2, fy=2), 256, detector=str(centerface))
