@@ -91,7 +91,8 @@ async function predictPicture(notice = "") {
   await new Promise(requestAnimationFrame); // shows the picture first
   const cropped = $("cropped").checked;
   const image = pixels.getImageData(0, 0, source.width, source.height);
-  const found = await (cropped ? predictor.predictCropped(image) : predictor.predictPicture(source));
+  const found = cropped ? await predictor.predictCropped(image)
+    : await predictor.predictPicture(source);
   if (current !== job) return;
   showFaces(found);
   showAlert(found.length ? notice : MESSAGES.noFace, !found.length);
@@ -105,19 +106,18 @@ async function showHeatMaps() {
   if (!$("heat").checked || stream || !faces.length) return;
   const predictor = await ready, current = job, shown = faces.slice(0, MAX_HEAT);
   const image = pixels.getImageData(0, 0, source.width, source.height);
-  $("loading").hidden = false;
-  $("progress-text").textContent = "Computing the heat map";
   for (const [i, face] of shown.entries()) {
     face.heat ??= await predictor.heatMap(image, face, (fraction) => {
+      $("loading").hidden = false;
+      $("progress-text").textContent = "Computing the heat map";
       $("progress").value = (i + fraction) / shown.length;
       return current === job && $("heat").checked;
     });
     if (current !== job || !$("heat").checked) break;
     draw();
   }
-  if (current !== job) return;
   $("loading").hidden = true;
-  $("heat-note").hidden = !$("heat").checked;
+  if (current === job) $("heat-note").hidden = !$("heat").checked;
 }
 
 // Camera
@@ -127,8 +127,8 @@ async function startCamera() {
   showAlert("");
   if (!navigator.mediaDevices) return showAlert(MESSAGES.insecure);
   try {
-    const size = { width: { ideal: 640 }, height: { ideal: 480 } };
-    const opened = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "user", ...size } });
+    const wanted = { facingMode: "user", width: { ideal: 640 }, height: { ideal: 480 } };
+    const opened = await navigator.mediaDevices.getUserMedia({ video: wanted });
     if (current !== job) return opened.getTracks().forEach((track) => track.stop());
     stream = video.srcObject = opened;
     await video.play();
@@ -274,7 +274,8 @@ function draw() {
     if ($("landmarks").checked) drawLandmarks(face, scale, unit);
     if ($("boxes").checked) drawBox(face, scale, unit, i);
   }
-  canvas.setAttribute("aria-label", faces.length ? `Picture with ${summary(faces, !stream)}` : "Picture");
+  const content = faces.length ? `Picture with ${summary(faces, !stream)}` : "Picture";
+  canvas.setAttribute("aria-label", content);
 }
 
 function drawBox(face, scale, unit, i) {

@@ -8,7 +8,7 @@ import * as ort from "./ort.js";
 const MIN_SCORE = 0.5; // of a detection
 const MAX_OVERLAP = 0.4; // intersection over union of two detected faces
 const STRIDE = 32; // pixels of the detector's input per cell
-// Tiny Face Detector's anchors, in cells, from @vladmandic/face-api's src/tinyFaceDetector/const.ts.
+// Anchors of Tiny Face Detector in cells, from face-api's src/tinyFaceDetector/const.ts.
 const ANCHORS = [[1.603231, 2.094468], [6.041143, 7.080126], [2.882459, 3.518061],
   [4.266906, 5.178857], [9.041765, 10.66308]];
 const BOX_LIFT = 0.1; // of the first crop above a detected box, in box sides
@@ -50,7 +50,8 @@ export async function loadPredictor(onProgress = () => {}) {
   });
   const session = (name) => ort.InferenceSession.create(new Uint8Array(files[name]),
     { executionProviders: ["wasm"] });
-  return new Predictor(settings, await session("model.onnx"), await session("detector.onnx"), files);
+  const network = await session("model.onnx"), detector = await session("detector.onnx");
+  return new Predictor(settings, network, detector, files);
 }
 
 async function download(name) {
@@ -304,7 +305,8 @@ export function crop(image, [left, top, right, bottom], side, channels) {
   const rows = new Map(); // resized horizontally, [3 x side]
   const row = (y) => {
     if (!rows.has(y)) {
-      const values = new Float32Array(3 * side), start = clamp(y + top, image.height) * image.width;
+      const values = new Float32Array(3 * side);
+      const start = clamp(y + top, image.height) * image.width;
       xs.forEach((list, i) => {
         for (const [x, weight] of list) {
           const from = 4 * (start + clamp(x + left, image.width));
@@ -319,7 +321,9 @@ export function crop(image, [left, top, right, bottom], side, channels) {
   const isHalved = right - left === 2 * side && bottom - top === 2 * side;
   ys.forEach((list, i) => {
     line.fill(isHalved ? 1e-3 : 0); // OpenCV rounds half up there, and else half to even
-    for (const [y, weight] of list) row(y).forEach((value, k) => (line[k] += round(weight * value)));
+    for (const [y, weight] of list) {
+      row(y).forEach((value, k) => (line[k] += round(weight * value)));
+    }
     const bytes = Uint8ClampedArray.from(line); // rounds half to even
     for (let k = 0; k < side; k++) {
       const at = i * side + k, [r, g, b] = bytes.subarray(3 * k, 3 * k + 3);
