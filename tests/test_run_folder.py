@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 import torch
-from kills import assert_same_run
+from kills import SMALL, assert_same_run
 from test_faults import ROOT, TINY, kill_at, run, start_train
 
 import train
@@ -122,11 +122,10 @@ def test_runs_started_in_one_second_have_different_folders(tmp_path, monkeypatch
 
 
 def test_runs_started_at_once_share_the_cache(faces_csv, tmp_path):
-    argv = "--threads 1 --gpu_ids -1 --width 0.1 --image_width 32 --total_epoch 1".split()
-    argv = [sys.executable, ROOT / "train.py", "--data", faces_csv, *argv, "--out"]
+    argv = [sys.executable, ROOT / "train.py", "--data", faces_csv, *SMALL, "--total_epoch", "1"]
     processes = [
         subprocess.Popen(
-            [*argv, tmp_path / str(i)],
+            [*argv, "--out", tmp_path / str(i)],
             env=os.environ | {"FER_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.DEVNULL,
         )
