@@ -11,11 +11,10 @@ from functools import partial
 
 import pytest
 import torch
-from kills import assert_same_run, write_csv
+from kills import SMALL, assert_same_run
 from test_faults import ROOT, TINY, kill_at, run, start_train
 
 import train
-from data.synthetic.generate import synthetic_dataset
 from engine.logger import TrainingLogger
 from utils.errors import OptionError, ProjectError, RunError
 from utils.files import atomic_write
@@ -124,12 +123,11 @@ def test_runs_started_in_one_second_have_different_folders(tmp_path, monkeypatch
     assert len({RunFolder.create("", "x").path for _ in range(5)}) == 5
 
 
-def test_runs_started_at_once_share_the_cache(tmp_path):
-    csv = write_csv(synthetic_dataset(training=30, public=10, private=10), tmp_path / "faces.csv")
-    argv = ["--gpu_ids", "-1", "--width", "0.1", "--image_width", "32", "--total_epoch", "1"]
+def test_runs_started_at_once_share_the_cache(faces_csv, tmp_path):
+    argv = [sys.executable, ROOT / "train.py", "--data", faces_csv, *SMALL, "--total_epoch", "1"]
     processes = [
         subprocess.Popen(
-            [sys.executable, ROOT / "train.py", "--data", csv, "--out", tmp_path / str(i), *argv],
+            [*argv, "--out", tmp_path / str(i)],
             env=os.environ | {"FER_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.DEVNULL,
         )
