@@ -46,9 +46,9 @@ class LargeOptions:
 
     images: int = 20_000
     """Number of JPEG files."""
-    batch_size: int = 32
+    batch_size: int = 128
     """Images per step."""
-    steps: int = 4
+    steps: int = 2
     """Steps per measurement."""
     rounds: int = 5
     """Measurements of each, in alternation; the median and the range are printed."""
@@ -144,14 +144,18 @@ def trainer(
     """Return a function that trains one epoch on other random images of the data set each time."""
     training, context = options.training, DistributedContext()
     network = build_network(training, dataset, (127.5, 64.0))
-    rng = np.random.default_rng(0)
+    rng, size = np.random.default_rng(0), options.batch_size * options.steps
+
+    def choose() -> InMemoryDataset:
+        rows = rng.choice(dataset.training_rows, size, replace=False)
+        return InMemoryDataset(dataset, rows, device, storage="mmap")
+
+    state = build_state(network, choose(), dataset, training, context)
     eta = SimpleNamespace(update=lambda: None)  # prints nothing
 
     def run() -> None:
-        size = options.batch_size * options.steps
-        rows = rng.choice(dataset.training_rows, size, replace=False)
-        images = InMemoryDataset(dataset, rows, device, storage="mmap")
-        state = build_state(network, images, dataset, training, context)
+        images = choose()
+        state.labels = images.labels
         loader = BatchLoader(images, training, 1)
         train_one_epoch(state, network, loader, training, Teachers(), context, eta, [])
 
