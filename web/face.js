@@ -12,6 +12,7 @@ const STRIDE = 32; // pixels of the detector's input per cell
 const ANCHORS = [[1.603231, 2.094468], [6.041143, 7.080126], [2.882459, 3.518061],
   [4.266906, 5.178857], [9.041765, 10.66308]];
 const BOX_LIFT = 0.1; // of the first crop above a detected box, in box sides
+const ALIGNMENTS = 2; // of a picture's crops, by their landmarks
 const BATCH = 8; // faces per call of the network
 // Longer sides to which a picture is resized for the detection. Faces of about 100 pixels are found
 // best, and a border lets faces be found that fill the picture.
@@ -140,7 +141,10 @@ class Predictor {
     const image = source.getContext("2d").getImageData(0, 0, source.width, source.height);
     const detected = await this.detect(source, PHOTO_SIZES);
     const first = detected.map((box) => cropAround(box, 1, BOX_LIFT));
-    const aligned = (await this.predict(image, first)).map((face) => this.align(face.landmarks));
+    let aligned = first;
+    for (let i = 0; i < ALIGNMENTS; i++) {
+      aligned = (await this.predict(image, aligned)).map((face) => this.align(face.landmarks));
+    }
     // Landmarks move far away from what is not a face, and join two detections of one face.
     const plausible = aligned.filter((box, i) => iou(box, first[i]) > MIN_IOU);
     const faces = await this.predict(image, suppress(plausible));
