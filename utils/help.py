@@ -13,7 +13,7 @@ import tyro
 ROOT = Path(__file__).resolve().parents[1]
 # The names of texts; the other options of type str are paths.
 METAVARS = {"gpu_ids": "IDS", "common": "OPTIONS", "note": "TEXT"}
-METAVARS |= dict.fromkeys(("class_names", "variants"), "NAME")
+METAVARS |= dict.fromkeys(("backbone", "class_names", "variants"), "NAME")
 
 
 def with_help(kind: type) -> type:
