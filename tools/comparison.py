@@ -15,6 +15,7 @@ from utils.statistics import compare
 
 # Metrics whose means over seeds are added: header and format of the printed column, factor.
 MEANS: dict[str, tuple[str, str, float]] = {
+    "balanced_accuracy": ("balanced accuracy (%)", "{:.2f}", 100),
     "landmark_error": ("landmark error (px)", "{:.2f}", 1),
     "ece": ("ECE", "{:.3f}", 1),
     "auroc_confidence": ("AUROC confidence", "{:.3f}", 1),
