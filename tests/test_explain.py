@@ -25,11 +25,13 @@ from inference.align import (
 from inference.detector import crop
 from inference.explain import PARTS, part_shares, split_by_part
 from inference.predictor import FacePredictor
+from inference.runtime import load_runtime
 from inference.visualize import draw_heat_maps
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.explain import explain, linear_cells
 from models.fernet import Architecture
-from utils.errors import OptionError
+from tools.report_explanations import explanation_figure, plot_mean_explanations
+from utils.errors import DataError, OptionError
 from utils.predictions import Predictions
 
 ARCHITECTURES = [
@@ -203,6 +205,21 @@ def test_landmark_shifts_by_hand():
     matrix = box_matrix(np.array([0, 0, 96, 96]), 48)[None]  # 2 pixels of the image each
     moved = points + [3, 4]
     np.testing.assert_allclose(landmark_shifts((matrix, points), (matrix, moved), 48), [5 / 48])
+
+
+def test_mean_explanations_of_each_class(weights, tmp_path):
+    dataset = synthetic_dataset(training=0, public=1, private=0)
+    predictions = load_runtime(weights, "-1")(dataset.images[:, None], explain=True)
+    counts = np.bincount(predictions.probabilities.argmax(1), minlength=7)
+    figure = plot_mean_explanations(load_runtime(weights, "-1"), dataset)
+    titles = [axes.get_title() for axes in figure.axes[:7]]
+    assert titles == [f"{name}\n(n = {n})" for name, n in zip(EMOTIONS, counts)]
+    assert explanation_figure(weights, dataset).startswith(b"\x89PNG")
+    assert explanation_figure(tmp_path / "none.pth", dataset) == b""  # a run of test.py
+    plain = save_weights(trained_network(ARCHITECTURES[3]), tmp_path / "plain.pth")
+    assert explanation_figure(plain, dataset) == b""  # without landmarks
+    with pytest.raises(DataError, match="no landmark head"):
+        plot_mean_explanations(load_runtime(plain, "-1"), dataset)
 
 
 # predict.py
