@@ -123,8 +123,11 @@ def browser(chromium):
 
 
 @contextmanager
-def opened(browser, address, **options):
-    """Open the page in a context of its own; at the end, check what it has requested."""
+def opened(browser, address, script=True, **options):
+    """Open the page in a context of its own; at the end, check what it has requested.
+
+    Without app.js, which loads the network, a test can load it in its own way.
+    """
     context = browser.new_context(**options)
     page, urls, messages = context.new_page(), [], []
     page.set_default_timeout(30_000)
@@ -132,6 +135,8 @@ def opened(browser, address, **options):
     page.on("console", lambda message: messages.append(message.text))
     page.on("pageerror", lambda error: messages.append(f"uncaught {error}"))
     page.urls = urls
+    if not script:
+        page.route("**/app.js", lambda route: route.abort())
     page.goto(address)
     yield page
     context.close()
@@ -143,7 +148,7 @@ def opened(browser, address, **options):
 @pytest.fixture(scope="module")
 def library(browser, address):
     """Return a page with functions that call face.js."""
-    with opened(browser, address) as page:
+    with opened(browser, address, script=False) as page:
         page.evaluate(SETUP)
         yield page
 
@@ -183,13 +188,10 @@ def test_crops_have_the_probabilities_of_predict(browser, address, library, dist
         faces = [library.evaluate("predictCropped", encoded(image))[0] for image in images]
     else:
         content = (dist.parents[1] / "network.onnx").read_bytes()
-        context = browser.new_context()
-        page = context.new_page()
-        page.route("**/model.onnx", lambda route: route.fulfill(body=content))
-        page.goto(address)
-        page.evaluate(SETUP)
-        faces = [page.evaluate("predictCropped", encoded(image))[0] for image in images]
-        context.close()
+        with opened(browser, address, script=False) as page:
+            page.route("**/model.onnx", lambda route: route.fulfill(body=content))
+            page.evaluate(SETUP)
+            faces = [page.evaluate("predictCropped", encoded(image))[0] for image in images]
     assert len(images) == 50
     for image, face in zip(images, faces):
         [expected] = predictor(image)
