@@ -2,6 +2,7 @@
 
 import re
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -199,15 +200,17 @@ def test_training_starts_from_the_weights_and_its_checkpoint_keeps_the_stem(
     dataset = synthetic_dataset(training=1, public=1, private=1)
     path = save(tmp_path / "a.pth", with_prefix(resnet.state_dict()))
     options = Options(init=path, stem="imagenet", seed=3)
-    network = build_network(options, dataset, (100.0, 50.0))
+    network = build_network(options, dataset)
     assert f"weights  {path}: loaded 100 of 100 backbone tensors" in capsys.readouterr().out
     assert torch.equal(network.backbone.bn1.weight, resnet.bn1.weight)
-    assert (network.pixel_mean, network.pixel_std) == (100, 50)  # of the data set
-    random = build_network(Options(stem="imagenet", seed=3), dataset, (100.0, 50.0))
+    mean, std = dataset.pixel_statistics("Training")
+    assert (float(network.pixel_mean), float(network.pixel_std)) == pytest.approx((mean, std))
+    random = build_network(Options(stem="imagenet", seed=3), dataset)
     assert torch.equal(network.classifier.weight, random.classifier.weight)
     saved = Checkpoint(network.architecture, network.state_dict(), dataset.class_names, 48)
     save_checkpoint(tmp_path / "best.pth", saved)
     loaded = load_checkpoint(tmp_path / "best.pth")
     assert loaded.network().backbone.conv1.kernel_size == (7, 7)
-    transferred, new_heads = transfer(loaded, Architecture(dropout=0.1), "best.pth")
-    assert (transferred.architecture.stem, new_heads) == ("imagenet", [])
+    changed = replace(loaded.architecture, dropout=0.1)
+    transferred, _, new_modules = transfer(loaded, changed, {i: i for i in range(7)}, "best.pth")
+    assert (transferred.architecture.stem, new_modules) == ("imagenet", set())

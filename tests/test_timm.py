@@ -44,7 +44,7 @@ def dataset():
 def test_training_step_checkpoint_and_export(name, dataset, tmp_path, monkeypatch):
     options = validate_options(replace(OPTIONS, backbone=f"timm:{name}"))
     context = DistributedContext()
-    network = build_network(options, dataset, (100.0, 50.0))
+    network = build_network(options, dataset)
     convolutions = {k: v.clone() for k, v in network.named_parameters() if v.ndim == 4}
     images = InMemoryDataset(dataset, dataset.training_rows, CPU)
     state = build_state(network, images, dataset, options, context)
@@ -140,7 +140,7 @@ def test_image_widths_that_a_network_does_not_accept_are_refused(dataset):
     options = replace(OPTIONS, backbone="timm:hrnet_w18_small", image_width=(32, 48))
     message = r"accepts no images of 48 pixels \(.*multiple of 32"
     with pytest.raises(OptionError, match=message):
-        build_network(options, dataset, (100.0, 50.0))
+        build_network(options, dataset)
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def bare_loop(
 ) -> Callable[[], None]:
     """Return a function that trains on one fixed batch: the network's computation only."""
     training = options.training
-    network = build_network(training, dataset, (127.5, 64.0)).train()
+    network = build_network(training, dataset).train()
     network = network.to(device, memory_format=torch.channels_last)
     optimizer = build_optimizer(network, training)
     images = torch.rand(options.batch_size, 3, 224, 224, device=device) * 255
@@ -143,7 +143,7 @@ def trainer(
 ) -> Callable[[], None]:
     """Return a function that trains one epoch on other random images of the data set each time."""
     training, context = options.training, DistributedContext()
-    network = build_network(training, dataset, (127.5, 64.0))
+    network = build_network(training, dataset)
     rng, size = np.random.default_rng(0), options.batch_size * options.steps
 
     def choose() -> InMemoryDataset:
