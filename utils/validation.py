@@ -56,7 +56,7 @@ def validate_options(options: Options) -> Options:
         options = replace(options, landmark_pool=False)
     if not options.importance:
         options = replace(options, rank_weight=0.0)
-    if not options.model_path:
+    if not (options.model_path or options.init):
         options = replace(options, freeze_epochs=0)
     return options
 
