@@ -48,8 +48,8 @@ class Options:
     classifier keeps those of the same name. Several files are merged block-diagonally into one
     network, whose width is the sum of theirs."""
     freeze_epochs: Annotated[int, Field(ge=0)] = 0
-    """With --model_path or --init: train only the heads in this many epochs at the start. The backbone and
-    its batch-norm statistics are frozen."""
+    """With --model_path or --init: train only the heads in this many epochs at the start. The
+    backbone and its batch-norm statistics are frozen."""
     teacher: tuple[str, ...] = ()
     """Weights of trained networks whose predictions are soft targets (distillation)."""
     teacher_weight: Fraction = 0.7
