@@ -219,7 +219,7 @@ def test_wrong_arguments_are_named(exported, dataset_csv, tmp_path):
     del model.graph.output[:]
     model.graph.output.extend(keep)
     onnx.save(model, tmp_path / "older.onnx")
-    with pytest.raises(WeightsError, match=r"older\.onnx has no output `maps`; write it again"):
+    with pytest.raises(WeightsError, match=r"older\.onnx has no activation maps; write it again"):
         OnnxRuntime(tmp_path / "older.onnx")(np.zeros((1, 1, 48, 48), np.uint8), explain=True)
     for name in ("cut.onnx", "other.onnx"):
         with pytest.raises(WeightsError, match=r"not a model of export\.py"):
