@@ -85,7 +85,7 @@ def test_two_processes_train_as_one(faces_csv, tmp_path):
     script.write_text(DOUBLE)
     # Five teachers: the second shard starts at image 24, which is not the first teacher's.
     teachers = [write_teacher(tmp_path / f"{seed}.pth", seed, image_width=48) for seed in range(5)]
-    architecture = Architecture(width=0.125)
+    architecture = Architecture(width=0.25, downsample="pool", mirror=True)
     torch.manual_seed(0)
     initial = Checkpoint(architecture, FERNet(architecture).state_dict(), EMOTIONS, 48)
     save_checkpoint(tmp_path / "initial.pth", initial)

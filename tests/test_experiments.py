@@ -317,7 +317,7 @@ def test_a_failed_run_is_named_and_the_others_are_trained(faces_csv, tmp_path, c
     with pytest.raises(RunError, match=r"bad-0 did not finish; see .*o/\*\.log"):
         run(*argv)
     output = capsys.readouterr().out
-    assert re.search(r"bad-0: ended with status 1: error: .*images\.csv", output)
+    assert re.search(r"bad-0: ended with status 1: error: .*faces\.csv", output)
     assert re.search(
         r"good-0: epoch 2/2, best PublicTest accuracy \d+\.\d\d % \(epoch \d\)", output
     )

@@ -295,6 +295,7 @@ class Views(nn.Module):
     def __init__(self, logits):
         super().__init__()
         self.logits, self.view = logits, 0
+        self.architecture = Architecture(classes=logits.shape[1])
 
     def forward(self, images):
         logits = self.logits[self.view].expand(len(images), -1)
