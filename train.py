@@ -78,7 +78,9 @@ def run(
             options = replace(cli.resolve_options(command, source.is_synthetic, weights), **found)
         print_notes(options)
         print(f"data     {source.description}")
-        dataset = load_dataset(source, options.eval_width, options.channels, options.class_names)
+        dataset = load_dataset(
+            source, options.eval_image_width, options.channels, options.class_names
+        )
     dataset = with_ferplus(dataset, options.ferplus, options.ferplus_test)
     check_trainable(dataset)
     dataset = dataset.with_images_per_class(options.per_class, options.seed)
@@ -99,7 +101,7 @@ def run(
             with context.local_main_first():
                 dataset = add_landmarks(dataset, jobs=options.threads)
             if not network.mean_face.any():  # the landmark head is new
-                mean_face = to_normalized(dataset.mean_face(), options.eval_width)
+                mean_face = to_normalized(dataset.mean_face(), options.eval_image_width)
                 network.set_mean_face(torch.from_numpy(mean_face))
         targets = training_targets(dataset, options.ferplus_target)
         images = InMemoryDataset(dataset, dataset.training_rows, device, targets)

@@ -125,10 +125,10 @@ def _check_teacher(
         )
     if checkpoint.architecture.channels < dataset.channels:
         raise WeightsError(f"{path} expects grayscale images; read them with --channels 1")
-    if checkpoint.image_width != options.eval_width:
+    if checkpoint.image_width != options.eval_image_width:
         raise WeightsError(
             f"{path} was trained at {checkpoint.image_width} pixels, and the student is at "
-            f"{options.eval_width}; they must be equal"
+            f"{options.eval_image_width}; they must be equal"
         )
     backbone, smallest = checkpoint.architecture.backbone, min(options.image_width)
     if smallest < (least := min_image_width(backbone)):

@@ -60,7 +60,7 @@ class CheckpointWriter:
             architecture=state.network.architecture,
             net=state.ema.module.state_dict(),
             class_names=self._class_names,
-            image_width=self._options.eval_width,
+            image_width=self._options.eval_image_width,
             epoch=state.epoch,
             options=asdict(self._options),
             scores={

@@ -67,7 +67,7 @@ def train(
         writer = CheckpointWriter(run.path, options, dataset.class_names)
         logger = TrainingLogger(run, dataset.class_names, options, state.epoch)
     shared = {"rank": context.rank, "world_size": context.world_size}
-    shared["clean_images"] = len(teachers) > 0
+    shared["teacher_images"] = len(teachers) > 0
     with record_signals(wait=context.world_size > 1) as signals:
         while state.epoch < options.total_epoch:
             start = time.perf_counter()
@@ -132,9 +132,9 @@ def train_one_epoch(
         progress = (state.epoch + (i + 0.5) / len(loader)) / options.total_epoch
         set_learning_rate(state.optimizer, learning_rate(options, progress))
 
-        labels, scale = state.labels[batch.index], batch.loss_scale
+        labels, scale = state.labels[batch.index], batch.shard_weight
         targets = labels if batch.targets is None else batch.targets
-        soft_targets = teachers.predict(batch.clean_images, targets, batch.start)
+        soft_targets = teachers.predict(batch.teacher_images, targets, batch.start)
         if batch.lam is not None:
             targets, soft_targets = mix_targets(targets, soft_targets, batch.lam, state.num_classes)
         seed_device(state.device, batch.seed + context.rank)  # of dropout
@@ -148,7 +148,7 @@ def train_one_epoch(
         state.optimizer.step()
         state.ema.update_parameters(state.network)
 
-        correct = (output.clean_logits.argmax(1) == labels).float().mean()
+        correct = (output.logits_without_dropout.argmax(1) == labels).float().mean()
         values = {"train_accuracy": scale * correct, "gradient_norm": gradient_norm}
         values["importance_mean"] = scale * output.importance.detach().mean()
         if relabels:

@@ -51,7 +51,7 @@ class Output(NamedTuple):
     logits: Tensor  # [N, C], not weighted by the importance
     importance: Tensor  # [N, 1] in (0, 1), SCN's alpha; all 1 without an importance head
     landmarks: Tensor | None  # [N, 68, 2], normalized coordinates; None without a landmark head
-    clean_logits: Tensor  # [N, C], without dropout; relabeling judges by them
+    logits_without_dropout: Tensor  # [N, C], without dropout; relabeling judges by them
 
     @property
     def weighted_logits(self) -> Tensor:
@@ -122,15 +122,15 @@ class FERNet(nn.Module):
             features = invariant(features)
         if self.part_layer is not None:
             features = features + self.part_layer(pool_at_parts(middle, landmarks.detach()))
-        clean_logits = self.classifier(features)
-        logits = clean_logits
+        logits_without_dropout = self.classifier(features)
+        logits = logits_without_dropout
         if self.training and self.architecture.dropout:
             logits = self.classifier(F.dropout(features, self.architecture.dropout))
         return Output(
             logits.float(),
             self._importance(features),
             landmarks,
-            clean_logits.detach().float(),
+            logits_without_dropout.detach().float(),
         )
 
     def freeze_backbone(self, is_frozen: bool) -> FERNet:

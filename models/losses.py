@@ -167,7 +167,7 @@ def compute_losses(
     landmarks: Tensor | None,
     options: Options,
     soft_targets: Tensor | None = None,
-    loss_scale: float = 1.0,
+    shard_weight: float = 1.0,
     num_with_landmarks: Tensor | None = None,
     class_weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
@@ -179,7 +179,7 @@ def compute_losses(
         landmarks: [N, 68, 2] in normalized coordinates, NaN where there are none; or None.
         options: The enabled losses and their weights.
         soft_targets: Class probabilities of the teachers [N, C], or None.
-        loss_scale: Shard size / mean shard size, which corrects DDP's mean; 1 in a single process.
+        shard_weight: Shard size / mean shard size, which corrects DDP's mean; 1 in a single process.
         num_with_landmarks: As for `landmark_loss`.
         class_weights: [C], weights of the expression loss; an image has that of its target, also
             for soft targets. Or None.
@@ -191,19 +191,19 @@ def compute_losses(
     weights = None
     if class_weights is not None:
         weights = class_weights[targets] if targets.ndim == 1 else targets @ class_weights
-    expression = loss_scale * weighted_cross_entropy(
+    expression = shard_weight * weighted_cross_entropy(
         logits, importance, targets, options.label_smoothing, smooth, weights
     )
     losses = {"loss": expression, "loss_expression": expression}
     if soft_targets is not None:
         source = importance if smooth else importance.detach()
-        distillation = loss_scale * weighted_cross_entropy(
+        distillation = shard_weight * weighted_cross_entropy(
             logits, source, soft_targets, weights=weights
         )
         losses["loss_distillation"] = distillation
         losses["loss"] = expression.lerp(distillation, options.teacher_weight)
     if options.rank_weight:
-        rank = loss_scale * rank_regularization(importance, options.beta, options.margin_1)
+        rank = shard_weight * rank_regularization(importance, options.beta, options.margin_1)
         losses["loss_rank"] = rank
         losses["loss"] = losses["loss"] + options.rank_weight * rank
     if options.landmarks:
@@ -222,5 +222,7 @@ def relabel_batch(
     Mixed images, whose own share `lam` [N] is below 1, keep their label.
     """
     importance = output.importance if options.importance else None
-    relabeled = relabel(output.clean_logits, labels, options.margin_2, importance, options.beta)
+    relabeled = relabel(
+        output.logits_without_dropout, labels, options.margin_2, importance, options.beta
+    )
     return relabeled if lam is None else torch.where(lam == 1, relabeled, labels)

@@ -173,9 +173,9 @@ def test_invalid_option_is_named(invalid):
 
 def test_progressive_resizing_shares_the_epochs():
     options = validate_options(Options(image_width=(32, 40, 48), total_epoch=7))
-    assert [options.width_at(epoch) for epoch in range(1, 8)] == [32, 32, 32, 40, 40, 48, 48]
-    assert options.eval_width == 48
-    assert Options(image_width=(64,)).width_at(3) == 64
+    assert [options.image_width_at(epoch) for epoch in range(1, 8)] == [32, 32, 32, 40, 40, 48, 48]
+    assert options.eval_image_width == 48
+    assert Options(image_width=(64,)).image_width_at(3) == 64
 
 
 def test_without_importance_nothing_is_ranked():

@@ -150,7 +150,7 @@ def test_teachers_get_weakly_augmented_images():
     train_one_epoch(
         state,
         network,
-        BatchLoader(images, strong, 1, clean_images=True),
+        BatchLoader(images, strong, 1, teacher_images=True),
         strong,
         Teachers([recording_teacher]),
         DistributedContext(),

@@ -60,7 +60,7 @@ def run_epoch(dataset, options, storage=None, device=CPU):
     means = train_one_epoch(
         state,
         wrap_model(network, options, context),
-        BatchLoader(images, options, 1, clean_images=True, equal_lengths=options.compile),
+        BatchLoader(images, options, 1, teacher_images=True, equal_lengths=options.compile),
         options,
         Teachers([FERNet(small).eval().to(device) for _ in range(2)]),
         context,
@@ -292,7 +292,7 @@ def test_compiled_augmentation_and_losses_equal_the_eager_ones(dataset):
         )
         losses_of = compile_function(compute_losses) if options.compile else compute_losses
         network.zero_grad()
-        more = {"loss_scale": 1.0, "num_with_landmarks": torch.tensor(5)}
+        more = {"shard_weight": 1.0, "num_with_landmarks": torch.tensor(5)}
         losses = losses_of(network(augmented), labels, moved, options, soft_targets=None, **more)
         losses["loss"].backward()
         gradients = [p.grad.clone() for p in network.parameters()]

@@ -180,7 +180,7 @@ class Options:
     """Evaluate PrivateTest at the end, once. Turn it off while you are still choosing."""
 
     @property
-    def eval_width(self) -> int:
+    def eval_image_width(self) -> int:
         """Image width in pixels of the evaluation, and of the trained network."""
         return self.image_width[-1]
 
@@ -188,7 +188,7 @@ class Options:
         """Return whether images are mixed in an epoch, counted from 1."""
         return self.mix != "none" and 10 * epoch <= 9 * self.total_epoch
 
-    def width_at(self, epoch: int) -> int:
+    def image_width_at(self, epoch: int) -> int:
         """Return the width in pixels of the Training images in an epoch, counted from 1."""
         return self.image_width[(epoch - 1) * len(self.image_width) // self.total_epoch]
 
