@@ -27,9 +27,7 @@ class Batch(NamedTuple):
     start: int  # position of the first of these images in the whole batch
     whole: int  # number of images in the whole batch
     shard_weight: float  # size of the shard relative to the mean shard
-    num_with_landmarks: (
-        Tensor  # of the whole batch (at least 1), divided by the number of processes
-    )
+    num_with_landmarks: Tensor  # of the whole batch (at least 1) / number of processes
     seed: int
 
 
@@ -60,7 +58,7 @@ class BatchLoader:
         equal_lengths: bool = False,
     ) -> None:
         self._images, self._options, self._epoch = images, options, epoch
-        self._rank, self._world_size, self._clean = rank, world_size, teacher_images
+        self._rank, self._world_size, self._teachers = rank, world_size, teacher_images
         self.equal_lengths = equal_lengths
         degrees, translation, scale = options.affine
         self._augmentation = Augmentation(
@@ -108,7 +106,7 @@ class BatchLoader:
         landmarks = landmarks if options.landmarks else None
         images, landmarks = augment(pixels, landmarks, self._augmentation, generator, **shared)
         teacher_images, lam = None, None
-        if self._clean:
+        if self._teachers:
             generator.manual_seed(seed)  # for the same affine transform
             teacher_images, _ = augment(pixels, None, self._augmentation.weak, generator, **shared)
         if options.mixes_at(self._epoch):

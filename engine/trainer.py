@@ -132,7 +132,7 @@ def train_one_epoch(
         progress = (state.epoch + (i + 0.5) / len(loader)) / options.total_epoch
         set_learning_rate(state.optimizer, learning_rate(options, progress))
 
-        labels, scale = state.labels[batch.index], batch.shard_weight
+        labels, weight = state.labels[batch.index], batch.shard_weight
         targets = labels if batch.targets is None else batch.targets
         soft_targets = teachers.predict(batch.teacher_images, targets, batch.start)
         if batch.lam is not None:
@@ -140,7 +140,7 @@ def train_one_epoch(
         seed_device(state.device, batch.seed + context.rank)  # of dropout
         with autocast(state.device, bf16):
             output = model(batch.images)
-        more = (soft_targets, scale, batch.num_with_landmarks, state.class_weights)
+        more = (soft_targets, weight, batch.num_with_landmarks, state.class_weights)
         losses = losses_of(output, targets, batch.landmarks, options, *more)
         state.optimizer.zero_grad()
         losses["loss"].backward()
@@ -149,8 +149,8 @@ def train_one_epoch(
         state.ema.update_parameters(state.network)
 
         correct = (output.logits_without_dropout.argmax(1) == labels).float().mean()
-        values = {"train_accuracy": scale * correct, "gradient_norm": gradient_norm}
-        values["importance_mean"] = scale * output.importance.detach().mean()
+        values = {"train_accuracy": weight * correct, "gradient_norm": gradient_norm}
+        values["importance_mean"] = weight * output.importance.detach().mean()
         if relabels:
             state.labels[batch.index] = relabel_batch(output, labels, options, batch.lam)
         state.end_step(losses | values, batch.whole / context.world_size)

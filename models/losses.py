@@ -179,7 +179,8 @@ def compute_losses(
         landmarks: [N, 68, 2] in normalized coordinates, NaN where there are none; or None.
         options: The enabled losses and their weights.
         soft_targets: Class probabilities of the teachers [N, C], or None.
-        shard_weight: Shard size / mean shard size, which corrects DDP's mean; 1 in a single process.
+        shard_weight: Shard size / mean shard size, which corrects DDP's mean; 1 in a single
+            process.
         num_with_landmarks: As for `landmark_loss`.
         class_weights: [C], weights of the expression loss; an image has that of its target, also
             for soft targets. Or None.
@@ -222,7 +223,6 @@ def relabel_batch(
     Mixed images, whose own share `lam` [N] is below 1, keep their label.
     """
     importance = output.importance if options.importance else None
-    relabeled = relabel(
-        output.logits_without_dropout, labels, options.margin_2, importance, options.beta
-    )
+    logits = output.logits_without_dropout
+    relabeled = relabel(logits, labels, options.margin_2, importance, options.beta)
     return relabeled if lam is None else torch.where(lam == 1, relabeled, labels)
