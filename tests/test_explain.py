@@ -35,11 +35,11 @@ from utils.errors import DataError, OptionError
 from utils.predictions import Predictions
 
 ARCHITECTURES = [
-    Architecture(width=0.25, downsample="pool", mirror=True),
     Architecture(width=0.1),
     Architecture(width=0.1, landmark_pool=True),
     Architecture(width=0.1, pool="corner", channels=3),
     Architecture(width=0.1, backbone="vgg11", importance=False, landmarks=False),
+    Architecture(width=0.25, downsample="pool", mirror=True),
 ]
 
 
