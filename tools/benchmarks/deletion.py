@@ -10,13 +10,14 @@ with the highest cells first means that the map finds the pixels on which the pr
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import numpy as np
-import tyro
 
 from inference.runtime import Runtime, load_runtime
 from tools.benchmarks.common import public_test
+from utils.cli import parse
 from utils.errors import run_main
 from utils.run_folder import PHOTO_WEIGHTS
 from utils.statistics import bootstrap_mean
@@ -39,7 +40,7 @@ class DeletionOptions:
 
 
 def main() -> None:
-    options = tyro.cli(DeletionOptions, description=__doc__, use_underscores=True)
+    options = parse(DeletionOptions, sys.argv[1:], __doc__)
     runtime = load_runtime(options.model_path, "-1")
     dataset = public_test(options.data, runtime, options.model_path)
     rng = np.random.default_rng(0)

@@ -9,12 +9,12 @@ several sizes and orientations. `max_shift` of FacePredictor compares the landma
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import tyro
 from skimage import data as pictures
 from sklearn.datasets import load_sample_images
 
@@ -23,6 +23,7 @@ from inference.align import MAX_SHIFT, landmark_shifts
 from inference.detector import MIN_SCORE
 from inference.predictor import FacePredictor
 from tools.benchmarks.common import public_test
+from utils.cli import parse
 from utils.errors import run_main
 from utils.run_folder import PHOTO_WEIGHTS
 from utils.statistics import wilson
@@ -52,7 +53,7 @@ class FalseDetectionOptions:
 
 
 def main() -> None:
-    options = tyro.cli(FalseDetectionOptions, description=__doc__, use_underscores=True)
+    options = parse(FalseDetectionOptions, sys.argv[1:], __doc__)
     predictor = FacePredictor(options.model_path, gpu_ids="-1", views=1, threads=1)
     dataset = public_test(options.data, predictor._runtime, options.model_path)
     rows = np.random.default_rng(1).permutation(len(dataset))[: options.images]

@@ -10,17 +10,19 @@ trainer's images are a random part of the file, which is removed from the system
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import cv2
 import numpy as np
 import torch
-import tyro
 from torch.nn import functional as F
 
 from data import mapped
@@ -34,6 +36,7 @@ from engine.distributed import DistributedContext
 from engine.optim import build_optimizer
 from engine.trainer import train_one_epoch
 from tools.benchmarks.common import median_and_range, seconds_per_call
+from utils.cli import parse
 from utils.devices import autocast, pick_device, use_bf16
 from utils.errors import run_main
 from utils.options import Options
@@ -63,12 +66,13 @@ class LargeOptions:
 
 
 def main() -> None:
-    options = tyro.cli(LargeOptions, description=__doc__, use_underscores=True)
+    options = parse(LargeOptions, sys.argv[1:], __doc__)
     device = pick_device(options.gpu_ids)
-    with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as name, ExitStack() as stack:
         folder = Path(name)
         write_jpegs(folder / "set", options.images)
-        mapped.MAX_SHARE, mapped.CACHE_DIR = 0.0, folder / "cache"  # no images fit into memory
+        # No images fit into memory.
+        stack.enter_context(patch.multiple(mapped, MAX_SHARE=0.0, CACHE_DIR=folder / "cache"))
         start = time.perf_counter()
         dataset = load_dataset(find_source(str(folder / "set")), 224, 3, cache=folder / "cache")
         rate = len(dataset) / (time.perf_counter() - start)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -22,11 +23,11 @@ from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-import tyro
 
 from data.dataset import resize_image
 from data.source import find_source, load_dataset
 from inference.predictor import FacePredictor
+from utils.cli import parse
 from utils.errors import OptionError, run_main
 from utils.run_folder import PHOTO_WEIGHTS
 
@@ -72,7 +73,7 @@ class QuietHandler(SimpleHTTPRequestHandler):
 
 
 def main() -> None:
-    options = tyro.cli(PageOptions, description=__doc__, use_underscores=True)
+    options = parse(PageOptions, sys.argv[1:], __doc__)
     try:
         from playwright.sync_api import sync_playwright  # noqa: PLC0415  (of tests/requirements.txt)
     except ImportError as error:

@@ -10,6 +10,7 @@ the winning probability, and the accuracy. Larger rotations follow, with the fac
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,10 +18,10 @@ from dataclasses import dataclass
 import cv2
 import joblib
 import numpy as np
-import tyro
 
 from inference.predictor import FaceCrops, FacePredictor
 from tools.benchmarks.common import predict_largest, public_test
+from utils.cli import parse
 from utils.errors import DataError, run_main
 from utils.run_folder import PHOTO_WEIGHTS
 from utils.statistics import bootstrap_mean
@@ -51,7 +52,7 @@ class StabilityOptions:
 
 
 def main() -> None:
-    options = tyro.cli(StabilityOptions, description=__doc__, use_underscores=True)
+    options = parse(StabilityOptions, sys.argv[1:], __doc__)
     predictor = FacePredictor(options.model_path, gpu_ids="-1", threads=options.threads)
     dataset = public_test(options.data, predictor._runtime, options.model_path)
     rows = np.random.default_rng(0).permutation(len(dataset))[: options.images]
