@@ -2,6 +2,7 @@
 
     python export.py --model_path RUN/best.pth --out model.onnx
     python export.py --model_path RUN/best.pth --out model.onnx --int8     and model.int8.onnx
+    python export.py --model_path RUN/best.pth --web web/dist              the static web page
 
 The input `pixels` is uint8 [N, C, W, W], 0 to 255, for any N; normalization is part of the model.
 The outputs are `probabilities` [N, classes], `importance` [N] and `landmarks` [N, 68, 2] in pixels.
@@ -44,6 +45,8 @@ class ExportOptions:
     """The file to write."""
     int8: bool = False
     """Also write a model whose convolutions compute in 8 bits."""
+    web: str = ""
+    """Only write the static web page with the network, into this folder; needs npm."""
     data: str = ""
     """Data set for the comparison with PyTorch and for --int8; by default as in train.py."""
 
@@ -54,7 +57,7 @@ def main() -> None:
     if out.suffix != ".onnx":
         raise OptionError(f"--out {out}: the name must end in .onnx")
     try:
-        from inference import onnx_export  # noqa: PLC0415  (onnx is an optional requirement)
+        from inference import onnx_export, web  # noqa: PLC0415  (onnx is an optional requirement)
     except ImportError as error:
         raise OptionError(
             f"export.py needs {error.name}; run `pip install -r requirements-export.txt`"
@@ -62,6 +65,11 @@ def main() -> None:
     checkpoint = load_checkpoint(options.model_path)
     print(f"weights  {options.model_path} (epoch {checkpoint.epoch})")
     print(f"network  {describe(checkpoint.network())}")
+    if options.web:
+        sizes = web.write_page(checkpoint, Path(options.web))
+        print(f"page     {options.web}: {sum(sizes.values()) / 1e6:.1f} MB; serve it with")
+        print(f"         python -m http.server --directory {options.web}")
+        return
     source = find_source(options.data)
     print(f"data     {source.description}")
     dataset = load_any_dataset(checkpoint, source)

@@ -5,7 +5,7 @@
     network = torch.hub.load(PATH, "resnet18_fer", source="local")
     output = network(pixels)                    # [N, 1, 48, 48], 0 to 255
 
-A program may have packages of its own called `data`, `models` or `utils`.
+Packages of the calling program called `data`, `models` or `utils` are not affected.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def face_predictor(weights: str = "resnet18_photos", **options: typing.Any) -> t
 def resnet18_fer(pretrained: bool = True, weights: str = "resnet18") -> typing.Any:
     """Return the network, a models.fernet.FERNet in evaluation mode on the CPU.
 
-    Its output has `logits` [N, 7], `importance` [N, 1] and `landmarks` [N, 68, 2] in normalized
+    Its output has `logits` [N, C], `importance` [N, 1] and `landmarks` [N, 68, 2] in normalized
     coordinates. The probabilities, in the order of `network.class_names`, are the softmax of
     `weighted_logits`.
 

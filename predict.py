@@ -8,20 +8,22 @@ Results go to a new folder predictions/TIME_predict in the current folder, or to
 must be new or empty: predictions.csv, predictions.json, annotated images and videos, plots of
 videos.
 
-Exit status: 0 success; 1 an invalid option, a missing path, or a full disk (earlier results are
-kept); 2 an invalid command line; 3 some inputs could not be read or have no face, as warned.
+Exit status: 0 success; 1 a missing path, or a full disk (earlier results are kept); 2 an invalid
+option; 3 some inputs could not be read or have no face, as warned.
 """
 
 from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
+from inference.align import MAX_SHIFT
 from inference.detector import DETECTION_SIZE, MIN_SCORE
 from inference.inputs import find_all_inputs, is_video
 from inference.predictor import FacePredictor
@@ -48,6 +50,16 @@ class PredictOptions:
     """Folder of the results, new or empty. By default predictions/TIME_predict."""
     cropped: bool = False
     """Each image is one tightly cropped face; no faces are detected."""
+    views: int = -1
+    """Crops per face, aligned with the landmarks of a first pass, over which the probabilities are
+    averaged. With 0, the prediction is that of the detector's crop. By default 1, and 0 for videos
+    and --cropped."""
+    max_shift: float = MAX_SHIFT
+    """With --views 1 or more: leave out detections whose landmarks move by more than this fraction
+    of the crop between the passes, because most are no faces; inf keeps all."""
+    explain: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="[CLASS]")] = None
+    """Write contributions of facial parts to the logit of the predicted class, or of CLASS, and
+    figures of them."""
     draw: bool = True
     """Write annotated images and videos."""
     confidence: Literal["probability", "importance"] = "probability"
@@ -58,7 +70,10 @@ class PredictOptions:
     every: int = 1
     """Process every N-th frame of a video."""
     smooth: float = 0.3
-    """Time constant in seconds of the average of a face's probabilities in a video; 0 is none."""
+    """Time constant in seconds of the moving average of a face's probabilities; 0 is none."""
+    detector: str = "dlib"
+    """dlib, or the path of a CenterFace .onnx file, which finds small, turned and partly hidden
+    faces, too (docs/inference.md)."""
     detection_size: int = 0
     """Longer side in pixels to which images are resized for the detection. Faces must be 80 pixels
     wide there; a larger size finds smaller faces and takes longer. By default 1000, and 640 for
@@ -68,7 +83,7 @@ class PredictOptions:
     batch_size: int = 64
     """Faces per step of the network."""
     threads: int = 0
-    """CPU threads of the network; 0 is one per core."""
+    """CPU threads of the network; 0 is one per idle core (.pth) or one per core (.onnx)."""
     gpu_ids: str = ""
     """GPU, such as 0; -1 is the CPU. By default the first GPU, if there is one."""
 
@@ -76,16 +91,20 @@ class PredictOptions:
 def main() -> None:
     options = parse(PredictOptions, sys.argv[1:], __doc__)
     validate_options(options)
-    sources = find_all_inputs(options.paths)
     predictor = FacePredictor(
         options.model_path,
         cropped=options.cropped,
+        detector=options.detector,
         detection_size=options.detection_size or DETECTION_SIZE,
         min_score=options.min_score,
+        views=options.views,
+        max_shift=options.max_shift,
         batch_size=options.batch_size,
         threads=options.threads,
         gpu_ids=options.gpu_ids,
     )
+    predictor.explain, paths = explained_class(options, predictor.class_names)
+    sources = find_all_inputs(paths)
     with (
         RunFolder.create(options.out, "predict", DEFAULT_FOLDER) as run,
         Records.open(run.path, empty_record(predictor.class_names)) as records,
@@ -100,6 +119,7 @@ def main() -> None:
             every=options.every,
             smooth=options.smooth,
             detection_size=options.detection_size or VIDEO_DETECTION_SIZE,
+            video_views=max(options.views, 0),
         )
         videos = [source for source in sources if is_video(source)]
         runner.predict_images([source for source in sources if source not in videos])
@@ -116,7 +136,7 @@ def main() -> None:
 
 def validate_options(options: PredictOptions) -> None:
     """Raise an OptionError for a value out of range; FacePredictor checks its own arguments."""
-    if not options.paths:
+    if not options.paths and not options.explain:
         raise OptionError("no input; give an image, a folder, a video or a camera's number")
     if options.every < 1:
         raise OptionError(f"--every {options.every} must be at least 1")
@@ -124,6 +144,29 @@ def validate_options(options: PredictOptions) -> None:
         raise OptionError(f"--min_confidence {options.min_confidence:g} must be 0 to 1")
     if not 0 <= options.smooth < math.inf:
         raise OptionError(f"--smooth {options.smooth:g} must be 0 seconds or more")
+
+
+def explained_class(
+    options: PredictOptions, class_names: Sequence[str]
+) -> tuple[bool | str, tuple[str, ...]]:
+    """Return what to explain (as FacePredictor), and all inputs.
+
+    A word after --explain is a class if the weights have such a class, and else an input.
+    """
+    if options.explain is None:
+        return False, options.paths
+    first, *_ = *options.explain, ""
+    if first in class_names:
+        paths = options.explain[1:] + options.paths
+        if not paths:
+            raise OptionError("no input; give an image, a folder, a video or a camera's number")
+        return first, paths
+    if first.isalpha() and not Path(first).exists():
+        raise OptionError(
+            f"--explain {first} is neither an input nor a class of the weights, which are "
+            f"{', '.join(class_names)}"
+        )
+    return True, options.explain + options.paths
 
 
 if __name__ == "__main__":

@@ -17,25 +17,28 @@ from pathlib import Path
 from typing import Literal
 
 from data.dataset import FaceDataset
-from data.ferplus import with_ferplus_labels
+from data.ferplus import with_ferplus
 from data.landmarks import add_landmarks
 from data.source import HELD_OUT_NOTE, Source, find_source
 from engine.evaluate import check_compatible, evaluate, evaluate_corruptions, load_dataset_for
 from engine.results import Evaluation, summary
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.fernet import describe
-from utils.cli import check_class_names, parse
+from models.predict import SHIFTS
+from utils.cli import parse
 from utils.devices import describe_device, pick_device, set_threads
 from utils.errors import DataError, OptionError, run_main
 from utils.run_folder import RELEASED_WEIGHTS, RunFolder
+from utils.validation import check_ferplus
 
 
 @dataclass(frozen=True)
-class TestOptions:
+class EvalOptions:
     """Options of test.py."""
 
     model_path: tuple[str, ...] = (str(RELEASED_WEIGHTS),)
-    """The weights: a best.pth or last.pth, or the original method's. Several are an ensemble."""
+    """The weights: a best.pth or last.pth, or the original method's. Several are an ensemble
+    (train.py merges them)."""
     data: str = ""
     """The data set in any layout. Default: as for train.py."""
     out: str = ""
@@ -46,15 +49,19 @@ class TestOptions:
     )
     """The splits to evaluate."""
     class_names: tuple[str, ...] = ()
-    """The classes of the data set in the order of their numbers (in a CSV, a list, or as folders),
-    if they are a subset of the weights' classes, or in another order."""
+    """Names of the data set's numeric labels 0, 1, ..., if their order differs from that of the
+    weights' classes, or some classes are missing."""
     ferplus: str = ""
     """FER+'s fer2013new.csv, for weights that were trained on its labels."""
+    ferplus_test: str = ""
+    """FER+'s fer2013new.csv: report human agreement, for weights that were trained on FER2013's
+    labels."""
     tta: bool = False
-    """Test-time augmentation: average ten views: five shifts, each plain and mirrored."""
+    """Test-time augmentation: average ten views: five shifts, each plain and mirrored. For a
+    mirror-equivariant network, the five plain ones are enough."""
     corruptions: bool = False
-    """Evaluate common corruptions, too: crop, rotation, gamma, JPEG, noise, low resolution. The
-    noise depends on the order of the images: published figures have the default --splits."""
+    """Evaluate common corruptions, too: crop, rotation, gamma, JPEG, noise, low resolution. To
+    reproduce published figures, keep the default --splits: the noise depends on the order."""
     landmarks: bool = True
     """Compute the landmark error; --no_landmarks needs no dlib."""
     batch_size: int = 256
@@ -66,7 +73,7 @@ class TestOptions:
 
 
 def main() -> None:
-    options = parse(TestOptions, sys.argv[1:], __doc__)
+    options = parse(EvalOptions, sys.argv[1:], __doc__)
     check(options)
     set_threads(options.threads)
     device = pick_device(options.gpu_ids)
@@ -80,8 +87,7 @@ def main() -> None:
     print(f"data     {source.description}")
     dataset = load_dataset_for(checkpoint, source, options.class_names)
     print_notes(checkpoints, source, dataset, options)
-    if options.ferplus:
-        dataset = with_ferplus_labels(dataset, options.ferplus)
+    dataset = with_ferplus(dataset, options.ferplus, options.ferplus_test)
     if dataset.class_names != checkpoint.class_names:
         needs_ferplus = "contempt" in checkpoint.class_names
         hint = "; those are FER+ classes: give --ferplus" if needs_ferplus else ""
@@ -91,12 +97,13 @@ def main() -> None:
             f"{hint}"
         )
     notes = [f"{len(networks)} networks"] if len(networks) > 1 else []
-    notes += ["10 views"] if options.tta else []
+    num_views = len(SHIFTS) if checkpoint.architecture.mirror else 2 * len(SHIFTS)
+    notes += [f"{num_views} views"] if options.tta else []
     RunFolder.check_out(options.out)  # before the evaluation, which may take long
     evaluation = evaluate(networks, dataset, options.splits, options.batch_size, options.tta)
     print(f"\n{', '.join([dataset.source, *notes])}:\n{summary(evaluation.scores())}", flush=True)
-    has_landmarks = dataset.landmarks is not None or evaluation.predicted_landmarks is None
-    if options.landmarks and not has_landmarks:
+    predicts_landmarks = evaluation.predicted_landmarks is not None
+    if options.landmarks and predicts_landmarks and dataset.landmarks is None:
         evaluation = add_landmark_error(evaluation, dataset, options.threads)
     kind = " with FER+ labels" if options.ferplus else ""
     title = f"{checkpoint.architecture.name}, {source.name}{kind}"
@@ -112,7 +119,7 @@ def main() -> None:
         print(f"\nresults are in {run.path}")
 
 
-def check(options: TestOptions) -> None:
+def check(options: EvalOptions) -> None:
     """Check the options.
 
     Raises:
@@ -124,17 +131,20 @@ def check(options: TestOptions) -> None:
         raise OptionError("--model_path has the same weights twice, which is not an ensemble")
     if options.batch_size < 1:
         raise OptionError(f"--batch_size {options.batch_size} must be at least 1")
-    check_class_names(options.class_names, options.ferplus)
+    check_ferplus(options.class_names, options.ferplus, options.ferplus_test)
 
 
 def print_notes(
-    checkpoints: Sequence[Checkpoint], source: Source, dataset: FaceDataset, options: TestOptions
+    checkpoints: Sequence[Checkpoint],
+    source: Source,
+    dataset: FaceDataset,
+    options: EvalOptions,
 ) -> None:
     """Print why the scores may not be those of the model card."""
     is_released = any(loaded.card for loaded in checkpoints)
     if source.is_synthetic and is_released:
-        print("note     these weights were trained on photographs: scores on synthetic images only")
-        print("         show that everything runs; those that count are on the model card")
+        print("note     these weights were trained on FER2013; scores on synthetic images only")
+        print("         show that everything runs, see the model card for the real ones")
     is_held_out = HELD_OUT_NOTE in dataset.source
     if is_held_out and "Training" not in options.splits and "PrivateTest" not in dataset.counts():
         print(

@@ -1,11 +1,11 @@
-"""Train a facial-expression network with SCN (Self-Cure Network) and a parallel landmark task.
+"""Train a facial-expression network with SCN (Self-Cure Network) and an auxiliary landmark task.
 
     python train.py                           on data/, else a download, else synthetic data
     python train.py --data data/fer2013.csv   on FER2013
     python train.py --resume model_save/RUN   resume an interrupted run
 
-Options that are not given have the value of the --recipe. Weights, metrics and figures are written
-to a new folder under model_save/.
+Options that are not given have the value of the --recipe; the defaults below are those of `full`.
+Weights, metrics and figures are written to a new folder under model_save/.
 """
 
 from __future__ import annotations
@@ -18,26 +18,28 @@ import numpy as np
 import torch
 
 from data.dataset import FaceDataset, check_trainable
-from data.ferplus import vote_distributions, with_ferplus_labels
+from data.ferplus import training_targets, with_ferplus
 from data.in_memory import InMemoryDataset
 from data.landmarks import add_landmarks
 from data.loader import check_batch_size
 from data.source import find_source, load_dataset
-from engine.build import build_network, build_state
+from engine.build import build_network, build_state, load_initial_weights
+from engine.calibrate import calibrate
 from engine.distill import load_teachers
 from engine.distributed import DistributedContext, launch
-from engine.evaluate import evaluate
-from engine.results import summary
+from engine.evaluate import evaluate, evaluate_training_labels
+from engine.results import relabel_summary, summary
 from engine.state import TrainingState
 from engine.trainer import train
-from models.checkpoint import load_checkpoint
+from models.checkpoint import load_checkpoint, save_checkpoint
 from models.fernet import FERNet, describe
-from utils import cli, devices, metrics
+from utils import cli, devices
 from utils.coordinates import to_normalized
 from utils.errors import run_main
 from utils.image_grids import plot_relabeled
 from utils.options import Options
 from utils.run_folder import RunFolder
+from utils.validation import print_notes
 
 
 def main() -> None:
@@ -65,32 +67,33 @@ def run(
     resumed: RunFolder | None,
 ) -> None:
     """Load the data, build or resume the network, train and evaluate it."""
+    is_started = resumed is not None and (resumed / "last.pth").exists()
+    last = load_checkpoint(resumed / "last.pth") if is_started else None
     with context.local_main_first():
         source = find_source(options.data)
+        initial = None if last else load_initial_weights(options.model_path)
         if not resumed:  # a resumed run keeps its data set and threads
             found = {"data": source.data, "threads": options.threads}
-            options = replace(cli.resolve_options(command, source.is_synthetic), **found)
-        cli.print_notes(options)
+            weights = initial.initial_options() if initial else {}
+            options = replace(cli.resolve_options(command, source.is_synthetic, weights), **found)
+        print_notes(options)
         print(f"data     {source.description}")
-        dataset = load_dataset(source, options.eval_width, options.channels, options.class_names)
-    if options.ferplus:
-        dataset = with_ferplus_labels(dataset, options.ferplus)
+        dataset = load_dataset(
+            source, options.eval_image_width, options.channels, options.class_names
+        )
+    dataset = with_ferplus(dataset, options.ferplus, options.ferplus_test)
     check_trainable(dataset)
+    dataset = dataset.with_images_per_class(options.per_class, options.seed)
     check_batch_size(len(dataset.training_rows), options, context.world_size)
     print(f"         {dataset.describe()}")
     clean_labels = dataset.labels
     dataset = dataset.with_label_noise(options.label_noise, options.seed)
 
-    is_started = resumed is not None and (resumed / "last.pth").exists()
-    checkpoint = load_checkpoint(resumed / "last.pth") if is_started else None
-    if checkpoint:
-        network = FERNet(checkpoint.architecture)
-    else:
-        network = build_network(options, dataset, dataset.pixel_statistics("Training"))
+    network = FERNet(last.architecture) if last else build_network(options, dataset, initial)
     teachers = load_teachers(options, dataset, device)
     folder = None  # only the main process writes
     if context.is_main:
-        folder = resumed or RunFolder.create(options.out, options.backbone)
+        folder = resumed or RunFolder.create(options.out, options.backbone.replace(":", "_"))
     with folder if folder and not resumed else nullcontext():
         if folder and not is_started:
             folder.write_config(asdict(options), torch.__version__, is_new=True)
@@ -98,14 +101,13 @@ def run(
             with context.local_main_first():
                 dataset = add_landmarks(dataset, jobs=options.threads)
             if not network.mean_face.any():  # the landmark head is new
-                mean_face = to_normalized(dataset.mean_face(), options.eval_width)
-                network.mean_face.copy_(torch.from_numpy(mean_face))
-        is_soft = options.ferplus_target == "distribution"
-        targets = vote_distributions(dataset.votes) if is_soft else None
+                mean_face = to_normalized(dataset.mean_face(), options.eval_image_width)
+                network.set_mean_face(torch.from_numpy(mean_face))
+        targets = training_targets(dataset, options.ferplus_target)
         images = InMemoryDataset(dataset, dataset.training_rows, device, targets)
         state = build_state(network, images, dataset, options, context, teachers.digests)
-        if checkpoint:
-            state.load_state_dict(checkpoint, context)
+        if last:
+            state.load_state_dict(last, context)
             if folder:  # only if the data set and the teachers are the run's
                 folder.write_config(asdict(options), torch.__version__, is_new=False)
         print(f"network  {describe(network)}")
@@ -128,20 +130,18 @@ def final_evaluation(
     title: str,
 ) -> None:
     """Evaluate the best epoch on PublicTest and, once, on PrivateTest, as test.py does."""
-    noise = {}
-    if options.label_noise:  # compare the relabeled labels with the clean ones, int64 [N]
-        rows = dataset.training_rows
-        labels = (clean_labels[rows], dataset.labels[rows], state.labels.cpu().numpy())
-        noise = {"Training": metrics.relabel_scores(*labels)}
     if state.relabels:
         figure = plot_relabeled(state.relabels, dataset.images, dataset.class_names, title)
         folder.write_figure("relabels.png", figure)
-    checkpoint = load_checkpoint(folder / "best.pth")
+    checkpoint = calibrate(load_checkpoint(folder / "best.pth"), dataset, state.device)
+    save_checkpoint(folder / "best.pth", checkpoint)
     splits = ("PublicTest", "PrivateTest") if options.final_test else ("PublicTest",)
-    evaluation = evaluate([checkpoint.network().to(state.device)], dataset, splits)
-    scores = evaluation.write(folder, title, noise)
+    network, labels = checkpoint.network().to(state.device), state.labels.cpu().numpy()
+    training = evaluate_training_labels(network, dataset, clean_labels, labels)
+    evaluation = evaluate([network], dataset, splits)
+    scores = evaluation.write(folder, title, {"Training": training} if training else {})
     print(f"\nbest.pth of epoch {checkpoint.epoch}, on {dataset.source}:\n{summary(scores)}")
-    print(f"\nfigures, predictions and weights are in {folder.path}")
+    print(f"{relabel_summary(training)}\nfigures, predictions and weights are in {folder.path}")
 
 
 if __name__ == "__main__":

@@ -27,10 +27,14 @@ def load_arrays(path: Path) -> Arrays | None:
             if archive.zip.testzip():  # a wrong CRC
                 return None
             members = {name: archive.zip.getinfo(f"{name}.npy") for name in archive.files}
-            return {
+            arrays = {
                 name: archive[name] if member.file_size < MAPPED_BYTES else _map(path, member)
                 for name, member in members.items()
             }
+        for name, array in arrays.items():
+            if array.ndim == 0 and array.dtype.kind == "U":  # the name of another file
+                arrays[name] = np.asarray(np.load(path.parent / str(array), mmap_mode="c"))
+        return arrays
     except Exception:  # a damaged file raises many types
         return None
 
@@ -47,7 +51,16 @@ def _map(path: Path, member: ZipInfo) -> np.ndarray:
 
 
 def store_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays to an uncompressed .npz file atomically, or raise a RunError."""
+    """Write arrays to an uncompressed .npz file atomically, or raise a RunError.
+
+    Of an array that is a memory-mapped file itself, the file's name is written.
+    """
+    arrays = {
+        name: np.array(os.path.relpath(array.filename, path.parent))
+        if isinstance(array, np.memmap)
+        else array
+        for name, array in arrays.items()
+    }
     with atomic_write(path) as partial, open(partial, "wb") as file:
         np.savez(file, **arrays)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -44,6 +44,8 @@ class FaceDataset:
     class_names: tuple[str, ...] = EMOTIONS  # in the order of the labels
     landmarks: np.ndarray | None = None  # float32 [N, 68, 2], x and y, NaN for images without any
     votes: np.ndarray | None = None  # int64 [N, 10], FER+'s votes
+    # int64 [N], FER+'s majority as an index into `class_names`, or UNLABELED: only for evaluation.
+    human_labels: np.ndarray | None = None
     source: str = ""  # its description, for messages
 
     def __len__(self) -> int:
@@ -113,6 +115,18 @@ class FaceDataset:
         labels[rows] = (labels[rows] + rng.integers(1, classes, len(rows))) % classes
         return replace(self, labels=labels)
 
+    def with_images_per_class(self, count: int, seed: int) -> FaceDataset:
+        """Return the data set with `count` random Training images of each class, or all for 0.
+
+        The others become UNLABELED, so no row moves. A class with fewer images keeps all.
+        """
+        if not count:
+            return self
+        rng, labels, rows = np.random.default_rng(seed), self.labels.copy(), self.training_rows
+        for label in range(len(self.class_names)):
+            labels[rng.permutation(rows[self.labels[rows] == label])[count:]] = UNLABELED
+        return replace(self, labels=labels)
+
     def with_class_order(self, class_names: tuple[str, ...]) -> FaceDataset:
         """Return the data set with labels that index other class names, a superset of its own."""
         index = np.array([*map(class_names.index, self.class_names), UNLABELED])
@@ -145,6 +159,21 @@ class FaceDataset:
 def canonical_class(spelling: str) -> str | None:
     """Return FER2013's name of a class in any common spelling, or None for another class."""
     return _CLASS_OF_SPELLING.get(spelling.strip().lower())
+
+
+def match_classes(names: Sequence[str], others: Sequence[str]) -> dict[int, int]:
+    """Return the index in `others` by the index in `names` of the classes that both have.
+
+    A class has the same name in any common spelling of FER2013's names, and in any case.
+    """
+    index = {_normalized_class(name): i for i, name in enumerate(others)}
+    index |= {name: i for i, name in enumerate(others)}
+    keys = [name if name in index else _normalized_class(name) for name in names]
+    return {i: index[key] for i, key in enumerate(keys) if key in index}
+
+
+def _normalized_class(name: str) -> str:
+    return canonical_class(name) or name.strip().lower()
 
 
 def resize_image(image: np.ndarray, width: int) -> np.ndarray:

@@ -39,7 +39,7 @@ def jpeg_tables(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def degrade(images: Tensor, probability: float, noise: Tensor, draws: Sequence[Tensor]) -> Tensor:
-    """Reduce the resolution of some images by up to half, apply gamma to some, noise to some.
+    """Blend some images with their half-resolution copy, apply gamma to some, noise to some.
 
     Each has this probability. The noise [N, C, H, W] is standard normal. The draws in [0, 1) are
     chance and amount of low resolution, noise and gamma, [N, 1, 1, 1] each.

@@ -2,15 +2,12 @@
 
 import os
 import sys
-import threading
-import urllib.error
-import urllib.request
-from contextlib import suppress
 from pathlib import Path
+
+from utils.network import is_reachable
 
 KAGGLE_SET = "msambare/fer2013"
 KAGGLE_URL = f"https://www.kaggle.com/datasets/{KAGGLE_SET}"
-PROBE_SECONDS = 3
 
 
 def download() -> Path | None:
@@ -26,7 +23,7 @@ def download() -> Path | None:
     newest = folder / "versions" / str(max(complete, default=0))
     if newest.is_dir():
         return newest
-    if not _is_reachable():  # kagglehub itself would wait long
+    if not is_reachable(KAGGLE_URL):  # kagglehub itself would wait long
         return None
     try:
         import kagglehub  # noqa: PLC0415  (only needed for a download)
@@ -36,18 +33,3 @@ def download() -> Path | None:
     except Exception as error:  # the synthetic data set is used instead
         print(f"warning: the download from Kaggle failed: {error}", file=sys.stderr)
         return None
-
-
-def _is_reachable() -> bool:
-    has_answered = threading.Event()
-
-    def request() -> None:
-        head = urllib.request.Request(KAGGLE_URL, method="HEAD")
-        with suppress(Exception):  # no network, no name server, or a proxy that refuses
-            with suppress(urllib.error.HTTPError):  # Kaggle rejects HEAD, but it has answered
-                urllib.request.urlopen(head, timeout=PROBE_SECONDS).close()
-            has_answered.set()
-
-    # urlopen's timeout does not cover name resolution, so a thread waits for it.
-    threading.Thread(target=request, daemon=True).start()
-    return has_answered.wait(PROBE_SECONDS)

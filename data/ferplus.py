@@ -1,4 +1,4 @@
-"""FER+: the labels of ten annotators for the images of FER2013, instead of its own labels.
+"""FER+: the labels of ten annotators for the images of FER2013, as labels or as a reference.
 
 Barsoum et al., "Training Deep Networks for Facial Expression Recognition with Crowd-Sourced Label
 Distribution", ICMI 2016, arXiv:1608.01041. The votes are in fer2013new.csv
@@ -28,6 +28,13 @@ def explicit_class_names(class_names: tuple[str, ...], has_votes: bool) -> tuple
     return () if has_votes or class_names == EMOTIONS else class_names
 
 
+def with_ferplus(dataset: FaceDataset, labels: str, test: str) -> FaceDataset:
+    """Return the data set with FER+ as `labels` or as `human_labels`, whichever path is given."""
+    if labels:
+        return with_ferplus_labels(dataset, labels)
+    return with_human_labels(dataset, test) if test else dataset
+
+
 def with_ferplus_labels(dataset: FaceDataset, path: str | Path) -> FaceDataset:
     """Return the data set with FER+'s votes, and their majority as labels.
 
@@ -40,17 +47,58 @@ def with_ferplus_labels(dataset: FaceDataset, path: str | Path) -> FaceDataset:
         path: fer2013new.csv. A DataError if it cannot be read, or belongs to other images.
     """
     votes = _read(Path(path), dataset)
+    labels, source = _majority(votes), f"{dataset.source}, with FER+ labels"
+    _check_order(path, dataset, labels)
+    return replace(dataset, labels=labels, class_names=CLASSES, votes=votes, source=source)
+
+
+def with_human_labels(dataset: FaceDataset, path: str | Path) -> FaceDataset:
+    """Return the data set with FER+'s majority as `human_labels`; its own labels stay.
+
+    The majority is that of `with_ferplus_labels`. Images whose majority is none of the data set's
+    classes are UNLABELED.
+
+    Raises:
+        DataError: The file cannot be read, or belongs to other images or classes.
+    """
+    names = dataset.class_names
+    index = [names.index(name) if name in names else UNLABELED for name in CLASSES]
+    human_labels = np.array([*index, UNLABELED])[_majority(_read(Path(path), dataset))]
+    if (human_labels == UNLABELED).all():
+        raise DataError(f"{path} has no majority for a class of {dataset.source}; give FER2013")
+    _check_order(path, dataset, human_labels)
+    return replace(dataset, human_labels=human_labels)
+
+
+def _majority(votes: np.ndarray) -> np.ndarray:
     counted = np.where(votes > 1, votes, 0)
     majority = counted.argmax(1)
     is_clear = (2 * counted.max(1) > counted.sum(1)) & (majority < len(CLASSES))
-    compared = is_clear & (dataset.labels != UNLABELED)
-    agreement = np.mean((majority == dataset.labels)[compared]) if compared.any() else 1.0
+    return np.where(is_clear, majority, UNLABELED)
+
+
+def _check_order(path: str | Path, dataset: FaceDataset, labels: np.ndarray) -> None:
+    compared = (labels != UNLABELED) & (dataset.labels != UNLABELED)
+    agreement = np.mean((labels == dataset.labels)[compared]) if compared.any() else 1.0
     if agreement < MIN_AGREEMENT and compared.sum() >= MIN_COMPARED:
         fault = f"agrees with {dataset.source} in {100 * agreement:.0f} % of the labels only"
         remedy = "the images are in another order, so give fer2013.csv, not folders or lists"
         raise DataError(f"{path} {fault}; {remedy}")
-    labels, source = np.where(is_clear, majority, UNLABELED), f"{dataset.source}, with FER+ labels"
-    return replace(dataset, labels=labels, class_names=CLASSES, votes=votes, source=source)
+
+
+def training_targets(dataset: FaceDataset, kind: str) -> np.ndarray | None:
+    """Return class probabilities [N, 8] as targets of the images, or None for their labels.
+
+    Args:
+        dataset: With FER+'s labels, unless `kind` is "majority".
+        kind: "majority" (the labels), "distribution" (of the votes), or "mixture" (their mean).
+    """
+    if kind == "majority":
+        return None
+    distributions = vote_distributions(dataset.votes)
+    if kind == "distribution":
+        return distributions
+    return (distributions + (dataset.labels[:, None] == np.arange(len(CLASSES)))) / np.float32(2)
 
 
 def vote_distributions(votes: np.ndarray) -> np.ndarray:

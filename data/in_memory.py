@@ -9,15 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 
 from data.dataset import FaceDataset
+from data.mapped import MAX_SHARE, fits_in_memory
 from utils.coordinates import to_normalized
 from utils.errors import OptionError
 
-MAX_SHARE = 0.5  # of the free memory
 Storage = Literal["device", "cpu", "mmap"]
 Samples = tuple[Tensor, Tensor | None]  # images and landmarks
 
@@ -115,7 +114,7 @@ def choose_storage(size: int, device: torch.device) -> Storage:
     """Return the first storage with enough room for `size` bytes."""
     if device.type == "cuda" and size < MAX_SHARE * torch.cuda.mem_get_info(device)[0]:
         return "device"
-    if size < MAX_SHARE * psutil.virtual_memory().available:
+    if fits_in_memory(size):
         return "device" if device.type == "cpu" else "cpu"
     return "mmap"
 

@@ -30,12 +30,6 @@ MODEL = "models/shape_predictor_68_face_landmarks.dat"
 INSTALL = "pip install --force-reinstall dlib-bin face-recognition-models"
 REMEDY = f"run `{INSTALL}`, or train with --no_landmarks"
 
-# A horizontal flip swaps the 68 iBUG landmarks in pairs (jaw, brows, nose, eyes, mouth):
-# landmarks[FLIP] with x -> W - 1 - x are the landmarks of the flipped image.
-_JAW_BROWS_NOSE = np.r_[16:-1:-1, 26:16:-1, 27:31, 35:30:-1]
-_EYES_MOUTH = np.r_[45:41:-1, 47, 46, 39:35:-1, 41, 40, 54:47:-1, 59:54:-1, 64:59:-1, 67:64:-1]
-FLIP = np.concatenate([_JAW_BROWS_NOSE, _EYES_MOUTH]).astype(np.int64)
-
 
 def add_landmarks(
     dataset: FaceDataset, cache: Path = CACHE_DIR, jobs: int = 0, progress: bool = True

@@ -23,13 +23,11 @@ class Batch(NamedTuple):
     landmarks: Tensor | None  # [n, 68, 2], normalized, moved like the images, NaN if none
     targets: Tensor | None  # [n, classes], class probabilities instead of labels
     lam: Tensor | None  # [n], weight of each image in its mixture, see `mix`
-    clean_images: Tensor | None  # the images with weak augmentation only, for teachers
+    teacher_images: Tensor | None  # the images with weak augmentation only, for teachers
     start: int  # position of the first of these images in the whole batch
     whole: int  # number of images in the whole batch
-    loss_scale: float  # size of the shard relative to the mean shard
-    num_with_landmarks: (
-        Tensor  # of the whole batch (at least 1), divided by the number of processes
-    )
+    shard_weight: float  # size of the shard relative to the mean shard
+    num_with_landmarks: Tensor  # of the whole batch (at least 1) / number of processes
     seed: int
 
 
@@ -43,7 +41,7 @@ class BatchLoader:
         rank: Number of this process, which gets a shard of each batch, augmented as one process
             would augment it.
         world_size: Number of processes.
-        clean_images: Whether teachers need images with weak augmentation, too.
+        teacher_images: Whether teachers need images with weak augmentation, too.
         equal_lengths: Whether all batches have the same length, so that some images occur twice:
             torch.compile compiles for each length.
     """
@@ -56,11 +54,11 @@ class BatchLoader:
         *,
         rank: int = 0,
         world_size: int = 1,
-        clean_images: bool = False,
+        teacher_images: bool = False,
         equal_lengths: bool = False,
     ) -> None:
         self._images, self._options, self._epoch = images, options, epoch
-        self._rank, self._world_size, self._clean = rank, world_size, clean_images
+        self._rank, self._world_size, self._teachers = rank, world_size, teacher_images
         self.equal_lengths = equal_lengths
         degrees, translation, scale = options.affine
         self._augmentation = Augmentation(
@@ -72,8 +70,10 @@ class BatchLoader:
             erasing=options.erasing,
             degraded=options.degraded,
             jpeg=options.jpeg,
-            width=options.width_at(epoch),
+            width=options.image_width_at(epoch),
         )
+        if epoch > options.total_epoch - options.mild_epochs:
+            self._augmentation = self._augmentation.mild
         n, device = len(images), images.labels.device
         self._generator = torch.Generator(device)
         # Drawn on the CPU, so that the order does not depend on the device.
@@ -105,10 +105,10 @@ class BatchLoader:
         generator.manual_seed(seed)
         landmarks = landmarks if options.landmarks else None
         images, landmarks = augment(pixels, landmarks, self._augmentation, generator, **shared)
-        clean_images, lam = None, None
-        if self._clean:
+        teacher_images, lam = None, None
+        if self._teachers:
             generator.manual_seed(seed)  # for the same affine transform
-            clean_images, _ = augment(pixels, None, self._augmentation.weak, generator, **shared)
+            teacher_images, _ = augment(pixels, None, self._augmentation.weak, generator, **shared)
         if options.mixes_at(self._epoch):
             generator.manual_seed(_seed(options.seed, self._epoch, i, 1))
             images, lam = mix(images, options.mix, generator, **position)
@@ -120,10 +120,10 @@ class BatchLoader:
             landmarks=landmarks,
             targets=None if targets is None else targets[index],
             lam=lam,
-            clean_images=clean_images,
+            teacher_images=teacher_images,
             start=part.start,
             whole=len(batch),
-            loss_scale=self._world_size * len(index) / len(batch),
+            shard_weight=self._world_size * len(index) / len(batch),
             num_with_landmarks=count / self._world_size,
             seed=seed,
         )

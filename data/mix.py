@@ -22,6 +22,8 @@ def mix(
 ) -> tuple[Tensor, Tensor]:
     """Mix each image of a batch, with probability 0.5, with the previous image.
 
+    The share of the image itself is uniform in [0.5, 1].
+
     Args:
         images: float [N, C, H, W].
         kind: "mixup" or "cutmix".

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data.degrade import MAX_JPEG_SCALE, degrade, jpeg, jpeg_tables
-from data.landmarks import FLIP
+from utils.coordinates import FLIP
 from utils.devices import compile_function
 
 MIN_ERASED, MAX_ERASED = 0.02, 0.2  # area of an erased rectangle, as shares of the image
@@ -24,17 +24,23 @@ MIN_ERASED, MAX_ERASED = 0.02, 0.2  # area of an erased rectangle, as shares of 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Augmentation strengths, by default none. All amounts are uniform."""
+    """Augmentation strengths, by default none. Amounts are uniform unless noted."""
 
     flip: float = 0.0  # probability of a horizontal flip
     degrees: float = 0.0  # maximum rotation
     translation: float = 0.0  # maximum in x and y, as a share of the width
     scale: float = 0.0  # the scale is from 1 - scale to 1 + scale
     color_jitter: float = 0.0  # contrast 1 +- color_jitter, brightness +- half of it
-    erasing: float = 0.0  # random-erasing probability
-    degraded: float = 0.0  # probability of low resolution, of noise, and of a gamma curve
-    jpeg: float = 0.0  # probability of JPEG compression
+    erasing: float = 0.0  # random-erasing probability; the aspect ratio is log-uniform
+    degraded: float = 0.0  # probability of each of low resolution, noise, and a log-uniform gamma
+    jpeg: float = 0.0  # probability of JPEG compression; the table's scale is uniform
     width: int = 0  # of the output in pixels; 0 keeps the input's
+
+    @property
+    def mild(self) -> Augmentation:
+        """Half of the geometry and color jitter, without erasing."""
+        names = ("degrees", "translation", "scale", "color_jitter")
+        return replace(self, erasing=0.0, **{name: getattr(self, name) / 2 for name in names})
 
     @property
     def weak(self) -> Augmentation:
@@ -115,8 +121,8 @@ def _apply(
         amounts = [draw.view(-1, 1, 1, 1) for draw in amounts]
         images = degrade(images, augmentation.degraded, noise, amounts)
     if augmentation.jpeg:
-        chance, quality = (draw.view(-1, 1, 1, 1) for draw in rest[0])
-        compressed = jpeg(images, MAX_JPEG_SCALE * quality, tables[1:])
+        chance, coarseness = (draw.view(-1, 1, 1, 1) for draw in rest[0])
+        compressed = jpeg(images, MAX_JPEG_SCALE * coarseness, tables[1:])
         images = torch.where(chance < augmentation.jpeg, compressed, images)
     images = _erase(images, augmentation, *(draw.view(-1, 1, 1, 1) for draw in geometry[7:]))
     if landmarks is not None:

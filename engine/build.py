@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from data.dataset import FaceDataset
+from data.dataset import FaceDataset, match_classes
 from data.in_memory import InMemoryDataset
 from engine.distributed import DistributedContext
 from engine.optim import EMA, build_optimizer
@@ -17,22 +19,32 @@ from engine.sync_batch_norm import convert_sync_batch_norm
 from models.checkpoint import Checkpoint, load_checkpoint, transfer
 from models.fernet import Architecture, FERNet, Output
 from models.merge import merge_checkpoints
+from models.pretrained import initialize_backbone
+from models.timm_backbone import PREFIX, check_image_widths, convert_timm_sync_batch_norm
 from utils.devices import compile_module
-from utils.errors import WeightsError
 from utils.options import Options
+
+MODULES = {
+    "backbone": "backbone",
+    "part_layer": "pooling at landmarks",
+    "attention": "importance head",
+    "landmark_head": "landmark head",
+}
 
 
 def build_network(
-    options: Options, dataset: FaceDataset, pixel_statistics: tuple[float, float]
+    options: Options, dataset: FaceDataset, initial: Checkpoint | None = None
 ) -> FERNet:
-    """Build the network for a data set, new or with the initial weights of the options.
+    """Build the network for a data set, new or with initial weights.
 
-    `pixel_statistics` are the mean and standard deviation of the Training pixels, 0 to 255.
+    A new network is normalized by the mean and standard deviation of the Training pixels.
 
     Raises:
-        WeightsError: The weights cannot be read, or are of another network or other classes.
+        WeightsError: The initial weights do not fit their architecture.
     """
     torch.manual_seed(options.seed)
+    if initial:
+        return _fine_tuned_network(options, dataset, initial)
     architecture = Architecture(
         backbone=options.backbone,
         width=options.width,
@@ -42,26 +54,59 @@ def build_network(
         importance=options.importance,
         dropout=options.dropout,
         landmark_pool=options.landmark_pool,
+        downsample=options.downsample,
+        mirror=options.mirror,
+        stem=options.stem,
     )
-    if options.model_path:
-        return _load_initial_weights(options.model_path, architecture, dataset)
     network = FERNet(architecture)
-    mean, std = pixel_statistics
+    if options.backbone.startswith(PREFIX):
+        check_image_widths(network, options.image_width)
+    if options.init:
+        print(f"weights  {options.init}: {initialize_backbone(network, options.init)}")
+    mean, std = dataset.pixel_statistics("Training")
     network.pixel_mean.fill_(mean)
     network.pixel_std.fill_(max(std, 1.0))
     return network
 
 
-def _load_initial_weights(
-    paths: tuple[str, ...], architecture: Architecture, dataset: FaceDataset
-) -> FERNet:
-    checkpoints = [load_compatible_weights(path, dataset) for path in paths]
-    merged = merge_checkpoints(checkpoints, paths)
-    network, new_heads = transfer(merged, architecture, " and ".join(paths))
-    for path, checkpoint in zip(paths, checkpoints):
-        print(f"weights  {path} (epoch {checkpoint.epoch}){', merged' if len(paths) > 1 else ''}")
-    if new_heads:
-        print(f"         newly initialized: {', '.join(new_heads)}")
+def load_initial_weights(paths: Sequence[str]) -> Checkpoint | None:
+    """Load the weights of --model_path, several files merged; None without a path.
+
+    Raises:
+        WeightsError: A file cannot be read, or the networks cannot be merged.
+    """
+    if not paths:
+        return None
+    checkpoints = [load_checkpoint(path) for path in paths]
+    return merge_checkpoints(checkpoints, paths)
+
+
+def _fine_tuned_network(options: Options, dataset: FaceDataset, initial: Checkpoint) -> FERNet:
+    """Build the network of the initial weights for the classes of a data set; print what is kept.
+
+    Features pooled at landmarks need the landmark head, also without the landmark task.
+    """
+    saved = initial.architecture
+    architecture = replace(
+        saved,
+        classes=len(dataset.class_names),
+        landmarks=options.landmarks or saved.landmark_pool,
+        importance=options.importance,
+        dropout=options.dropout,
+        landmark_pool=options.landmark_pool or saved.landmark_pool,
+    )
+    classes = match_classes(dataset.class_names, initial.class_names)
+    paths = " and ".join(options.model_path)
+    network, kept, new = transfer(initial, architecture, classes, paths)
+    names = dataset.class_names
+    shared = [names[i] for i in classes]
+    texts = []
+    for modules, class_names in ((kept, shared), (new, [n for n in names if n not in shared])):
+        parts = [text for name, text in MODULES.items() if name in modules]
+        parts += [f"classes {', '.join(class_names)}"] if class_names else []
+        texts.append(", ".join(parts) or "nothing")
+    epoch = "merged" if len(options.model_path) > 1 else f"epoch {initial.epoch}"
+    print(f"weights  {paths} ({epoch})\n         kept: {texts[0]}; new: {texts[1]}")
     return network
 
 
@@ -74,18 +119,23 @@ def build_state(
     teacher_digests: tuple[str, ...] = (),
 ) -> TrainingState:
     """Move the network to the device of the images, and build optimizer, EMA and state for it."""
-    device = images.labels.device
-    if context.world_size > 1:
+    device, is_balanced = images.labels.device, options.class_weights == "balanced"
+    if context.world_size > 1 and network.architecture.backbone.startswith(PREFIX):
+        network = convert_timm_sync_batch_norm(network, device)
+    elif context.world_size > 1:
         network = convert_sync_batch_norm(network, device)
     network = network.to(device, memory_format=torch.channels_last)
+    if network.landmark_head is not None and not options.landmarks:
+        network.landmark_head.requires_grad_(False)  # it only locates the pooled features
     return TrainingState(
         network=network,
         ema=EMA(network, options.ema),
         optimizer=build_optimizer(network, options),
-        labels=images.labels,
+        labels=images.labels.clone(),
         data_digest=dataset.digest,
         target_digest=dataset.target_digest,
         teacher_digests=teacher_digests,
+        class_weights=balanced_class_weights(dataset).to(device) if is_balanced else None,
     )
 
 
@@ -99,14 +149,8 @@ def wrap_model(
     return DistributedDataParallel(network) if is_distributed else network
 
 
-def load_compatible_weights(path: str, dataset: FaceDataset) -> Checkpoint:
-    """Load weights; raise a WeightsError for other classes, or fewer channels than the data has."""
-    checkpoint = load_checkpoint(path)
-    if checkpoint.class_names != dataset.class_names:
-        raise WeightsError(
-            f"{path} has the classes {', '.join(checkpoint.class_names)}, and the data set has "
-            f"{', '.join(dataset.class_names)}; they must be equal"
-        )
-    if checkpoint.architecture.channels < dataset.channels:
-        raise WeightsError(f"{path} expects grayscale images; read them with --channels 1")
-    return checkpoint
+def balanced_class_weights(dataset: FaceDataset) -> Tensor:
+    """Return n / (C n_c) for the n Training images of C classes, float [C]."""
+    labels, classes = dataset.labels[dataset.training_rows], len(dataset.class_names)
+    counts = torch.from_numpy(np.bincount(labels, minlength=classes))
+    return len(labels) / (classes * counts.clamp(min=1).float())

@@ -19,7 +19,7 @@ from utils.signals import default_signal_handlers
 
 SYNC_EVERY = 20  # batches between two exchanges of signals, each of which waits for the GPU
 SHUTDOWN = 120  # seconds that GPU processes have to save a run after SIGTERM
-REMEDY = "start several processes with torchrun, which sets them, or unset them for one process"
+REMEDY = "start several processes with torchrun, which sets these variables, or unset them"
 TIMEOUT = timedelta(hours=1)  # the first process may parse, download, or compute landmarks so long
 
 

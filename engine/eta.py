@@ -50,7 +50,9 @@ class ETA:
     def _print_duration(self, seconds: float) -> None:
         options, epochs = self._options, self._epochs
         first = options.total_epoch - epochs + 1
-        areas = [options.width_at(epoch) ** 2 for epoch in range(first, options.total_epoch + 1)]
+        areas = [
+            options.image_width_at(epoch) ** 2 for epoch in range(first, options.total_epoch + 1)
+        ]
         batches = math.ceil(self._num_images / options.batch_size)
         total = seconds * batches * sum(areas) / areas[0]
         speed = options.batch_size / seconds

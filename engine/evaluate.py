@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from engine.results import Evaluation
 from models.checkpoint import Checkpoint
 from models.fernet import FERNet
 from models.predict import predict
+from utils import metrics
 from utils.errors import DataError, WeightsError
 from utils.predictions import Predictions
 from utils.progress import progress_bar
@@ -92,7 +94,36 @@ def evaluate(
         importance=predictions.importance,
         predicted_landmarks=predictions.landmarks,
         label_kind="" if dataset.votes is None else "FER+",
+        human_labels=part.human_labels,
     )
+
+
+def evaluate_training_labels(
+    network: FERNet, dataset: FaceDataset, clean_labels: np.ndarray, final: np.ndarray
+) -> dict[str, Any]:
+    """Compute the quality of relabeling, and whether the importance detects incorrect labels.
+
+    Args:
+        network: In evaluation mode.
+        dataset: The whole data set, with the labels at the start of the training.
+        clean_labels: int [M], the labels of the data set without label noise.
+        final: int [N], the labels of the Training images at the end of the training.
+
+    Returns:
+        With label noise, `metrics.relabel_scores`. With `human_labels`, `metrics.human_relabels`
+        and the auroc_importance_label of the Training images.
+    """
+    rows = dataset.training_rows
+    clean, given, scores = clean_labels[rows], dataset.labels[rows], {}
+    if (clean != given).any():
+        scores |= metrics.relabel_scores(clean, given, final)
+    if dataset.human_labels is not None:
+        if (given != final).any():
+            human_labels, names = dataset.human_labels[rows], dataset.class_names
+            scores |= metrics.human_relabels(human_labels, given, final, names)
+        training = evaluate([network], dataset, ["Training"]).scores()["Training"]
+        scores["auroc_importance_label"] = training["auroc_importance_label"]
+    return scores
 
 
 def predict_ensemble(

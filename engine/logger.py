@@ -11,6 +11,7 @@ import pandas as pd
 from torch.utils.tensorboard import SummaryWriter
 
 from engine.eta import format_duration
+from utils.options import Options
 from utils.plots import plot_learning_curves
 from utils.run_folder import RunFolder
 
@@ -27,9 +28,10 @@ class TrainingLogger:
     """
 
     def __init__(
-        self, run: RunFolder, class_names: Sequence[str], total_epoch: int, epoch: int
+        self, run: RunFolder, class_names: Sequence[str], options: Options, epoch: int
     ) -> None:
-        self._run, self._class_names, self._total = run, class_names, total_epoch
+        self._run, self._class_names = run, class_names
+        self._total, self._select = options.total_epoch, f"public_{options.select}"
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=epoch + 1)
 
     def log_epoch(self, history: Sequence[Row], relabels: Relabels, seconds: float) -> None:
@@ -48,7 +50,9 @@ class TrainingLogger:
         with self._warn_if_disk_full():
             self._board.close()
         self._write_tables(history, relabels)
-        self._run.write_figure("learning_curves.png", plot_learning_curves(history, title))
+        self._run.write_figure(
+            "learning_curves.png", plot_learning_curves(history, title, self._select)
+        )
 
     @contextmanager
     def _warn_if_disk_full(self) -> Iterator[None]:
@@ -67,13 +71,14 @@ class TrainingLogger:
 
     def _line(self, history: Sequence[Row], seconds: float) -> str:
         row = history[-1]
-        best = max(history, key=lambda r: r["public_accuracy"])
+        best = max(history, key=lambda r: r[self._select])
         losses = [name.removeprefix("loss_") for name in row if name.startswith("loss_")]
         parts = [f"{name} {row[f'loss_{name}']:.3f}" for name in losses]
         text = f"epoch {row['epoch']:>{len(str(self._total))}}/{self._total}"
         text += f"  loss {row['loss']:.3f} ({', '.join(parts)})"
         text += f"  Training {100 * row['train_accuracy']:.1f} %"
         text += f"  PublicTest {100 * row['public_accuracy']:.2f} %"
-        text += f" (best {100 * best['public_accuracy']:.2f} in {best['epoch']})"
+        text += f", balanced {100 * row['public_balanced_accuracy']:.2f} %"
+        text += f" (best {100 * best[self._select]:.2f} in {best['epoch']})"
         text += f"  relabeled {row['relabeled']}" if row["relabeled"] else ""
         return f"{text}  {format_duration(seconds)}"

@@ -12,16 +12,25 @@ from utils.options import Options
 
 
 def build_optimizer(network: nn.Module, options: Options) -> torch.optim.Optimizer:
-    """Return SGD with Nesterov momentum, or AdamW; biases and batch norm have no weight decay."""
-    decayed = [p for p in network.parameters() if p.ndim > 1]
-    others = [p for p in network.parameters() if p.ndim <= 1]
+    """Return SGD with Nesterov momentum, or AdamW; biases and batch norm have no weight decay.
+
+    The learning rate of the backbone is multiplied by `options.backbone_lr`.
+    """
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, p in network.named_parameters():
+        scale = options.backbone_lr if name.startswith(("backbone.", "part_layer.")) else 1.0
+        groups.setdefault((scale, p.ndim > 1), []).append(p)
     groups = [
-        {"params": decayed, "weight_decay": options.weight_decay},
-        {"params": others, "weight_decay": 0.0},
+        {"params": params, "weight_decay": options.weight_decay * is_decayed, "lr_scale": scale}
+        for (scale, is_decayed), params in sorted(groups.items(), key=lambda group: not group[0][1])
     ]
     if options.optimizer == "adam":
         return torch.optim.AdamW(groups, lr=options.start_lr, fused=True)
-    return torch.optim.SGD(groups, lr=options.start_lr, momentum=0.9, nesterov=True, fused=True)
+    sgd = torch.optim.SGD(groups, lr=options.start_lr, momentum=0.9, nesterov=True, fused=True)
+    if options.freeze_epochs:  # fused SGD fails if only some parameters have a buffer
+        for p in network.parameters():
+            sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return sgd
 
 
 def learning_rate(options: Options, progress: float) -> float:
@@ -33,9 +42,9 @@ def learning_rate(options: Options, progress: float) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of all parameters."""
+    """Set the learning rate of all parameters, that of the backbone with its factor."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("lr_scale", 1.0)
 
 
 class EMA(AveragedModel):

@@ -32,6 +32,7 @@ class Evaluation:
     importance: np.ndarray  # float [N]
     predicted_landmarks: np.ndarray | None  # float [N, 68, 2] in pixels
     label_kind: str = ""  # "FER+" for its labels, whose scores are not comparable with others
+    human_labels: np.ndarray | None = None  # int [N], FER+'s majority, UNLABELED where none
 
     @property
     def predicted(self) -> np.ndarray:
@@ -44,7 +45,9 @@ class Evaluation:
         Returns:
             By split: those of `metrics.score`, auroc_importance, accuracy_without_duplicates,
             duplicates (their number), and landmark_error (pixels), each None where undefined. A
-            split without labels has n = 0 and the number of unlabeled images.
+            split without labels has n = 0 and the number of unlabeled images. With `human_labels`,
+            also `metrics.human_agreement`, and auroc_importance_label: the AUROC of detecting
+            labels that equal the human ones by the importance.
         """
         return {name: self._score(self.split == name) for name in pd.unique(self.split)}
 
@@ -66,6 +69,13 @@ class Evaluation:
         if self.landmarks is not None and self.predicted_landmarks is not None:
             error = metrics.landmark_error(self.predicted_landmarks[mask], self.landmarks[mask])
             result["landmark_error"] = error
+        if self.human_labels is not None:
+            human_labels = self.human_labels[mask]
+            result |= metrics.human_agreement(human_labels, self.predicted[mask], self.class_names)
+            both = labeled & (self.human_labels != UNLABELED)
+            result["auroc_importance_label"] = metrics.correctness_auroc(
+                self.importance[both], labels[both] == self.human_labels[both]
+            )
         return result
 
     def write(
@@ -76,6 +86,8 @@ class Evaluation:
         names = np.array([*self.class_names, ""])  # UNLABELED is -1: the last
         table = pd.DataFrame({"index": self.rows, "split": self.split})
         table["label"], table["predicted"] = names[self.labels], names[self.predicted]
+        if self.human_labels is not None:
+            table["human_label"] = names[self.human_labels]
         table["importance"] = self.importance
         probabilities = pd.DataFrame(self.probabilities, columns=self.class_names)
         table = pd.concat([table, probabilities], axis="columns")
@@ -153,4 +165,30 @@ def summary(scores: dict[str, dict[str, Any]]) -> str:
         if has_landmarks:
             columns += ["-" if s["landmark_error"] is None else f"{s['landmark_error']:.2f} px"]
         lines.append(f"{name:12}" + "".join(f"{column:>11}" for column in columns))
+    for name, s in scores.items():
+        if s.get("human_agreement") is not None:
+            low, high = s["human_agreement_interval"]
+            shares = s["human_agreement_by_class"].items()
+            by_class = [f"{c} {100 * share:.0f}" for c, share in shares if share is not None]
+            lines.append(
+                f"human agreement on {name} (FER+ majority, n = {s['human_agreement_n']:,}): "
+                f"{100 * s['human_agreement']:.2f} % (95 % interval {100 * low:.2f} to "
+                f"{100 * high:.2f})\n            by class: {', '.join(by_class)} %"
+            )
     return "\n".join(lines)
+
+
+def relabel_summary(scores: Mapping[str, Any]) -> str:
+    """Return `metrics.human_relabels` as text to print; "" if there are none."""
+    if not scores.get("human_relabel_n"):
+        return ""
+    by_class = scores["human_relabel_by_class"].items()
+    overall = {name: scores[f"human_relabel_{name}"] for name in ("n", "new", "old", "neither")}
+    lines = ["", "relabeled Training images with a FER+ majority, and which label it equals:"]
+    lines += [f"{'old label':12}{'n':>11}{'new label':>11}{'old label':>11}{'neither':>11}"]
+    for label, s in [("all", overall), *by_class]:
+        if s["n"]:
+            shares = [f"{100 * s[name]:.1f} %" for name in ("new", "old", "neither")]
+            columns = "".join(f"{text:>11}" for text in (str(s["n"]), *shares))
+            lines.append(f"{label:12}{columns}")
+    return "\n".join([*lines, ""])

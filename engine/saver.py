@@ -28,8 +28,8 @@ class CheckpointWriter:
 
     def end_epoch(self, state: TrainingState) -> None:
         """Keep the weights if the epoch is the best so far, and write if it is time."""
-        accuracies = [row["public_accuracy"] for row in state.history]
-        if all(accuracies[-1] > earlier for earlier in accuracies[:-1]):
+        scores = [row[f"public_{self._options.select}"] for row in state.history]
+        if all(scores[-1] > earlier for earlier in scores[:-1]):
             best = self._checkpoint(state)
             net = {name: value.clone() for name, value in best.net.items()}
             self._best = replace(best, net=net)
@@ -60,7 +60,7 @@ class CheckpointWriter:
             architecture=state.network.architecture,
             net=state.ema.module.state_dict(),
             class_names=self._class_names,
-            image_width=self._options.eval_width,
+            image_width=self._options.eval_image_width,
             epoch=state.epoch,
             options=asdict(self._options),
             scores={

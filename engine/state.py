@@ -29,10 +29,11 @@ class TrainingState:
     network: FERNet
     ema: AveragedModel  # evaluated and saved
     optimizer: torch.optim.Optimizer
-    labels: Tensor  # int64 [N], of the Training images, after relabeling
+    labels: Tensor  # int64 [N], those of InMemoryDataset, which relabeling changes in place
     data_digest: str = ""  # of the images, labels and splits
     target_digest: str = ""  # of the landmarks and votes
     teacher_digests: tuple[str, ...] = ()  # of the teachers' weight files
+    class_weights: Tensor | None = None  # float [C], of the expression loss
     epoch: int = 0  # finished epochs
     history: list[dict[str, Any]] = field(default_factory=list)  # rows of metrics.csv
     relabels: list[tuple[int, int, int, int]] = field(default_factory=list)  # of relabels.csv
@@ -40,6 +41,7 @@ class TrainingState:
     # Sums over these batches of each metric times the number of images, scalars.
     sums: dict[str, Tensor] = field(default_factory=dict)
     labels_before: Tensor | None = None  # labels at the start of the epoch
+    predictions: Tensor | None = None  # float32 [N, C], mean over epochs, for relabeling
     equal_lengths: bool = False  # whether the epoch's batches have equal lengths, for --compile
 
     @property
@@ -104,6 +106,7 @@ class TrainingState:
             "batches": self.batches,
             "sums": self.sums if self.batches else {},
             "labels_before": self.labels_before if self.batches else None,
+            "predictions": self.predictions,
             "equal_lengths": self.equal_lengths,
             "data_digest": self.data_digest,
             "target_digest": self.target_digest,
@@ -134,12 +137,16 @@ class TrainingState:
             self.history = [dict(row) for row in saved["history"]]
             self.relabels = [(int(i), int(a), int(b), int(e)) for i, a, b, e in saved["relabels"]]
             self.batches = int(saved["batches"])
-            sums = saved["sums"].items()
+            sums = saved["sums"].items()  # only the main process keeps them, and the others add
             self.sums = {name: value.to(self.device) * context.is_main for name, value in sums}
             if self.batches:
                 before = _check_labels(saved["labels_before"], self.labels)
                 self.labels_before = before.to(self.device)
                 self.equal_lengths = bool(saved["equal_lengths"])
+            if (predictions := saved.get("predictions")) is not None:
+                if predictions.shape != (len(self.labels), self.num_classes):
+                    raise ValueError(f"expected predictions of {len(self.labels)} images")
+                self.predictions = predictions.float().to(self.device)
         except Exception as error:  # a damaged file raises many types
             raise RunError(f"last.pth does not fit its run ({error}); start a new run") from error
         self.epoch = checkpoint.epoch

@@ -16,6 +16,7 @@ from data.dataset import UNLABELED, FaceDataset
 from data.in_memory import InMemoryDataset, images_to_device
 from data.loader import BatchLoader
 from data.mix import mix_targets
+from engine import relabel
 from engine.build import wrap_model
 from engine.distill import Teachers
 from engine.distributed import DistributedContext
@@ -58,26 +59,32 @@ def train(
         RunError: Training diverged, or the run folder cannot be written.
         Interrupted: A signal arrived; the state is saved.
     """
-    model = wrap_model(state.network, options, context)
+    model = None
     public = dataset.subset("PublicTest")
     public = public.select(public.labels != UNLABELED)
     eta = ETA(state.device, options, len(images), options.total_epoch - state.epoch)
     if run:
         writer = CheckpointWriter(run.path, options, dataset.class_names)
-        logger = TrainingLogger(run, dataset.class_names, options.total_epoch, state.epoch)
+        logger = TrainingLogger(run, dataset.class_names, options, state.epoch)
     shared = {"rank": context.rank, "world_size": context.world_size}
-    shared["clean_images"] = len(teachers) > 0
+    shared["teacher_images"] = len(teachers) > 0
     with record_signals(wait=context.world_size > 1) as signals:
         while state.epoch < options.total_epoch:
             start = time.perf_counter()
+            relabel.begin_epoch(state, images, options)
             equal_lengths = state.equal_lengths if state.batches else options.compile
             loader = BatchLoader(
                 images, options, state.epoch + 1, equal_lengths=equal_lengths, **shared
             )
+            if model is None or state.epoch == options.freeze_epochs:
+                model = None  # ends the hooks of DistributedDataParallel
+                state.network.freeze_backbone(state.epoch < options.freeze_epochs)
+                model = wrap_model(state.network, options, context)
             means = train_one_epoch(state, model, loader, options, teachers, context, eta, signals)
             if means is None:
                 break
             means |= evaluate_epoch(state, public, options, context)
+            relabel.end_epoch(state, images, options, context)
             relabeled = state.record_relabels(images.rows)
             state.history.append({"epoch": state.epoch, **means, "relabeled": relabeled})
             if run:
@@ -110,7 +117,7 @@ def train_one_epoch(
     50th step waits for it, to check divergence.
     """
     epoch = state.begin_epoch(loader.equal_lengths)
-    relabels = options.relabel and epoch >= options.relabel_epoch
+    relabels = options.relabel_rule == "scn" and options.relabel and epoch >= options.relabel_epoch
     bf16 = use_bf16(options.amp, state.device)
     losses_of = compile_function(compute_losses) if options.compile else compute_losses
     parameters = list(state.network.train().parameters())
@@ -125,26 +132,25 @@ def train_one_epoch(
         progress = (state.epoch + (i + 0.5) / len(loader)) / options.total_epoch
         set_learning_rate(state.optimizer, learning_rate(options, progress))
 
-        labels, scale = state.labels[batch.index], batch.loss_scale
+        labels, weight = state.labels[batch.index], batch.shard_weight
         targets = labels if batch.targets is None else batch.targets
-        soft_targets = teachers.predict(batch.clean_images, batch.start) if teachers else None
+        soft_targets = teachers.predict(batch.teacher_images, targets, batch.start)
         if batch.lam is not None:
             targets, soft_targets = mix_targets(targets, soft_targets, batch.lam, state.num_classes)
         seed_device(state.device, batch.seed + context.rank)  # of dropout
         with autocast(state.device, bf16):
             output = model(batch.images)
-        losses = losses_of(
-            output, targets, batch.landmarks, options, soft_targets, scale, batch.num_with_landmarks
-        )
+        more = (soft_targets, weight, batch.num_with_landmarks, state.class_weights)
+        losses = losses_of(output, targets, batch.landmarks, options, *more)
         state.optimizer.zero_grad()
         losses["loss"].backward()
         gradient_norm = clip_grad_norm_(parameters, options.clip or math.inf)
         state.optimizer.step()
         state.ema.update_parameters(state.network)
 
-        correct = (output.clean_logits.argmax(1) == labels).float().mean()
-        values = {"train_accuracy": scale * correct, "gradient_norm": gradient_norm}
-        values["importance_mean"] = scale * output.importance.detach().mean()
+        correct = (output.logits_without_dropout.argmax(1) == labels).float().mean()
+        values = {"train_accuracy": weight * correct, "gradient_norm": gradient_norm}
+        values["importance_mean"] = weight * output.importance.detach().mean()
         if relabels:
             state.labels[batch.index] = relabel_batch(output, labels, options, batch.lam)
         state.end_step(losses | values, batch.whole / context.world_size)
@@ -167,6 +173,10 @@ def evaluate_epoch(
         raise divergence_error(f"epoch {state.epoch}: predictions are not finite")
     scores = metrics.score(public.labels, predictions.probabilities, public.class_names)
     result = {f"public_{name}": scores[name] for name in PUBLIC_SCORES}
+    if public.human_labels is not None:
+        predicted = predictions.probabilities.argmax(1)
+        human = metrics.human_agreement(public.human_labels, predicted, public.class_names)
+        result["public_human_agreement"] = human["human_agreement"]
     if options.landmarks:
         error = metrics.landmark_error(predictions.landmarks, public.landmarks)
         result["public_landmark_error"] = error

@@ -17,7 +17,7 @@ from data.dataset import EMOTIONS
 from data.readers.images import read_image
 from data.synthetic.generate import synthetic_dataset
 from inference.predictor import Face, FacePredictor
-from inference.visualize import annotate_resized
+from inference.visualize import annotate_resized, draw_heat_maps
 from utils.errors import DataError
 
 if TYPE_CHECKING:
@@ -59,28 +59,32 @@ class UploadHandler:
     def __init__(self, predictor: FacePredictor) -> None:
         self.class_names = predictor.class_names
         without_detection = copy(predictor)  # shares the network
-        without_detection.cropped = True
+        without_detection.cropped, without_detection.views = True, 0
         self._predictors = {False: predictor, True: without_detection}
 
     def __call__(
-        self, upload: dict[str, Any] | None, cropped: bool
+        self, upload: dict[str, Any] | None, cropped: bool, explain: bool = False
     ) -> tuple[np.ndarray | None, str]:
         """Return the annotated image, or None, and HTML with the predictions or a message.
 
         Args:
             upload: gradio's description of the file; None if the image was removed.
             cropped: The image is one tightly cropped face.
+            explain: Draw heat maps, and list the contributions of facial parts.
         """
         if not upload:
             return None, WAITING
         path = Path(upload["path"])
         try:
             image = read_image(path, 3)
-            faces = self._predictors[bool(cropped)](image)
+            predictor = copy(self._predictors[bool(cropped)])
+            predictor.explain = bool(explain)
+            faces = predictor(image)
         except DataError as error:
             name = upload.get("orig_name") or path.name
             return None, alert(str(error).replace(str(path), name))
         text = cards(faces, self.class_names) if faces else alert(NO_FACE)
+        image = draw_heat_maps(image, faces)
         return annotate_resized(image, faces, RESULT_SIDES, first_number=1), text
 
 
@@ -116,6 +120,7 @@ def build_page(handler: UploadHandler, examples: Sequence[str]) -> gr.Blocks:
                 sources = ["upload", "webcam", "clipboard"]
                 image = gr.Image(label="Image", sources=sources, height=380)
                 cropped = gr.Checkbox(label="The image is one tightly cropped face")
+                explain = gr.Checkbox(label="Explain the predictions")
                 gallery = gr.Dataset(
                     label="Examples (synthetic faces, no real people)",
                     components=[gr.Image(render=False)],
@@ -126,11 +131,11 @@ def build_page(handler: UploadHandler, examples: Sequence[str]) -> gr.Blocks:
                 buttons = ["download", "fullscreen"]
                 result = gr.Image(label="Result", interactive=False, buttons=buttons, height=460)
                 text = gr.HTML(WAITING, elem_id="predictions", js_on_load=camera_script)
-        # `change` of both: the image's `input` event would have the old image when it is removed.
+        # `change` of all: the image's `input` event would have the old image when it is removed.
         gr.on(
-            [image.change, cropped.change],
+            [image.change, cropped.change, explain.change],
             handler,
-            [image, cropped],
+            [image, cropped, explain],
             [result, text],
             preprocess=False,  # the handler reads the file, and reports errors
             concurrency_limit=1,

@@ -1,4 +1,4 @@
-"""Face detection with dlib, and the crops that the network expects."""
+"""Face detection with dlib or CenterFace, and the crops that the network expects."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from data.dataset import resize_image
+from inference.centerface import CenterFace
 from utils.errors import DataError
 
 # Side of the square crop, and distance of its center above the box's center, in box sides. Much
@@ -30,16 +31,40 @@ class Detections(NamedTuple):
 
 
 def detect_faces(
-    image: np.ndarray, detection_size: int = DETECTION_SIZE, min_score: float = MIN_SCORE
+    image: np.ndarray,
+    detection_size: int = DETECTION_SIZE,
+    min_score: float = MIN_SCORE,
+    detector: str = "dlib",
 ) -> Detections:
-    """Detect frontal faces.
+    """Detect faces: dlib finds frontal ones, CenterFace also small, turned and hidden ones.
 
     Args:
         image: uint8 [H, W] or [H, W, 3] in RGB.
         detection_size: Longer side in pixels to which the image is resized, up to twice its own
-            size (more if it is smaller than 80 pixels). Faces must be 80 pixels wide there.
+            size (more if it is smaller than 80 pixels). Faces must be 80 pixels wide there for
+            dlib, and about 12 for CenterFace, which does not enlarge images.
         min_score: Minimum score of a face.
+        detector: "dlib", or the path of a CenterFace .onnx file.
     """
+    if detector == "dlib":
+        boxes, scores = _run_dlib(image, detection_size, min_score)
+    else:
+        boxes, scores = load_centerface(detector)(image, detection_size, min_score)
+    order = np.argsort(boxes[:, 0] - boxes[:, 2], kind="stable")
+    return Detections(boxes[order].astype(np.float32), np.array(scores, np.float32)[order])
+
+
+def load_centerface(path: str) -> CenterFace:
+    """Return the CenterFace detector of this thread: OpenCV's networks are not thread-safe."""
+    if getattr(_thread_local, "path", None) != path:
+        _thread_local.centerface, _thread_local.path = CenterFace(path), path
+    return _thread_local.centerface
+
+
+def _run_dlib(
+    image: np.ndarray, detection_size: int, min_score: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return boxes [F, 4] and scores [F] of dlib's detector."""
     gray = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     shorter, longer = sorted(gray.shape)
     scale = min(detection_size / longer, 2.0)
@@ -51,9 +76,7 @@ def detect_faces(
     resized = cv2.resize(gray, resized_size.tolist(), interpolation=interpolation)
     rectangles, scores, _ = _detector().run(resized, 0, min_score)
     boxes = np.array([(r.left(), r.top(), r.right() + 1, r.bottom() + 1) for r in rectangles])
-    boxes = boxes.reshape(-1, 4) / np.tile(resized_size / size, 2)
-    order = np.argsort(boxes[:, 0] - boxes[:, 2], kind="stable")
-    return Detections(boxes[order].astype(np.float32), np.array(scores, np.float32)[order])
+    return boxes.reshape(-1, 4) / np.tile(resized_size / size, 2), np.array(scores)
 
 
 def expand_boxes(boxes: np.ndarray, margin: float = MARGIN) -> np.ndarray:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from inference.runtime import METADATA_KEY, OUTPUT_NAMES
 from models.checkpoint import Checkpoint
+from models.explain import explain
 from models.fernet import FERNet
 from utils.coordinates import to_pixels
 
@@ -22,25 +23,25 @@ CALIBRATION_BATCH = 32  # images
 
 
 class _ExportedNetwork(nn.Module):
-    """The network with pixels as input and probabilities as output, in a fixed order."""
+    """The network with pixels as input, and the outputs of OUTPUT_NAMES."""
 
     def __init__(self, network: FERNet, image_width: int) -> None:
         super().__init__()
         self.network, self.image_width = network, image_width
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        output = self.network(pixels)
+        output, maps = explain(self.network, pixels)
         outputs = output.weighted_logits.softmax(1), output.importance[:, 0]
-        if output.landmarks is None:
-            return outputs
-        return *outputs, to_pixels(output.landmarks, self.image_width)
+        if output.landmarks is not None:
+            outputs = *outputs, to_pixels(output.landmarks, self.image_width)
+        return *outputs, *maps
 
 
 def to_onnx(checkpoint: Checkpoint) -> onnx.ModelProto:
     """Return an ONNX model with all that its use needs in its metadata."""
     network, width = checkpoint.network(), checkpoint.image_width
     pixels = torch.zeros(2, checkpoint.channels, width, width, dtype=torch.uint8)
-    names = OUTPUT_NAMES if network.architecture.landmarks else OUTPUT_NAMES[:2]
+    names = [n for n in OUTPUT_NAMES if network.architecture.landmarks or n != "landmarks"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter about itself
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -48,14 +49,16 @@ def to_onnx(checkpoint: Checkpoint) -> onnx.ModelProto:
             _ExportedNetwork(network, width).eval(),
             (pixels,),
             input_names=["pixels"],
-            output_names=list(names),
+            output_names=names,
             dynamic_shapes=({0: torch.export.Dim("faces")},),
             dynamo=True,
             verbose=False,
         )
     model = program.model_proto
-    keys = ("class_names", "image_width", "channels", "epoch", "scores")
+    keys = ("class_names", "image_width", "channels", "epoch", "scores", "unsure_below")
     metadata = {key: getattr(checkpoint, key) for key in keys}
+    if (mean_face := checkpoint.mean_face()) is not None:
+        metadata["mean_face"] = mean_face.round(4).tolist()
     onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})
     return model
 
@@ -71,11 +74,16 @@ def quantize(model: onnx.ModelProto, images: np.ndarray) -> onnx.ModelProto:
         path, folded, int8 = (f"{folder}/{name}.onnx" for name in ("model", "folded", "int8"))
         onnx.save(model, path)
         quantization.quant_pre_process(path, folded)
+        # In 8 bits only up to the feature maps, so that the decomposition of the logits is exact.
+        kinds = [(node.op_type, node.name) for node in onnx.load(folded).graph.node]
+        pooling = [kind for kind, _ in kinds].index("ReduceMean")
+        heads = [name for kind, name in kinds[pooling:] if kind == "Add"]
         quantization.quantize_static(
             folded,
             int8,
             _Calibration(images),
             op_types_to_quantize=["Conv", "Add", "Relu"],
+            nodes_to_exclude=heads,
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,

@@ -12,46 +12,35 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-import cv2
 import numpy as np
 
-from inference import detector
+from inference.align import (
+    MAX_SHIFT,
+    MAX_VIEWS,
+    align,
+    box_matrix,
+    crop_aligned,
+    jitter,
+    landmark_shifts,
+    stack_crops,
+    transform,
+)
+from inference.detector import (
+    DETECTION_SIZE,
+    MIN_FACE_SIZE,
+    MIN_SCORE,
+    crop,
+    detect_faces,
+    expand_boxes,
+    load_centerface,
+)
+from inference.explain import explain_face
+from inference.face import Face, FaceCrops
 from inference.runtime import load_runtime
 from utils.errors import DataError, OptionError
 from utils.predictions import Predictions
 from utils.run_folder import PHOTO_WEIGHTS
-
-
-class Face(NamedTuple):
-    """One face of an image."""
-
-    box: np.ndarray  # float32 [4], (left, top, right, bottom) edges in pixels of the image
-    score: float | None  # the detector's; None for an image that is one face
-    expression: str  # the most probable class
-    probabilities: np.ndarray  # float32 [C], in the order of FacePredictor.class_names
-    importance: float  # SCN's, 0 to 1, by which the logits are multiplied
-    landmarks: np.ndarray | None  # float32 [68, 2] in pixels of the image, iBUG order
-
-    @property
-    def confidence(self) -> float:
-        """The probability of the expression, a better confidence measure than the importance."""
-        return float(self.probabilities.max())
-
-    @property
-    def caption(self) -> str:
-        """Expression and probability, such as "happy 89 %"."""
-        return f"{self.expression} {100 * self.confidence:.0f} %"
-
-
-class FaceCrops(NamedTuple):
-    """The F faces of one image, cropped for the network."""
-
-    boxes: np.ndarray  # float32 [F, 4], as in Face
-    scores: np.ndarray | None  # float32 [F]
-    crop_boxes: np.ndarray  # float32 [F, 4], the region of each crop in the image
-    pixels: np.ndarray  # uint8 [F, C, W, W]
 
 
 class FacePredictor:
@@ -62,8 +51,15 @@ class FacePredictor:
     Args:
         model_path: Weights of this project, of the original method, or an .onnx file.
         cropped: Each image is one tightly cropped face.
+        detector: "dlib", or the path of a CenterFace .onnx file.
         detection_size: As in `inference.detector.detect_faces`.
         min_score: Minimum score of a detected face.
+        views: Crops per face, aligned with the landmarks of a first pass, over which the
+            probabilities are averaged. With 0, the prediction is that of the detector's crop. -1 is
+            1, and 0 if `cropped`.
+        max_shift: Detections whose landmarks move by more between the first two passes are left
+            out, because most are no faces. In widths of the crop, root mean square.
+        explain: Explain the predicted class, or the class of this name.
         batch_size: Faces per step of the network.
         threads: CPU threads of the network; 0 is one per core.
         gpu_ids: As in train.py.
@@ -72,7 +68,7 @@ class FacePredictor:
         class_names: Names of the probabilities.
 
     Raises:
-        WeightsError: The weights cannot be loaded.
+        WeightsError: The weights or the detector cannot be loaded.
         OptionError: There is no such GPU, or a value is out of range.
     """
 
@@ -81,22 +77,35 @@ class FacePredictor:
         model_path: str | Path = PHOTO_WEIGHTS,
         *,
         cropped: bool = False,
-        detection_size: int = detector.DETECTION_SIZE,
-        min_score: float = detector.MIN_SCORE,
+        detector: str = "dlib",
+        detection_size: int = DETECTION_SIZE,
+        min_score: float = MIN_SCORE,
+        views: int = -1,
+        max_shift: float = MAX_SHIFT,
+        explain: bool | str = False,
         batch_size: int = 64,
         threads: int = 0,
         gpu_ids: str = "",
     ) -> None:
         values = {"batch_size": batch_size, "threads": threads, "detection_size": detection_size}
-        for (name, value), minimum in zip(values.items(), (1, 0, detector.MIN_FACE_SIZE)):
+        for (name, value), minimum in zip(values.items(), (1, 0, MIN_FACE_SIZE)):
             if value < minimum:
                 raise OptionError(f"{name} {value} must be at least {minimum}")
+        if not -1 <= views <= MAX_VIEWS:
+            raise OptionError(f"views {views} must be 0 to {MAX_VIEWS}, or -1")
         if not math.isfinite(min_score):
             raise OptionError(f"min_score {min_score} must be a finite number")
         self._runtime = load_runtime(model_path, str(gpu_ids), threads)
         self.class_names = self._runtime.class_names
+        self.detector = str(detector)
+        if self.detector != "dlib" and not cropped:
+            load_centerface(self.detector)  # an invalid file is an error here
         self.cropped, self.detection_size, self.min_score = cropped, detection_size, min_score
-        self.batch_size = batch_size
+        self.batch_size, self.explain, self.max_shift = batch_size, explain, max_shift
+        self.views = (0 if cropped else 1) if views < 0 else views
+        if isinstance(explain, str) and explain not in self.class_names:
+            names = ", ".join(self.class_names)
+            raise OptionError(f"explain '{explain}' is not a class of the weights: {names}")
 
     def __call__(self, images: np.ndarray | Sequence[np.ndarray]) -> list[Face] | list[list[Face]]:
         """Return the faces of an image, the largest first; for a list of images a list of these.
@@ -119,45 +128,92 @@ class FacePredictor:
             crop_boxes = boxes.astype(int)
         else:
             size = detection_size or self.detection_size
-            boxes, scores = detector.detect_faces(image, size, self.min_score)
-            crop_boxes = detector.expand_boxes(boxes)
-        side, channels = self._runtime.image_width, self._runtime.channels
-        pixels = np.empty((len(crop_boxes), channels, side, side), np.uint8)
-        for i, box in enumerate(crop_boxes):
-            face = detector.crop(image, box, side)
-            if channels == 1 and face.ndim == 3:
-                face = cv2.cvtColor(face, cv2.COLOR_RGB2GRAY)
-            pixels[i] = face if face.ndim == 2 else face.transpose(2, 0, 1)
-        return FaceCrops(boxes, scores, crop_boxes.astype(np.float32), pixels)
+            boxes, scores = detect_faces(image, size, self.min_score, self.detector)
+            crop_boxes = expand_boxes(boxes)
+        width = self._runtime.image_width
+        matrices = np.array([box_matrix(box, width) for box in crop_boxes]).reshape(-1, 2, 3)
+        crops = [crop(image, box, width) for box in crop_boxes]
+        pixels = stack_crops(crops, width, self._runtime.channels)
+        return FaceCrops(boxes, scores, matrices, pixels, image)
 
     def predict(self, crops: Sequence[FaceCrops]) -> list[list[Face]]:
         """Predict the faces of several images, in batches that combine them."""
         counts = [len(image_crops.boxes) for image_crops in crops]
         if not any(counts):
             return [[] for _ in crops]
-        pixels = np.concatenate([image_crops.pixels for image_crops in crops])
-        starts = range(0, len(pixels), self.batch_size)
-        batches = [self._runtime(pixels[start : start + self.batch_size]) for start in starts]
-        predictions, ends = Predictions.concatenate(batches), np.cumsum(counts)
+        matrices = np.concatenate([image_crops.matrices for image_crops in crops])
+        predictions = self._run(np.concatenate([image_crops.pixels for image_crops in crops]))
+        is_face = np.ones(len(matrices), bool)
+        if self.views:
+            images = [image_crops.image for image_crops in crops for _ in image_crops.boxes]
+            first, first_matrices = predictions, matrices
+            matrices, predictions = self._refit(images, matrices, first)
+            if first.landmarks is not None and not self.cropped:
+                passes = (first_matrices, first.landmarks), (matrices, predictions.landmarks)
+                is_face = landmark_shifts(*passes, self._runtime.image_width) <= self.max_shift
+        rows = iter(range(len(matrices)))
         return [
-            [self._face(image_crops, i, predictions, end - count + i) for i in range(count)]
-            for image_crops, count, end in zip(crops, counts, ends)
+            [
+                self._face(box, score, matrices[row], predictions, row)
+                for box, score, row in zip(
+                    image_crops.boxes,
+                    [None] * count if image_crops.scores is None else image_crops.scores.tolist(),
+                    rows,
+                )
+                if is_face[row]
+            ]
+            for image_crops, count in zip(crops, counts)
         ]
 
-    def _face(self, crops: FaceCrops, i: int, predictions: Predictions, row: int) -> Face:
-        """Return face `i` of an image, whose prediction is a row of `predictions`."""
+    def _refit(
+        self, images: Sequence[np.ndarray], matrices: np.ndarray, first: Predictions
+    ) -> tuple[np.ndarray, Predictions]:
+        """Align the crops with the landmarks of a first pass, and predict their views."""
+        width, mean_face = self._runtime.image_width, self._runtime.mean_face
+        if first.landmarks is not None:
+            pairs = zip(matrices, first.landmarks)
+            matrices = np.stack([align(matrix, points, mean_face) for matrix, points in pairs])
+        views = []
+        for view in range(self.views):
+            moved = [jitter(matrix, width, view) for matrix in matrices]
+            crops = [crop_aligned(image, m, width) for image, m in zip(images, moved)]
+            views.append(self._run(stack_crops(crops, width, self._runtime.channels)))
+        mean = np.mean([view.probabilities for view in views], axis=0)
+        return matrices, views[0]._replace(probabilities=mean)
+
+    def _run(self, pixels: np.ndarray) -> Predictions:
+        """Predict uint8 [N, C, W, W] in batches."""
+        starts = range(0, len(pixels), self.batch_size)
+        options = {"explain": True} if self.explain else {}
+        batches = [pixels[start : start + self.batch_size] for start in starts]
+        return Predictions.concatenate([self._runtime(batch, **options) for batch in batches])
+
+    def _face(
+        self,
+        box: np.ndarray,
+        score: float | None,
+        matrix: np.ndarray,
+        predictions: Predictions,
+        row: int,
+    ) -> Face:
+        """Return a face whose prediction is a row of `predictions`."""
         probabilities, landmarks = predictions.probabilities[row], None
         if predictions.landmarks is not None:
-            corners = crops.crop_boxes[i].reshape(2, 2)
-            scale = (corners[1] - corners[0]) / self._runtime.image_width
-            landmarks = (predictions.landmarks[row] + 0.5) * scale - 0.5 + corners[0]
+            landmarks = transform(matrix, predictions.landmarks[row]).astype(np.float32)
+        expression, explanation = self.class_names[int(probabilities.argmax())], None
+        if self.explain:
+            name = self.explain if isinstance(self.explain, str) else expression
+            index, width = self.class_names.index(name), self._runtime.image_width
+            explanation = explain_face(name, index, predictions, row, matrix, width)
         return Face(
-            box=crops.boxes[i],
-            score=None if crops.scores is None else float(crops.scores[i]),
-            expression=self.class_names[int(probabilities.argmax())],
+            box=box,
+            score=score,
+            expression=expression,
             probabilities=probabilities,
             importance=float(predictions.importance[row]),
             landmarks=landmarks,
+            unsure_below=self._runtime.unsure_below,
+            explanation=explanation,
         )
 
 

@@ -18,8 +18,8 @@ from utils.files import atomic_write
 class Records:
     """Writes records to predictions.csv and predictions.json, which are complete after each one.
 
-    In the CSV file landmarks have the columns x0, y0, x1 and so on, and a class called `left` has
-    the column `probabilities_left`.
+    In the CSV file landmarks have the columns x0, y0, x1 and so on, a class called `left` has the
+    column `probabilities_left`, and explanations have columns such as `explanation_eyes`.
     """
 
     def __init__(self, csv_file: FileIO, json_file: FileIO) -> None:
@@ -104,7 +104,10 @@ def _csv_line(values: Iterable[Any]) -> bytes:
 def _flatten(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield the columns and values of a record."""
     for name, value in record.items():
-        if isinstance(value, Mapping):
+        if name == "explanation":
+            values = value | value["parts"]
+            yield from ((f"explanation_{key}", values[key]) for key in values if key != "parts")
+        elif isinstance(value, Mapping):
             for key, item in value.items():
                 is_taken = key in record or re.fullmatch("[xy][0-9]+", key)
                 yield f"{name}_{key}" if is_taken else key, item

@@ -14,15 +14,16 @@ from inference.predictor import Face
 from inference.records import Records
 from inference.tracking import Tracker
 from inference.video import Frame
-from inference.visualize import annotate_resized
+from inference.visualize import annotate_resized, face_panels
 from utils.errors import RunError
 from utils.files import printable
-from utils.plots import plot_expressions_over_time
+from utils.plots import plot_explanations, plot_expressions_over_time
 from utils.run_folder import RunFolder
 
 ANNOTATED_SIDES = (320, 1 << 20)  # pixels: smaller images are enlarged to draw on them
 MAX_NAME = 200  # bytes of a file name without its suffix; file systems allow 255 in all
 NUM_PLOTTED = 3  # faces of a video, the longest tracks
+MAX_EXPLAINED = 12  # faces of an image whose explanations are plotted
 EDGES = ("left", "top", "right", "bottom")
 COLUMNS = ("file", "annotated", "frame", "time", "face", *EDGES)
 COLUMNS += ("score", "expression", "confidence", "importance")
@@ -91,7 +92,22 @@ class Results:
         }
         if face.landmarks is not None:
             record["landmarks"] = _round(face.landmarks, 2)
+        if face.explanation is not None:
+            record["explanation"] = face.explanation.record()
         self._records.write(record)
+
+    def plot_explanations(self, image: np.ndarray, faces: Sequence[Face], name: str) -> None:
+        """Plot the explanations of the largest faces of an image."""
+        explained = []
+        for number, face in enumerate(faces[:MAX_EXPLAINED]):
+            explanation = face.explanation
+            title = f"{number}: {face.caption}" if len(faces) > 1 else face.caption
+            title += f"\nlogit of {explanation.expression}: {explanation.logit:.2f}"
+            parts = explanation.parts | {"bias": explanation.bias}
+            explained.append((title, face_panels(image, face), parts))
+        if explained:
+            path = self.new_path(f"{name}_explanation.png")
+            self._run.write_figure(path.name, plot_explanations(explained))
 
     def plot(self, tracker: Tracker, name: str) -> None:
         """Plot the probabilities of a video's faces over time."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from copy import copy
 from pathlib import Path
 
 from tqdm import tqdm
@@ -14,7 +15,7 @@ from data.readers.images import read_image
 from inference.pipeline import Item, OrderedExecutor, predict_all
 from inference.predictor import Face, FacePredictor
 from inference.results import Results, count_of, write_annotated
-from inference.tracking import STEP, Tracker
+from inference.tracking import STEP, Track, Tracker
 from inference.video import Camera, Frame, VideoFile
 from inference.video_writer import VideoWriter
 from inference.visualize import annotate
@@ -34,6 +35,7 @@ class InferenceRunner:
         every: Predict every so many frames of a video.
         smooth: Time constant in seconds of the average over a video's frames; 0 is none.
         detection_size: Longer side of a video's frames in pixels for the detection.
+        video_views: The predictor's `views` for the frames of videos.
 
     Attributes:
         num_failed: Number of inputs without a face, or with an error.
@@ -48,8 +50,11 @@ class InferenceRunner:
         every: int = 1,
         smooth: float = 0.3,
         detection_size: int = VIDEO_DETECTION_SIZE,
+        video_views: int = 0,
     ) -> None:
         self.predictor, self.results, self.draw = predictor, results, draw
+        self.video_predictor = copy(predictor)  # shares the network
+        self.video_predictor.views = video_views
         self.every, self.smooth, self.detection_size = every, smooth, detection_size
         self.num_failed = 0
 
@@ -73,6 +78,8 @@ class InferenceRunner:
                 if target:
                     drawing.submit(image.nbytes, write_annotated, target, image, confident)
                     results.has_drawn = True
+                    if self.predictor.explain:
+                        results.plot_explanations(image, confident, path.stem)
                 if not faces:
                     self.warn(f"{path}: no face found; --cropped predicts the image as one face")
                 elif len(paths) <= MAX_LINES:
@@ -97,12 +104,13 @@ class InferenceRunner:
         target = self.results.new_path(f"{name}_faces.mp4") if self.draw else None
         total = -(-video.num_frames // self.every) or None
         max_waiting = 1 if is_camera else 16  # a camera's frames do not wait for others
+        predictor = self.video_predictor
         writer, expressions, num_frames, has_faces, faults = None, Counter(), 0, False, []
         try:
             with (
                 closing(video.frames(self.every)) as frames,
                 progress_bar(frames, name, total=total, unit="frame") as bar,
-                closing(predict_all(self.predictor, self._detect_frame, bar, max_waiting)) as items,
+                closing(predict_all(predictor, self._detect_frame, bar, max_waiting)) as items,
                 OrderedExecutor() as drawing,
             ):
                 for frame, image, _, faces in items:
@@ -113,18 +121,20 @@ class InferenceRunner:
                         except DataError as error:  # the records are written all the same
                             faults, target = [str(error)], None
                     num_frames, has_faces = num_frames + 1, has_faces or bool(faces)
-                    tracked = self._track(tracker, self.results.select(faces), frame.time)
-                    for number, face in tracked.items():
-                        self.results.write(face, number, source, target, frame)
-                    expressions.update(face.expression for face in tracked.values())
+                    confirmed = {}
+                    for track, face in self._track(tracker, faces, frame.time):
+                        self.results.write(face, track.number, source, target, frame)
+                        if tracker.is_confirmed(track):
+                            confirmed[track.number] = face
+                    expressions.update(face.expression for face in confirmed.values())
                     if writer:
-                        drawing.submit(image.nbytes, _draw_frame, writer, frame, tracked)
+                        drawing.submit(image.nbytes, _draw_frame, writer, frame, confirmed)
         finally:
             if writer:
                 writer.close()
             self.results.plot(tracker, name)
             label = name if is_camera else printable(source.name)
-            write(f"{label}: {_describe(num_frames, tracker.num_tracks, expressions)}")
+            write(f"{label}: {_describe(num_frames, tracker.num_confirmed, expressions)}")
         faults += [fault for fault in (video.fault, writer and writer.fault) if fault]
         if not has_faces and not faults:
             faults.append(f"{source}: no face found in any frame")
@@ -150,20 +160,21 @@ class InferenceRunner:
     def _detect_frame(self, frame: Frame) -> Item:
         return frame, frame.image, self.predictor.detect(frame.image, self.detection_size)
 
-    def _track(self, tracker: Tracker, faces: Sequence[Face], time: float) -> dict[int, Face]:
-        """Return the faces of a frame with smoothed probabilities, by track number."""
+    def _track(
+        self, tracker: Tracker, faces: Sequence[Face], time: float
+    ) -> Iterator[tuple[Track, Face]]:
+        """Yield the tracks of a frame's confident faces, with smoothed probabilities."""
+        faces = self.results.select(faces)
         boxes, probabilities = [f.box for f in faces], [f.probabilities for f in faces]
-        tracked = {}
         for face, track in zip(faces, tracker.update(boxes, probabilities, time)):
             values = track.probabilities
             expression = self.predictor.class_names[int(values.argmax())]
-            tracked[track.number] = face._replace(expression=expression, probabilities=values)
-        return tracked
+            yield track, face._replace(expression=expression, probabilities=values)
 
 
-def _draw_frame(writer: VideoWriter, frame: Frame, tracked: Mapping[int, Face]) -> None:
-    captions = [f"{number}: {face.caption}" for number, face in tracked.items()]
-    image = annotate(frame.image, tracked.values(), captions)
+def _draw_frame(writer: VideoWriter, frame: Frame, faces: Mapping[int, Face]) -> None:
+    captions = [f"{number}: {face.caption}" for number, face in faces.items()]
+    image = annotate(frame.image, faces.values(), captions)
     writer.write(image, round(frame.time * writer.rate))
 
 

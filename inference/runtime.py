@@ -12,7 +12,8 @@ import numpy as np
 from utils.errors import WeightsError
 from utils.predictions import Predictions
 
-OUTPUT_NAMES = ("probabilities", "importance", "landmarks")  # of an ONNX model
+# Of an ONNX model, as in `Predictions`. One without landmarks has no such output.
+OUTPUT_NAMES = ("probabilities", "importance", "landmarks", "logits", "bias", "maps")
 METADATA_KEY = "fer"  # of an ONNX model: a JSON object with classes, image width and channels
 
 
@@ -22,6 +23,8 @@ class Runtime(ABC):
     class_names: tuple[str, ...]
     image_width: int
     channels: int
+    mean_face: np.ndarray | None  # float32 [68, 2] in pixels; None without a landmark head
+    unsure_below: float  # confidence below which predictions are mostly wrong
 
     def __init__(self, *arguments: Any) -> None:
         self._arguments = arguments
@@ -31,8 +34,8 @@ class Runtime(ABC):
         return type(self), self._arguments
 
     @abstractmethod
-    def __call__(self, faces: np.ndarray) -> Predictions:
-        """Return the predictions of N faces."""
+    def __call__(self, faces: np.ndarray, explain: bool = False) -> Predictions:
+        """Return the predictions of N faces, with decomposed logits if `explain`."""
 
 
 def load_runtime(path: str | Path, gpu_ids: str = "", threads: int = 0) -> Runtime:
@@ -58,19 +61,24 @@ class TorchRuntime(Runtime):
         import torch  # noqa: PLC0415  (not needed for an .onnx file)
 
         from models.checkpoint import load_checkpoint  # noqa: PLC0415
+        from models.explain import predict_explained  # noqa: PLC0415
         from models.predict import predict  # noqa: PLC0415
         from utils.devices import pick_device, set_threads  # noqa: PLC0415
 
         super().__init__(path, gpu_ids, threads)
         set_threads(threads)
-        self._torch, self._predict, self._device = torch, predict, pick_device(gpu_ids)
+        self._torch, self._device = torch, pick_device(gpu_ids)
+        self._predict, self._predict_explained = predict, predict_explained
         checkpoint = load_checkpoint(path)
         self._network = checkpoint.network().to(self._device)
         self.class_names, self.image_width = checkpoint.class_names, checkpoint.image_width
-        self.channels = checkpoint.channels
+        self.channels, self.unsure_below = checkpoint.channels, checkpoint.unsure_below
+        self.mean_face = checkpoint.mean_face()
 
-    def __call__(self, faces: np.ndarray) -> Predictions:
+    def __call__(self, faces: np.ndarray, explain: bool = False) -> Predictions:
         pixels = self._torch.from_numpy(np.ascontiguousarray(faces)).to(self._device)
+        if explain:
+            return self._predict_explained(self._network, pixels)
         return self._predict(self._network, pixels, progress=False)
 
 
@@ -98,6 +106,9 @@ class OnnxRuntime(Runtime):
             self.class_names = tuple(map(str, metadata["class_names"]))
             self.image_width = int(metadata["image_width"])
             self.channels = int(metadata["channels"])
+            self.unsure_below = float(metadata.get("unsure_below", 0))
+            mean_face = np.array(metadata.get("mean_face") or [], np.float32)
+            self.mean_face = mean_face.reshape(-1, 2) if mean_face.size else None
             pixels = session.get_inputs()[0]
             if pixels.type != "tensor(uint8)":
                 raise ValueError(f"its input is {pixels.type}, expected tensor(uint8)")
@@ -106,9 +117,16 @@ class OnnxRuntime(Runtime):
             raise WeightsError(
                 f"{path} is not a model of export.py ({reason}); write it again"
             ) from error
-        self._input, self._outputs = pixels.name, [output.name for output in session.get_outputs()]
+        self._path, self._input = path, pixels.name
+        present = {output.name for output in session.get_outputs()}
+        self._outputs = [name for name in OUTPUT_NAMES if name in present]
 
-    def __call__(self, faces: np.ndarray) -> Predictions:
-        values = self._session.run(self._outputs, {self._input: np.ascontiguousarray(faces)})
-        by_name = dict(zip(self._outputs, values))
+    def __call__(self, faces: np.ndarray, explain: bool = False) -> Predictions:
+        if explain and "maps" not in self._outputs:
+            raise WeightsError(
+                f"{self._path} has no activation maps; write it again with export.py"
+            )
+        names = [name for name in self._outputs if explain or name in OUTPUT_NAMES[:3]]
+        values = self._session.run(names, {self._input: np.ascontiguousarray(faces)})
+        by_name = dict(zip(names, values))
         return Predictions(*(by_name.get(name) for name in OUTPUT_NAMES))

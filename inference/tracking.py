@@ -11,6 +11,7 @@ import numpy as np
 MAX_GAP = 1.0  # seconds without a detection, after which a track ends
 MAX_TRACKS = 100  # tracks with a history; beyond that the shortest is removed
 STEP = 0.2  # seconds per step of a history, or the time between two frames if that is longer
+MIN_FRAMES = 3  # of a confirmed track, or all frames so far if there are fewer
 MIN_IOU = 0.3  # of the boxes of one face in two frames
 
 
@@ -26,6 +27,7 @@ class Track:
     box: np.ndarray  # the last box, [4]
     time: float  # of that box in seconds
     probabilities: np.ndarray  # smoothed, [C]
+    num_frames: int = 0  # in which the face was detected
     history: dict[int, tuple[int, np.ndarray]] = field(default_factory=dict)
 
 
@@ -40,6 +42,7 @@ class Tracker:
         step: Seconds per step of a track's history.
 
     Attributes:
+        num_frames: Number of frames so far.
         num_tracks: Number of tracks so far.
         tracks: At most MAX_TRACKS of them.
     """
@@ -48,7 +51,8 @@ class Tracker:
         self._smooth, self.step = smooth, step
         self._active: list[Track] = []
         self._last_times = 0.0, 0.0  # of the last two frames
-        self.num_tracks = 0
+        self.num_frames = self.num_tracks = 0
+        self._num_confirmed = 0
         self.tracks: list[Track] = []
 
     def update(
@@ -59,18 +63,32 @@ class Tracker:
         oldest = min(time - MAX_GAP, before_last)
         self._active = [track for track in self._active if track.time >= oldest]
         assigned = self._assign(boxes)
+        self.num_frames += 1
         tracks = []
         for i, (box, values) in enumerate(zip(boxes, probabilities)):
             track = assigned.get(i) or self._add(box, values, time, oldest)
             self._record(track, values, time, last)
-            track.box, track.time = box, time
+            track.box, track.time, track.num_frames = box, time, track.num_frames + 1
+            self._num_confirmed += track.num_frames == MIN_FRAMES
             tracks.append(track)
         self._last_times = last, time
         return tracks
 
+    def is_confirmed(self, track: Track) -> bool:
+        """Return whether a track has enough frames to be drawn and plotted."""
+        return track.num_frames >= min(MIN_FRAMES, self.num_frames)
+
+    @property
+    def num_confirmed(self) -> int:
+        """Number of confirmed tracks so far."""
+        if self.num_frames < MIN_FRAMES:
+            return sum(map(self.is_confirmed, self.tracks))
+        return self._num_confirmed
+
     def longest(self, n: int) -> list[Track]:
-        """Return the n tracks with the longest history, in the order of their numbers."""
-        ranked = sorted(self.tracks, key=lambda track: -len(track.history))
+        """Return the n confirmed tracks with the longest history, in the order of their numbers."""
+        confirmed = filter(self.is_confirmed, self.tracks)
+        ranked = sorted(confirmed, key=lambda track: -len(track.history))
         return sorted(ranked[:n], key=lambda track: track.number)
 
     def _assign(self, boxes: Sequence[np.ndarray]) -> dict[int, Track]:

@@ -11,11 +11,14 @@ from collections.abc import Iterable, Sequence
 import cv2
 import numpy as np
 
+from inference.align import box_matrix, compose, crop_aligned, transform
 from inference.predictor import Face
 
 BLUE, RED, WHITE = (33, 102, 172), (214, 96, 77), (255, 255, 255)  # RGB, as in the figures
 FONT = cv2.FONT_HERSHEY_DUPLEX
 CAPTION_HEIGHT = 0.25  # as a fraction of the box's width
+HEAT_OPACITY = 0.85
+PANEL = 400  # pixels, the width of a face in a figure
 SUBPIXEL_BITS = 4  # fractional bits of the coordinates of landmarks
 
 
@@ -31,8 +34,53 @@ def annotate(image: np.ndarray, faces: Iterable[Face], captions: Sequence[str]) 
             radius = round(one * max(0.8, size / 85))
             for center in np.round(one * face.landmarks).astype(int).tolist():
                 cv2.circle(image, center, radius, RED, cv2.FILLED, cv2.LINE_AA, SUBPIXEL_BITS)
-        _draw_caption(image, caption, (left, top, right, bottom))
+        if caption:
+            _draw_caption(image, caption, (left, top, right, bottom))
     return image
+
+
+def draw_heat_maps(image: np.ndarray, faces: Iterable[Face]) -> np.ndarray:
+    """Return a copy of an image [H, W, 3] with the activation maps of explained faces.
+
+    Red raises the logit of the explained class and blue lowers it. The crops are in grayscale.
+    """
+    size = image.shape[1::-1]
+    for explanation in (face.explanation for face in faces if face.explanation):
+        heat, cells = explanation.map, len(explanation.map)
+        side = 16 * cells
+        relative = heat / max(np.abs(heat).max(), 1e-9)
+        fine = cv2.resize(relative, (side, side), interpolation=cv2.INTER_CUBIC)
+        matrix = compose(explanation.matrix, box_matrix(np.array([0, 0, cells, cells]), side))
+        is_inside = cv2.warpAffine(np.ones_like(fine), matrix, size)[..., None] > 0.5
+        value = cv2.warpAffine(fine, matrix, size, borderMode=cv2.BORDER_REPLICATE)[..., None]
+        opacity = HEAT_OPACITY * np.abs(value).clip(0, 1)
+        color = np.where(value > 0, np.float32(RED), np.float32(BLUE))
+        gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
+        drawn = np.round(gray * (1 - opacity) + color * opacity).astype(np.uint8)
+        image = np.where(is_inside, drawn, image)
+    return image
+
+
+def face_panels(image: np.ndarray, face: Face) -> tuple[np.ndarray, np.ndarray]:
+    """Return an explained face annotated, and the same with its activation map.
+
+    Both are uint8 [PANEL, PANEL, 3].
+    """
+    cells, matrix = len(face.explanation.map), face.explanation.matrix
+    center = transform(matrix, np.full(2, (cells - 1) / 2))
+    radius = 0.6 * cells * np.sqrt(abs(np.linalg.det(matrix[:, :2])))
+    region = np.concatenate([center - radius, center + radius]) + 0.5
+    panel = crop_aligned(image, box_matrix(region, PANEL), PANEL)
+    if panel.ndim == 2:
+        panel = cv2.cvtColor(panel, cv2.COLOR_GRAY2RGB)
+    to_panel = cv2.invertAffineTransform(box_matrix(region, PANEL))
+    scale = PANEL / (2 * radius)
+    moved = face._replace(
+        box=(face.box - np.tile(region[:2], 2)) * scale,
+        landmarks=None if face.landmarks is None else transform(to_panel, face.landmarks),
+        explanation=face.explanation._replace(matrix=compose(to_panel, matrix)),
+    )
+    return annotate(panel, [moved], [""]), draw_heat_maps(panel, [moved])
 
 
 def annotate_resized(

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock
 from torchvision.models.vgg import cfgs, make_layers
 
@@ -19,26 +20,41 @@ from torchvision.models.vgg import cfgs, make_layers
 class ResNet18(nn.Module):
     """ResNet-18 (He et al., 2016) for small images: a 3 x 3 stem of stride 1, and no max-pool.
 
-    A 48 x 48 image keeps its resolution through layer1: [N, C, 48, 48] -> [N, 512, 6, 6]. `width`
-    is a factor on all channel counts; 0.5 has a quarter of the arithmetic.
+    A 48 x 48 image keeps its resolution through layer1: [N, C, 48, 48] -> [N, 512, 6, 6].
+
+    Args:
+        channels: Of the image.
+        width: A factor on all channel counts; 0.5 has a quarter of the arithmetic.
+        downsample: How layer2 to layer4 halve the map: by convolutions of stride 2 ("stride"), or
+            by average pooling before their first block ("pool").
+        stem: "small", or torchvision's ("imagenet"): a 7 x 7 convolution of stride 2 and a
+            max-pool, for large images: [N, C, 224, 224] -> [N, 512, 7, 7].
     """
 
-    def __init__(self, channels: int = 1, width: float = 1.0) -> None:
+    def __init__(
+        self,
+        channels: int = 1,
+        width: float = 1.0,
+        downsample: str = "stride",
+        stem: str = "small",
+    ) -> None:
         super().__init__()
         planes = [scale_channels(p, width) for p in (64, 128, 256, 512)]
         self.mid_channels, self.out_channels = planes[-2:]
-        self.conv1 = nn.Conv2d(channels, planes[0], 3, padding=1, bias=False)
+        is_small = stem == "small"
+        size, stride = (3, 1) if is_small else (7, 2)
+        self.conv1 = nn.Conv2d(channels, planes[0], size, stride, size // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(planes[0])
-        self.relu = nn.ReLU(inplace=True)
-        self.layer1 = _make_layer(planes[0], planes[0], stride=1)  # 48 x 48
-        self.layer2 = _make_layer(planes[0], planes[1], stride=2)  # 24 x 24
-        self.layer3 = _make_layer(planes[1], planes[2], stride=2)  # 12 x 12
-        self.layer4 = _make_layer(planes[2], planes[3], stride=2)  # 6 x 6
+        self.maxpool = nn.Identity() if is_small else nn.MaxPool2d(3, stride=2, padding=1)
+        self.layer1 = _make_layer(planes[0], planes[0])  # 48 x 48
+        self.layer2 = _make_layer(planes[0], planes[1], downsample)  # 24 x 24
+        self.layer3 = _make_layer(planes[1], planes[2], downsample)  # 12 x 12
+        self.layer4 = _make_layer(planes[2], planes[3], downsample)  # 6 x 6
         _initialize(self)
 
     def forward_early(self, x: Tensor) -> Tensor:
         """[N, C, 48, 48] -> [N, 256, 12, 12]."""
-        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
         return self.layer3(self.layer2(self.layer1(x)))
 
     def forward_late(self, x: Tensor) -> Tensor:
@@ -86,14 +102,28 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def _make_layer(inplanes: int, planes: int, stride: int) -> nn.Sequential:
-    """Return two residual blocks; the first one reduces the map by `stride`."""
-    downsample = None
-    if stride != 1 or inplanes != planes:
-        shortcut = nn.Conv2d(inplanes, planes, 1, stride, bias=False)
-        downsample = nn.Sequential(shortcut, nn.BatchNorm2d(planes))
-    first = BasicBlock(inplanes, planes, stride, downsample)
-    return nn.Sequential(first, BasicBlock(planes, planes))
+class Block(BasicBlock):
+    """torchvision's block without in-place operations, which are slow on views.
+
+    MirrorBatchNorm2d returns a view, and for it autograd copies at each in-place operation.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = x if self.downsample is None else self.downsample(x)
+        out = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(out)) + identity)
+
+
+def _make_layer(inplanes: int, planes: int, downsample: str = "") -> nn.Sequential:
+    """Return two residual blocks; `downsample` is "stride" or "pool" to halve the map."""
+    stride = 2 if downsample == "stride" else 1
+    shortcut = None
+    if downsample:
+        shortcut = nn.Sequential(
+            nn.Conv2d(inplanes, planes, 1, stride, bias=False), nn.BatchNorm2d(planes)
+        )
+    blocks = [Block(inplanes, planes, stride, shortcut), Block(planes, planes)]
+    return nn.Sequential(*([nn.AvgPool2d(2)] if downsample == "pool" else []), *blocks)
 
 
 def _initialize(backbone: nn.Module) -> None:

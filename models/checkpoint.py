@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import io
 import zipfile
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from models.fernet import Architecture, FERNet
 from models.legacy import convert_original, upgrade
+from models.mirror import fold
+from utils.coordinates import to_pixels
 from utils.errors import OptionError, WeightsError
 from utils.files import atomic_write
 
@@ -30,6 +34,8 @@ class Checkpoint:
     options: dict[str, Any] = field(default_factory=dict)  # of the run
     scores: dict[str, float] = field(default_factory=dict)  # metrics of that epoch on PublicTest
     card: str = ""  # model card of a release, in Markdown
+    temperature: float = 1.0  # by which `network` divides the logits (Guo et al., ICML 2017)
+    unsure_below: float = 0.0  # probability below which predictions are mostly wrong
     # What resuming needs besides (`TrainingState.state_dict`); empty in best.pth.
     training: dict[str, Any] = field(default_factory=dict)
 
@@ -38,15 +44,36 @@ class Checkpoint:
         """Channels of the images it was trained on: 1 for grayscale, even if the network has 3."""
         return min(self.options.get("channels", 3), self.architecture.channels)
 
+    def mean_face(self) -> np.ndarray | None:
+        """Return the mean landmarks [68, 2] in pixels; None without a landmark head."""
+        if not self.architecture.landmarks:
+            return None
+        return to_pixels(self.net["mean_face"].float(), self.image_width).numpy()
+
+    def initial_options(self) -> dict[str, Any]:
+        """Return the options of a run that starts from these weights, as far as they have them."""
+        names = ("backbone", "width", "landmark_pool", "landmarks", "importance")
+        names += ("downsample", "mirror", "stem")
+        options = {name: getattr(self.architecture, name) for name in names}
+        return options | {"channels": self.channels, "image_width": (self.image_width,)}
+
     def network(self) -> FERNet:
-        """Build the network with these weights, in evaluation mode on the CPU."""
+        """Build the network for evaluation with these weights, on the CPU.
+
+        The temperature is part of its classifier, and mirrored layers are folded (`fold`).
+        """
         try:
             network = FERNet(self.architecture)
             network.load_state_dict(self.net)
-        except (OptionError, RuntimeError, TypeError, AttributeError) as error:
+            if self.temperature != 1:
+                for parameter in network.classifier.parameters():
+                    parameter.data /= self.temperature
+        except OptionError as error:  # such as a missing requirement
+            raise WeightsError(f"the network of the weights cannot be built: {error}") from error
+        except (RuntimeError, TypeError, AttributeError) as error:
             reason = str(error).splitlines()[-1].strip()
             raise WeightsError(f"the weights do not fit their architecture: {reason}") from error
-        return network.eval().to(memory_format=torch.channels_last)
+        return fold(network.eval()).to(memory_format=torch.channels_last)
 
 
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
@@ -69,7 +96,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         WeightsError: The file is missing, damaged, has pickled code, or is another program's.
     """
     path = Path(path)
-    content = _load(path)
+    content = load_file(path)
     if original := convert_original(content, path):
         return Checkpoint(**original)
     if not isinstance(content, dict) or "format" not in content:
@@ -85,6 +112,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     try:
         if content["format"] == 1:
             content = upgrade(content)
+        content = {"temperature": 1.0, "unsure_below": 0.0} | content  # missing in older files
         values = {f.name: content[f.name] for f in fields(Checkpoint)}
         values["architecture"] = Architecture(**values["architecture"])
         values["class_names"] = tuple(values["class_names"])
@@ -96,45 +124,47 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def transfer(
-    checkpoint: Checkpoint, new: Architecture, path: str | Path
-) -> tuple[FERNet, list[str]]:
+    checkpoint: Checkpoint, new: Architecture, classes: Mapping[int, int], path: str | Path
+) -> tuple[FERNet, set[str], set[str]]:
     """Build a network with the weights of a checkpoint.
 
-    `channels` and `pool` are the checkpoint's. A layer that only the new network has is newly
-    initialized and its name returned; one that only the checkpoint has is left out.
+    A layer that only the new network has is newly initialized; one that only the checkpoint has is
+    left out.
+
+    Args:
+        checkpoint: The weights.
+        new: The checkpoint's architecture with other classes, heads or dropout.
+        classes: By index of a new class, the index of the checkpoint's class whose row of the
+            classifier it gets. The other rows are newly initialized.
+        path: Of the checkpoint, for messages.
+
+    Returns:
+        The network, and the names of its modules with kept and with new weights, apart from the
+        classifier.
 
     Raises:
-        WeightsError: Backbone, width, classes or pooling at landmarks differ, or weights do not
-        fit.
+        WeightsError: The weights do not fit their architecture.
     """
-    saved = checkpoint.architecture
-    differ = [
-        f"{name} is {getattr(saved, name)} in the file and {getattr(new, name)} in the options"
-        for name in ("backbone", "width", "classes")
-        if getattr(saved, name) != getattr(new, name)
-    ]
-    if saved.landmark_pool and not new.landmark_pool:  # its classifier needs those features
-        differ.append("landmark_pool is True in the file and False in the options")
-    if differ:
-        pool = " --landmark_pool" if saved.landmark_pool else ""
-        raise WeightsError(
-            f"{path} has another network: {'; '.join(differ)}. Its options are --backbone "
-            f"{saved.backbone} --width {saved.width:g}{pool}"
-        )
-    network = FERNet(replace(new, channels=saved.channels, pool=saved.pool))
     try:
         checkpoint.network()
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
+    network = FERNet(new)
     state = network.state_dict()
     shared = {key: value for key, value in checkpoint.net.items() if key in state}
-    if saved.landmarks != new.landmarks:
+    rows, sources = list(classes), list(classes.values())
+    for key in ("classifier.weight", "classifier.bias"):
+        shared[key] = state[key].clone()
+        shared[key][rows] = checkpoint.net[key][sources].to(state[key].dtype)
+    if checkpoint.architecture.landmarks != new.landmarks:
         shared.pop("mean_face", None)
     missing = network.load_state_dict(shared, strict=False).missing_keys
-    return network, sorted({key.split(".")[0] for key in missing} - {"mean_face"})
+    kept, new_modules = ({k.split(".")[0] for k in keys if "." in k} for keys in (shared, missing))
+    return network, kept - {"classifier"}, new_modules
 
 
-def _load(path: Path) -> Any:
+def load_file(path: Path) -> Any:
+    """Return the content of a weight file, of which only tensors and plain values are loaded."""
     if (path / "best.pth").is_file():
         raise WeightsError(f"{path} is a folder; give the weights in it: {path / 'best.pth'}")
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""SCN's three modules, the landmark loss, and the sum of the losses, as pure functions.
+"""SCN's modules, relabeling, the landmark loss, and the sum of the losses, as pure functions.
 
 Self-Cure Network: Wang et al., "Suppressing Uncertainties for Large-Scale Facial
 Expression Recognition", CVPR 2020, arXiv:2002.10392.
@@ -20,12 +20,13 @@ def weighted_cross_entropy(
     targets: Tensor,
     label_smoothing: float = 0.0,
     importance_smoothing: bool = True,
+    weights: Tensor | None = None,
 ) -> Tensor:
-    """Compute SCN's logit-weighted cross-entropy: -mean log softmax(a * W x)[y].
+    """Compute SCN's logit-weighted cross-entropy: -mean log softmax(importance * logits)[y].
 
     A small importance flattens the softmax and shrinks the image's gradient. The gradient on the
-    importance raises it where the label's logit exceeds the mean logit under the prediction, and
-    lowers it otherwise. With smoothed labels it also lowers that of confident, correct images,
+    importance raises it where z_y > sum_c p_c z_c (logits z, label y, softmax p), and lowers it
+    otherwise. With smoothed labels it also lowers that of confident, correct images,
     unless `importance_smoothing` is False.
 
     Args:
@@ -35,12 +36,16 @@ def weighted_cross_entropy(
         label_smoothing: Share of each label that is spread over all classes.
         importance_smoothing: Whether that share has a gradient on the importance. The value of
             the loss is the same.
+        weights: [N], of the images in the mean, or None. Their sum does not divide the loss.
     """
-    if importance_smoothing:
-        return F.cross_entropy(importance * logits, targets, label_smoothing=label_smoothing)
-    loss = F.cross_entropy(importance * logits, targets)
-    uniform = -(importance.detach() * logits).log_softmax(1).mean()
-    return loss.lerp(uniform, label_smoothing)
+    reduction = "mean" if weights is None else "none"
+    options = {"reduction": reduction, "label_smoothing": label_smoothing * importance_smoothing}
+    loss = F.cross_entropy(importance * logits, targets, **options)
+    if not importance_smoothing:
+        uniform = -(importance.detach() * logits).log_softmax(1)
+        uniform = uniform.mean() if weights is None else uniform.mean(1)
+        loss = loss.lerp(uniform, label_smoothing)
+    return loss if weights is None else (weights * loss).mean()
 
 
 def rank_regularization(importance: Tensor, beta: float, margin_1: float) -> Tensor:
@@ -70,8 +75,7 @@ def relabel(
     authors' code relabels every image.
 
     Args:
-        logits: [N, C]. With weighted logits a small importance flattens the softmax, so that
-            important images reach the margin first.
+        logits: [N, C], unweighted.
         labels: int64 [N].
         margin_2: Difference of two probabilities, 0 to 1.
         importance: [N, 1] or [N], or None to relabel every image.
@@ -86,6 +90,48 @@ def relabel(
         # moves[...] = False would synchronize with the GPU.
         moves = moves.index_fill(0, order[: high_group_size(len(order), beta)], False)
     return torch.where(moves, predicted, labels)
+
+
+def relabel_by_mean(
+    probabilities: Tensor, given: Tensor, margin: float, max_share: float
+) -> Tensor:
+    """Relabel: take the prediction where its probability exceeds the label's by more than `margin`.
+
+    Of each class, at most the share `max_share` of the given labels moves, those with the largest
+    difference first: a rare class would lose most of its labels otherwise.
+
+    Args:
+        probabilities: [N, C], mean predictions without augmentation.
+        given: int64 [N], the labels of the data set.
+        margin: Difference of two probabilities, 0 to 1.
+        max_share: 0 to 1.
+    """
+    best, predicted = probabilities.max(1)
+    difference = best - probabilities.gather(1, given[:, None])[:, 0]
+    labels = given.clone()
+    for c in range(probabilities.shape[1]):
+        rows = torch.nonzero(given == c)[:, 0]
+        order = difference[rows].argsort(descending=True, stable=True)
+        first = rows[order[: int(max_share * len(rows) + 1e-9)]]
+        moved = first[difference[first] > margin]
+        labels[moved] = predicted[moved]
+    return labels
+
+
+def soft_labels(probabilities: Tensor, given: Tensor, margin: float) -> Tensor:
+    """Return class probabilities [N, C]: a mixture of the given labels and the predictions.
+
+    It is soft bootstrapping (Reed et al., 2015, arXiv:1412.6596) with mean predictions. The weight
+    of the given label is margin / (1 + margin), so that another class is the largest exactly where
+    its probability exceeds that of the given label by more than the margin.
+
+    Args:
+        probabilities: [N, C], mean predictions without augmentation.
+        given: int64 [N], the labels of the data set.
+        margin: Difference of two probabilities, 0 to 1.
+    """
+    one_hot = F.one_hot(given, probabilities.shape[1])
+    return (margin * one_hot + probabilities) / (1 + margin)
 
 
 def high_group_size(n: int, beta: float) -> int:
@@ -105,7 +151,8 @@ def landmark_loss(
     Args:
         predicted: [N, 68, 2], normalized coordinates.
         landmarks: [N, 68, 2], NaN for an image without landmarks.
-        num_with_landmarks: The divisor, if not the number of these images that have landmarks.
+        num_with_landmarks: Images with landmarks in the whole batch / number of processes, so that
+            the mean gradient of the processes is that of the batch. None: these images.
     """
     valid = ~landmarks.isnan().flatten(1).any(1)  # [N]
     target = torch.where(valid[:, None, None], landmarks, predicted.detach())
@@ -120,10 +167,11 @@ def compute_losses(
     landmarks: Tensor | None,
     options: Options,
     soft_targets: Tensor | None = None,
-    loss_scale: float = 1.0,
+    shard_weight: float = 1.0,
     num_with_landmarks: Tensor | None = None,
+    class_weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Compute the loss to minimize, and its unweighted parts.
+    """Compute the loss to minimize, and its terms, each without its coefficient.
 
     Args:
         output: Of this process's shard of a batch.
@@ -131,24 +179,32 @@ def compute_losses(
         landmarks: [N, 68, 2] in normalized coordinates, NaN where there are none; or None.
         options: The enabled losses and their weights.
         soft_targets: Class probabilities of the teachers [N, C], or None.
-        loss_scale: Size of the shard relative to the mean shard.
-        num_with_landmarks: Images with landmarks in the whole batch, per process.
+        shard_weight: Shard size / mean shard size, which corrects DDP's mean; 1 in a single
+            process.
+        num_with_landmarks: As for `landmark_loss`.
+        class_weights: [C], weights of the expression loss; an image has that of its target, also
+            for soft targets. Or None.
 
     Returns:
-        Scalars by name: `loss`, and each part as `loss_<name>`.
+        Scalars by name: `loss`, and each term as `loss_<name>`.
     """
     logits, importance, smooth = output.logits, output.importance, options.importance_smoothing
-    expression = loss_scale * weighted_cross_entropy(
-        logits, importance, targets, options.label_smoothing, smooth
+    weights = None
+    if class_weights is not None:
+        weights = class_weights[targets] if targets.ndim == 1 else targets @ class_weights
+    expression = shard_weight * weighted_cross_entropy(
+        logits, importance, targets, options.label_smoothing, smooth, weights
     )
     losses = {"loss": expression, "loss_expression": expression}
     if soft_targets is not None:
         source = importance if smooth else importance.detach()
-        distillation = loss_scale * weighted_cross_entropy(logits, source, soft_targets)
+        distillation = shard_weight * weighted_cross_entropy(
+            logits, source, soft_targets, weights=weights
+        )
         losses["loss_distillation"] = distillation
         losses["loss"] = expression.lerp(distillation, options.teacher_weight)
     if options.rank_weight:
-        rank = loss_scale * rank_regularization(importance, options.beta, options.margin_1)
+        rank = shard_weight * rank_regularization(importance, options.beta, options.margin_1)
         losses["loss_rank"] = rank
         losses["loss"] = losses["loss"] + options.rank_weight * rank
     if options.landmarks:
@@ -162,13 +218,11 @@ def compute_losses(
 def relabel_batch(
     output: Output, labels: Tensor, options: Options, lam: Tensor | None = None
 ) -> Tensor:
-    """Return the labels [N] of a batch after relabeling, judged by the logits without dropout.
+    """Return the labels [N] of a batch after SCN's relabeling, by the logits without dropout.
 
     Mixed images, whose own share `lam` [N] is below 1, keep their label.
     """
-    logits = output.clean_logits
-    if options.relabel_logits == "weighted":
-        logits = output.importance * logits
-    importance = output.importance if options.relabel_group == "low" else None
+    importance = output.importance if options.importance else None
+    logits = output.logits_without_dropout
     relabeled = relabel(logits, labels, options.margin_2, importance, options.beta)
     return relabeled if lam is None else torch.where(lam == 1, relabeled, labels)

@@ -48,6 +48,7 @@ def merge_checkpoints(checkpoints: Sequence[Checkpoint], paths: Sequence[str]) -
         if (
             same_width != architecture
             or checkpoint.image_width != first.image_width
+            or checkpoint.class_names != first.class_names
             or any(not torch.equal(net[name], nets[0][name]) for name in SHARED)
         ):
             raise WeightsError(
@@ -60,7 +61,8 @@ def merge_checkpoints(checkpoints: Sequence[Checkpoint], paths: Sequence[str]) -
             f"{names} cannot be merged: no network of width {width:g} has as many "
             "channels as they have together, because channels are multiples of 16; give wider ones"
         )
-    return replace(first, architecture=architecture, net=merged, epoch=0, scores={}, training={})
+    parts = {"architecture": architecture, "net": merged, "temperature": 1.0}
+    return replace(first, **parts, epoch=0, scores={}, training={})
 
 
 def _merge(name: str, parts: list[Tensor], wide: dict[str, Tensor]) -> Tensor:

@@ -33,7 +33,7 @@ def predict(
         network: In evaluation mode, on the images' device.
         images: uint8 [N, C, W, W].
         batch_size: Images per step.
-        tta: Average the probabilities over ten views; the landmarks are those of the plain view.
+        tta: Average the probabilities over `views`; the landmarks are those of the plain view.
         bf16: Compute in bfloat16. Reported figures are computed in float32.
         progress: Show a progress bar.
     """
@@ -50,19 +50,23 @@ def predict(
     return Predictions(probabilities.cpu().numpy(), importance.cpu().numpy(), landmarks)
 
 
-def views(images: Tensor) -> list[Tensor]:
-    """Return ten views of float images [N, C, W, W], the plain one first. Borders are repeated."""
+def views(images: Tensor, mirror: bool = True) -> list[Tensor]:
+    """Return ten views of float images [N, C, W, W], the plain one first. Borders are repeated.
+
+    Without `mirror` there are five: a mirror-equivariant network predicts the same for the others.
+    """
     step = images.shape[-1] / 48
     offsets = [(round(x * step), round(y * step)) for x, y in SHIFTS]
     shifted = [F.pad(images, (x, -x, y, -y), mode="replicate") for x, y in offsets]
-    return [view for image in shifted for view in (image, image.flip(-1))]
+    return [view for image in shifted for view in (image, image.flip(-1))[: 1 + mirror]]
 
 
 def _predict_batch(
     network: FERNet, images: Tensor, tta: bool, bf16: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     with autocast(images.device, bf16):
-        outputs = [network(view) for view in (views(images) if tta else [images])]
+        mirror = not network.architecture.mirror
+        outputs = [network(view) for view in (views(images, mirror) if tta else [images])]
     probabilities = torch.stack([output.weighted_logits.softmax(1) for output in outputs]).mean(0)
     importance = torch.stack([output.importance for output in outputs]).mean(0)[:, 0]
     return probabilities, importance, outputs[0].landmarks

@@ -44,7 +44,7 @@ SMALL = (
 )
 RELABELED = (
     *("--total_epoch", str(EPOCHS)),
-    *("--relabel", "--relabel_epoch", "2", "--margin_2", "0.01"),
+    *("--relabel", "--relabel_epoch", "2", "--margin_2", "0.01", "--relabel_cap", "1"),
 )
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)  # in rotation
 
@@ -79,6 +79,7 @@ class KillTest:
 
     folder: Path
     rng: random.Random
+    images: int = 40  # of each class for training
 
     def run(self, kills: int, log: Callable[[str], None] = lambda text: None) -> Counter:
         """Kill runs; return how many kills happened in which stage.
@@ -86,7 +87,8 @@ class KillTest:
         Raises:
             AssertionError: A resumed run differs from the uninterrupted one.
         """
-        dataset = synthetic_dataset(training=40, public=10, private=10)
+        few = self.images // 4
+        dataset = synthetic_dataset(training=self.images, public=few, private=few)
         self.csv = write_csv(dataset, self.folder / "faces.csv")
         start = time.monotonic()
         process, output = self._start("reference")

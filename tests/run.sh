@@ -4,7 +4,7 @@
 #   bash tests/run.sh -n 0 --pdb       one process, with the debugger
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
-for file in requirements-export.txt requirements-demo.txt tests/requirements.txt; do
+for file in requirements-{export,demo,timm}.txt tests/requirements.txt; do
   install_requirements "$file"
 done
 cd "$root"

@@ -4,17 +4,13 @@ import os
 import pickle
 from dataclasses import asdict, replace
 
-import numpy as np
 import pytest
 import torch
 
-from data.dataset import FaceDataset
-from engine.build import build_network
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, transfer
 from models.fernet import Architecture, FERNet
 from utils.errors import RunError, WeightsError
 from utils.files import atomic_write
-from utils.options import Options
 from utils.run_folder import PHOTO_WEIGHTS, RELEASED_WEIGHTS, RUNS
 
 SMALL = Architecture(width=0.125)
@@ -193,28 +189,7 @@ def test_weights_of_another_architecture_are_refused():
 # Transfer to another network
 
 
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        ({"backbone": "vgg11"}, "backbone is resnet18 in the file and vgg11 in the options"),
-        ({"classes": 8}, "classes is 7 in the file and 8 in the options"),
-        ({"width": 0.25}, "width is 0.125 in the file and 0.25 in the options"),
-    ],
-)
-def test_transfer_to_another_network_names_the_difference(change, text):
-    with pytest.raises(WeightsError, match=text):
-        transfer(checkpoint(), replace(SMALL, **change), "w.pth")
-
-
-def test_grayscale_weights_cannot_initialize_an_rgb_run(tmp_path):
-    save_checkpoint(tmp_path / "w.pth", checkpoint())
-    options = Options(width=0.125, model_path=(str(tmp_path / "w.pth"),))
-    images, labels = np.zeros((7, 48, 48), np.uint8), np.arange(7)
-    dataset = FaceDataset(images, labels, np.repeat("Training", 7), NAMES)
-    assert build_network(options, dataset, (128, 50)).architecture.channels == 1
-    rgb = replace(dataset, images=np.zeros((7, 48, 48, 3), np.uint8))
-    with pytest.raises(WeightsError, match=r"w.pth expects grayscale images; .*--channels 1"):
-        build_network(options, rgb, (128, 50))
+SAME = {i: i for i in range(7)}
 
 
 @pytest.mark.parametrize("missing", [True, False])
@@ -224,26 +199,26 @@ def test_transfer_of_damaged_weights_is_an_error(missing):
     if not missing:
         damaged.net["backbone.layer4.1.conv2.weight"] = weight[:1]
     with pytest.raises(WeightsError, match=r"^w.pth: .* do not fit their architecture"):
-        transfer(damaged, SMALL, "w.pth")
-
-
-def test_transfer_does_not_drop_pooled_features_silently():
-    pooling = checkpoint(replace(SMALL, landmark_pool=True))
-    for wanted in (SMALL, replace(SMALL, landmarks=False)):
-        with pytest.raises(WeightsError, match="landmark_pool is True in the file and False in"):
-            transfer(pooling, wanted, "w.pth")
-    _, new_heads = transfer(checkpoint(), replace(SMALL, landmark_pool=True), "w.pth")
-    assert new_heads == ["part_layer"]
+        transfer(damaged, SMALL, SAME, "w.pth")
 
 
 def test_transfer_adds_and_removes_heads():
     without = checkpoint(replace(SMALL, landmarks=False, importance=False))
-    network, new_heads = transfer(without, SMALL, "w.pth")
-    assert new_heads == ["attention", "landmark_head"]
+    network, kept, new = transfer(without, SMALL, SAME, "w.pth")
+    assert (kept, new) == ({"backbone"}, {"attention", "landmark_head"})
     assert torch.equal(network.classifier.weight, without.net["classifier.weight"])
-    network, new_heads = transfer(checkpoint(), replace(SMALL, landmarks=False), "w.pth")
-    assert new_heads == []
+    network, kept, new = transfer(checkpoint(), replace(SMALL, landmarks=False), SAME, "w.pth")
+    assert (kept, new) == ({"attention", "backbone"}, set())
     assert network.landmark_head is None
+
+
+def test_transfer_copies_rows_of_the_classifier():
+    old = checkpoint()
+    network, *_ = transfer(old, replace(SMALL, classes=3), {0: 4, 2: 1}, "w.pth")
+    for name in ("classifier.weight", "classifier.bias"):
+        new, rows = network.state_dict()[name], old.net[name]
+        assert torch.equal(new[[0, 2]], rows[[4, 1]])
+        assert not (new[1] == rows).flatten(1 - rows.ndim).any()
 
 
 # Writing

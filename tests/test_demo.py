@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -27,7 +26,7 @@ from inference.visualize import BLUE, annotate_resized
 from models.checkpoint import Checkpoint, save_checkpoint
 from models.fernet import Architecture, FERNet
 from utils.coordinates import to_normalized
-from utils.errors import ProjectError
+from utils.errors import ProjectError, run_main
 
 pytest.importorskip("gradio", reason="the demo needs gradio: pip install -r requirements-demo.txt")
 
@@ -35,8 +34,6 @@ import demo
 from inference import demo_page
 
 ROOT = Path(__file__).resolve().parents[1]
-QUIET = ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", *QUIET]
 CARD = re.compile(r"(Face(?: \d+)?)\s+(.*)", re.DOTALL)
 ROW = re.compile(r"(\w+)\s+(\d+) %")
 
@@ -101,17 +98,6 @@ def server(weights, tmp_path_factory):
     [own] = folder.glob("fer-demo-*")  # the process was killed, so it is not removed
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert [path for path in files if own not in path.parents] == [folder / "out.txt"]
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    """Return a function that starts Chromium with further flags."""
-    driver = pytest.importorskip("playwright.sync_api", reason="needs pip install playwright")
-    found = filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))
-    if not (path := next(found, None)):
-        pytest.skip("needs a Chromium, such as by apt install chromium")
-    with driver.sync_playwright() as playwright:
-        yield lambda *flags: playwright.chromium.launch(executable_path=path, args=[*FLAGS, *flags])
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +187,29 @@ def test_the_page_shows_probabilities_and_the_annotated_photograph(page, weights
     x, y = np.round((face.landmarks + 0.5) * 1.25 - 0.5).astype(int).T
     assert changed[y, x].mean() > 0.5
     assert changed[bottom + 20 :].mean() < 0.01  # nothing where there is no face
+
+
+def test_explanations_can_be_switched_on_and_off(page, weights, tmp_path):
+    photograph = photographs.astronaut()
+    upload(page, save(tmp_path, "astronaut.png", photograph))
+    cards(page, 1)
+    plain = result(page).astype(int)
+    page.get_by_label("Explain the predictions").check()
+    page.get_by_text("contributions to its logit").wait_for()
+    [face] = FacePredictor(weights, explain=True)(photograph)
+    text = page.locator(".face").inner_text()
+    assert f"Why {face.expression}: contributions to its logit of" in text
+    for name, value in (face.explanation.parts | {"bias": face.explanation.bias}).items():
+        assert re.search(rf"{name}\s+{re.escape(f'{value:+.2f}')}", text), name
+    [(_, shown)] = cards(page, 1)
+    assert shown == percents(face)
+    left, top, right, bottom = np.round(face.box * 1.25).astype(int)
+    with_heat = result(page).astype(int)
+    changed = np.abs(with_heat - plain).max(2) > 20
+    assert changed[top:bottom, left:right].mean() > 0.3
+    assert changed[bottom + 60 :].mean() < 0.01
+    page.get_by_label("Explain the predictions").uncheck()
+    page.get_by_text("contributions to its logit").wait_for(state="detached")
 
 
 def test_each_of_several_faces_has_a_card(page, weights, tmp_path):
@@ -320,20 +329,12 @@ def test_the_server_is_only_reachable_from_this_machine(server):
         )  # would work if it listened on all addresses
 
 
-def error_of(*argv, **options):
-    """Run demo.py, which must end with a one-line error, and return it."""
-    command = [sys.executable, ROOT / "demo.py", *argv]
-    process = subprocess.run(
-        [*map(str, command)], capture_output=True, text=True, check=False, timeout=60, **options
-    )
-    assert process.returncode == 1
-    assert process.stderr.count("\n") == 1
-    return process.stderr
-
-
-def test_a_port_in_use_is_reported(server, weights):
-    text = error_of("--model_path", weights, "--port", server)
-    assert text.startswith(f"error: port {server}: address already in use; give another")
+def test_a_port_in_use_is_reported(server, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--port", str(server)])
+    with pytest.raises(SystemExit, match="2"):
+        run_main(demo.main)
+    text = f"error: port {server}: address already in use; give another --port\n"
+    assert capsys.readouterr().err == text
 
 
 @pytest.mark.parametrize(
@@ -349,10 +350,11 @@ def test_wrong_options_are_reported(monkeypatch, argv, text):
         demo.main()
 
 
-def test_without_gradio_the_requirement_is_named(tmp_path):
-    (tmp_path / "gradio.py").write_text("raise ModuleNotFoundError(name='gradio')")
-    text = error_of(env={**os.environ, "PYTHONPATH": str(tmp_path)})
-    assert text == "error: the demo needs gradio; run `pip install -r requirements-demo.txt`\n"
+def test_without_gradio_the_requirement_is_named(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["demo.py"])
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(ProjectError, match="^the demo needs gradio; run `pip install -r"):
+        demo.main()
 
 
 def test_importing_the_demo_has_no_side_effects(tmp_path):

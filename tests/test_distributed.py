@@ -11,28 +11,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from kills import write_csv
 from test_distill import write_teacher
+from test_faults import run
 from torch import distributed as dist
 from torch import nn
 
-from data.synthetic.generate import synthetic_dataset
+from data.dataset import EMOTIONS
 from engine.distributed import DistributedContext, launch
 from engine.sync_batch_norm import convert_sync_batch_norm
+from models.checkpoint import Checkpoint, save_checkpoint
+from models.fernet import Architecture, FERNet
 from utils.devices import listed_gpus, pick_device, usable_gpus
 from utils.errors import OptionError
 
 ROOT = Path(__file__).resolve().parents[1]
 # All 49 images are one batch, so each row of metrics.csv is one step; the shards have 24 and 25.
 SETTING = (
-    *("--gpu_ids", "-1", "--width", "0.125", "--batch_size", "64", "--dropout", "0"),
+    *("--gpu_ids", "-1", "--width", "0.25", "--batch_size", "64", "--dropout", "0", "--mirror"),
     *("--start_lr", "0.02", "--warmup_epoch", "0", "--ema", "0.5", "--amp", "fp32"),
     *(
         "--rank_weight",
         "0",
         "--relabel",
-        "--relabel_group",
-        "all",
+        "--relabel_rule",
+        "scn",
+        "--no_importance",
         "--relabel_epoch",
         "2",
         "--margin_2",
@@ -48,6 +51,8 @@ torch.set_default_dtype(torch.float64)
 torch.Tensor.float = torch.Tensor.double
 import data.in_memory
 import train
+import utils.figures
+utils.figures.save_figure = lambda figure, path: None
 to_device = data.in_memory.to_device
 data.in_memory.to_device = lambda tensor, *rest: to_device(
     tensor if tensor.dtype == torch.uint8 else tensor.double(), *rest
@@ -55,12 +60,6 @@ data.in_memory.to_device = lambda tensor, *rest: to_device(
 train.main()
 """
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-
-
-@pytest.fixture(scope="module")
-def faces_csv(tmp_path_factory):
-    dataset = synthetic_dataset(training=7, public=3, private=3)
-    return write_csv(dataset, tmp_path_factory.mktemp("data") / "faces.csv")
 
 
 def start(*argv, distributed=True, script=ROOT / "train.py"):
@@ -86,7 +85,12 @@ def test_two_processes_train_as_one(faces_csv, tmp_path):
     script.write_text(DOUBLE)
     # Five teachers: the second shard starts at image 24, which is not the first teacher's.
     teachers = [write_teacher(tmp_path / f"{seed}.pth", seed, image_width=48) for seed in range(5)]
+    architecture = Architecture(width=0.25, downsample="pool", mirror=True)
+    torch.manual_seed(0)
+    initial = Checkpoint(architecture, FERNet(architecture).state_dict(), EMOTIONS, 48)
+    save_checkpoint(tmp_path / "initial.pth", initial)
     argv = ("--data", faces_csv, *SETTING, "--total_epoch", 4, "--teacher", *teachers)
+    argv += ("--recipe", "full", "--model_path", tmp_path / "initial.pth", "--freeze_epochs", 1)
     finish(start(*argv, "--out", tmp_path / "one", distributed=False, script=script))
     output = finish(start(*argv, "--out", tmp_path / "two", script=script))
     assert "2 processes" in output
@@ -199,7 +203,7 @@ def test_lost_process_ends_the_run_which_one_process_resumes(faces_csv, tmp_path
     messages = ("process 0 lost one of the 2 processes", "Interrupted: checkpoint saved")
     assert any(message in output for message in messages), output
     assert "--resume" in output, output
-    finish(start("--resume", tmp_path / "r", distributed=False))
+    run("--resume", tmp_path / "r", "--threads", torch.get_num_threads())
     assert [row["epoch"] for row in table(tmp_path / "r/metrics.csv")] == [
         str(i + 1) for i in range(40)
     ]

@@ -1,5 +1,6 @@
 """tools.experiments on tiny plans, and its statistics compared with values computed by hand."""
 
+import io
 import json
 import os
 import re
@@ -10,30 +11,29 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
 
 import joblib
 import numpy as np
 import pandas as pd
 import pytest
-from kills import write_csv
 
+import test
+import train
 from data.synthetic.generate import synthetic_dataset
+from engine.build import load_initial_weights
 from tools import comparison, experiments, scheduler
 from tools.plan import Plan, Run, read_plan
 from utils.cli import parse_train_options, resolve_options
-from utils.errors import DataError, OptionError, RunError
+from utils.errors import DataError, OptionError, RunError, run_main
 from utils.metrics import relabel_scores
 from utils.run_folder import ROOT
 from utils.statistics import bootstrap, compare, mcnemar
 
 TINY = "--gpu_ids -1 --width 0.1 --image_width 32 --batch_size 16 --total_epoch 2"
-
-
-@pytest.fixture(scope="module")
-def csv(tmp_path_factory):
-    dataset = synthetic_dataset(training=7, public=3, private=3)
-    return write_csv(dataset, tmp_path_factory.mktemp("data") / "images.csv")
 
 
 def write_plan(path, **content):
@@ -51,7 +51,48 @@ def run(*argv):
         experiments.main()
 
 
-def test_a_plan_from_the_first_run_to_private_test(csv, tmp_path, capsys, monkeypatch):
+class Ended:
+    """A process that has ended, and that was running when it was polled first."""
+
+    def __init__(self, status):
+        self.returncode, self._polls = status, iter([None])
+
+    def poll(self):
+        return next(self._polls, self.returncode)
+
+    def wait(self, timeout=None):
+        return self.returncode
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Let train.py and test.py run in this process; importing PyTorch takes longer than they do."""
+
+    def execute(command, stdout, **_options):
+        script = {"train.py": train, "test.py": test}[Path(command[1]).name]
+        file = io.StringIO() if stdout == subprocess.DEVNULL else stdout
+        status = 0
+        with monkeypatch.context() as context, redirect_stdout(file), redirect_stderr(file):
+            context.setattr(sys, "argv", command[1:])
+            try:
+                run_main(script.main)
+            except SystemExit as end:
+                status = end.code if isinstance(end.code, int) else 1
+                print(end.code)
+        return Ended(status)
+
+    names = {"DEVNULL": subprocess.DEVNULL, "TimeoutExpired": subprocess.TimeoutExpired}
+    started = SimpleNamespace(Popen=execute, run=execute, **names)
+    monkeypatch.setattr(scheduler, "subprocess", started)
+    monkeypatch.setattr(experiments, "subprocess", started)
+    # Other threads cannot handle signals.
+    pool = nullcontext(SimpleNamespace(map=map))
+    monkeypatch.setattr("tools.scheduler.ThreadPoolExecutor", lambda size: pool)
+    monkeypatch.setattr("torch.set_num_threads", lambda number: None)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_plan_from_the_first_run_to_private_test(faces_csv, tmp_path, capsys, monkeypatch):
     plan = write_plan(
         tmp_path / "p.toml",
         baseline="off",
@@ -62,7 +103,7 @@ def test_a_plan_from_the_first_run_to_private_test(csv, tmp_path, capsys, monkey
             "on": "--no_landmarks --rank_weight 0 --label_noise 0.2",
         },
     )
-    argv = (plan, "--data", csv, "--out", tmp_path / "o")
+    argv = (plan, "--data", faces_csv, "--out", tmp_path / "o")
     train = scheduler.Scheduler.train
 
     def interrupted(self, run, device):
@@ -109,14 +150,14 @@ def test_a_plan_from_the_first_run_to_private_test(csv, tmp_path, capsys, monkey
     predictions = pd.read_csv(tmp_path / "o/on-1/private/predictions.csv")
     assert set(predictions["split"]) == {"PrivateTest"}
     assert private.loc["on", "seeds"] == 2
-    moved = shutil.copy(csv, tmp_path / "moved.csv")
+    moved = shutil.copy(faces_csv, tmp_path / "moved.csv")
     run(plan, "--data", moved, "--out", tmp_path / "o")
     output = capsys.readouterr().out
-    assert f"on-1 is finished; its --data was {csv}" in output
+    assert f"on-1 is finished; its --data was {faces_csv}" in output
     assert "several commits" not in output
     config = json.loads((tmp_path / "o/on-1/config.json").read_text())
     (tmp_path / "o/on-1/config.json").write_text(json.dumps(config | {"commit": "0"}))
-    run(plan, "--data", csv, "--out", tmp_path / "o")
+    run(plan, "--data", faces_csv, "--out", tmp_path / "o")
     assert "these runs are of several commits: 0, " in capsys.readouterr().out
 
 
@@ -161,10 +202,10 @@ def test_columns_have_the_unit_of_their_header(tmp_path):
     assert printed["accuracy ± std (%)"].tolist() == ["75.00 ± 35.36"]
 
 
-def write_results(folder, labels, predicted):
+def write_results(folder, labels, predicted, **columns):
     """Write predictions and metrics as of a run on PrivateTest."""
     folder.mkdir(parents=True)
-    rows = {"split": "PrivateTest", "label": labels, "predicted": predicted}
+    rows = {"split": "PrivateTest", "label": labels, "predicted": predicted, **columns}
     pd.DataFrame(rows).to_csv(folder / "predictions.csv", index=False)
     (folder / "metrics.json").write_text(json.dumps({"PrivateTest": {}}))
 
@@ -202,13 +243,44 @@ def test_each_kind_of_evaluation_has_its_own_table(tmp_path):
         comparison.write_comparison(others[:1], plan, "PrivateTest", path, "private")
 
 
+def test_human_agreement_is_compared_apart_from_accuracy(tmp_path, capsys):
+    runs = [Run(name, 0, (), tmp_path / name) for name in "ab"]
+    plan = Plan(baseline="a", seeds=(0,), common="", variants={"a": "", "b": ""})
+    labels, human = ["happy", "sad", "sad", "sad"], ["happy", "happy", "sad", ""]
+    for name, predicted in (("a", ["happy", "sad", "sad", "sad"]), ("b", ["happy"] * 4)):
+        write_results(tmp_path / name, labels, predicted, human_label=human)
+    comparison.write_comparison(runs, plan, "PrivateTest", tmp_path / "c.csv")
+    table = pd.read_csv(tmp_path / "c.csv").set_index("variant")
+    assert table["mean"].tolist() == [100, 25]
+    prefix = "human_agreement_"
+    assert table[f"{prefix}mean"].tolist() == pytest.approx([66.6667, 66.6667])
+    assert table.loc["b", [f"{prefix}{name}" for name in ("difference", "pairs")]].tolist() == [
+        0,
+        1,
+    ]
+    assert table.loc["b", f"{prefix}low"] < 0 < table.loc["b", f"{prefix}high"]
+    assert "human agreement ± std (%)" in capsys.readouterr().out
+
+
+def test_ferplus_test_is_passed_on(tmp_path):
+    run = Run("a", 0, ("--recipe", "cpu"), tmp_path / "a-0")
+    argv = scheduler.Scheduler(ferplus_test="votes.csv")._arguments(run, "")
+    assert argv[-2:] == ["--ferplus_test", "votes.csv"]
+    with pytest.raises(DataError, match="--ferplus_test in .* tools.experiments sets it"):
+        read_plan(
+            write_plan(
+                tmp_path / "p.toml", baseline="a", seeds=[0], variants={"a": "--ferplus_test v"}
+            )
+        )
+
+
 def test_private_test_is_evaluated_on_the_labels_of_the_training(tmp_path, monkeypatch):
     commands = []
     monkeypatch.setattr(
         "tools.experiments.subprocess.run",
         lambda command, **_: commands.append(command) or subprocess.CompletedProcess(command, 0),
     )
-    options = {"options": {"ferplus": "votes.csv"}}
+    options = {"options": {"ferplus": "votes.csv", "ferplus_test": ""}}
     (tmp_path / "config.json").write_text(json.dumps(options))
     experiments.evaluate_private(
         Run("a", 0, (), tmp_path), experiments.ExperimentOptions("p.toml", tta=True)
@@ -216,6 +288,10 @@ def test_private_test_is_evaluated_on_the_labels_of_the_training(tmp_path, monke
     assert commands[0][commands[0].index("--ferplus") + 1] == "votes.csv"
     assert commands[0][commands[0].index("--splits") + 1] == "PrivateTest"
     assert commands[0][commands[0].index("--out") + 1] == str(tmp_path / "private_tta")
+    assert "--ferplus_test" not in commands[0]
+    (tmp_path / "config.json").write_text(json.dumps({"options": {"ferplus_test": "votes.csv"}}))
+    experiments.evaluate_private(Run("a", 0, (), tmp_path), experiments.ExperimentOptions("p.toml"))
+    assert commands[1][commands[1].index("--ferplus_test") + 1] == "votes.csv"
 
 
 def test_a_run_that_starts_while_all_are_stopped_is_stopped_too(tmp_path):
@@ -231,16 +307,17 @@ def test_the_last_log_line_in_any_encoding(tmp_path):
     assert scheduler.last_log_line(log) == "error: caf\ufffd"
 
 
-def test_a_failed_run_is_named_and_the_others_are_trained(csv, tmp_path, capsys):
-    variants = {"bad": "--no_landmarks --model_path none.pth", "good": "--no_landmarks"}
+@pytest.mark.usefixtures("in_process")
+def test_a_failed_run_is_named_and_the_others_are_trained(faces_csv, tmp_path, capsys):
+    variants = {"bad": "--no_landmarks --class_names a b", "good": "--no_landmarks"}
     plan = write_plan(
         tmp_path / "p.toml", baseline="good", seeds=[0], common=TINY, variants=variants
     )
-    argv = (plan, "--data", csv, "--out", tmp_path / "o")
+    argv = (plan, "--data", faces_csv, "--out", tmp_path / "o")
     with pytest.raises(RunError, match=r"bad-0 did not finish; see .*o/\*\.log"):
         run(*argv)
     output = capsys.readouterr().out
-    assert re.search(r"bad-0: ended with status 1: error: .*none\.pth", output)
+    assert re.search(r"bad-0: ended with status 1: error: .*faces\.csv", output)
     assert re.search(
         r"good-0: epoch 2/2, best PublicTest accuracy \d+\.\d\d % \(epoch \d\)", output
     )
@@ -254,17 +331,17 @@ def test_a_failed_run_is_named_and_the_others_are_trained(csv, tmp_path, capsys)
     good = write_plan(tmp_path / "good.toml", common=TINY, **content)
     changed = write_plan(tmp_path / "p.toml", common=f"{TINY} --margin_1 0.3", **content)
     with pytest.raises(RunError, match="differs from the plan in --margin_1"):
-        run(changed, "--data", csv, "--out", tmp_path / "o")
-    run(good, "--data", csv, "--out", tmp_path / "o")
+        run(changed, "--data", faces_csv, "--out", tmp_path / "o")
+    run(good, "--data", faces_csv, "--out", tmp_path / "o")
     with pytest.raises(RunError, match="differs from the plan in --margin_1"):  # though finished
-        run(changed, "--data", csv, "--out", tmp_path / "o")
+        run(changed, "--data", faces_csv, "--out", tmp_path / "o")
 
 
 @pytest.mark.parametrize(
     ("number", "send", "status"),
     [(signal.SIGTERM, os.kill, 143), (signal.SIGINT, os.killpg, 130)],  # as a terminal's Ctrl-C
 )
-def test_an_interrupted_run_is_resumed(csv, tmp_path, number, send, status):
+def test_an_interrupted_run_is_resumed(faces_csv, tmp_path, request, number, send, status):
     plan = write_plan(
         tmp_path / "p.toml",
         baseline="a",
@@ -272,7 +349,7 @@ def test_an_interrupted_run_is_resumed(csv, tmp_path, number, send, status):
         common=TINY.replace("--total_epoch 2", "--total_epoch 30"),
         variants={"a": "--no_landmarks", "b": "--no_landmarks"},
     )
-    argv = [str(x) for x in (plan, "--data", csv, "--out", tmp_path / "o")]
+    argv = [str(x) for x in (plan, "--data", faces_csv, "--out", tmp_path / "o")]
     command = [sys.executable, "-m", "tools.experiments", *argv]
     process = subprocess.Popen(command, start_new_session=True, cwd=ROOT)
     while not (tmp_path / "o/a-0/last.pth").exists() and process.poll() is None:
@@ -281,6 +358,7 @@ def test_an_interrupted_run_is_resumed(csv, tmp_path, number, send, status):
     assert process.wait(timeout=60) == status
     assert "Interrupted: checkpoint saved" in (tmp_path / "o/a-0.log").read_text()
     assert not (tmp_path / "o/b-0").exists()
+    request.getfixturevalue("in_process")
     run(*argv)
     assert len(pd.read_csv(tmp_path / "o/a-0/metrics.csv")) == 30
 
@@ -299,7 +377,7 @@ def test_devices_are_shared(tmp_path, monkeypatch):
     assert len(used) == 6
 
 
-def test_parallel_runs_share_the_cores(csv, tmp_path, monkeypatch):
+def test_parallel_runs_share_the_cores(faces_csv, tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     barrier, train = threading.Barrier(2, timeout=60), scheduler.Scheduler.train
 
@@ -315,7 +393,7 @@ def test_parallel_runs_share_the_cores(csv, tmp_path, monkeypatch):
         common=TINY.replace("--total_epoch 2", "--total_epoch 1"),
         variants={"a": "--no_landmarks", "b": "--no_landmarks"},
     )
-    run(plan, "--data", csv, "--out", tmp_path / "o", "--parallel", 2)
+    run(plan, "--data", faces_csv, "--out", tmp_path / "o", "--parallel", 2)
     assert len(pd.read_csv(tmp_path / "o/comparison.csv")) == 2
     for name in "ab":
         threads = max(1, joblib.cpu_count() // 2)
@@ -413,14 +491,15 @@ def test_a_plan_that_does_not_exist(tmp_path):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda p: p.stem)
-def test_the_plans_of_the_repository_are_valid(path):
+def test_the_plans_of_the_repository_are_valid(path, monkeypatch):
+    monkeypatch.chdir(ROOT)  # of the initial weights
     plan = read_plan(path)
     for text in plan.variants.values():
         command = parse_train_options(shlex.split(f"{plan.common} {text}"), "")
-        options = resolve_options(command, is_synthetic=False)
+        initial = load_initial_weights(command.options.model_path)
+        weights = initial.initial_options() if initial else {}
+        options = resolve_options(command, is_synthetic=False, initial=weights)
         assert options.relabel_epoch <= options.total_epoch or "relabel" not in path.read_text()
-        # The released weights have features pooled at the landmarks.
-        assert not options.model_path or options.landmark_pool
 
 
 def test_published_values_have_a_source():

@@ -30,6 +30,7 @@ from models.predict import predict
 from utils.errors import DataError, OptionError, WeightsError
 
 ROOT = Path(__file__).resolve().parents[1]
+RUNTIMES = ((TorchRuntime, "w.pth"), (OnnxRuntime, "m.onnx"))
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,9 @@ def test_the_onnx_model_equals_pytorch(exported, n):
     pixels = np.random.default_rng(n).integers(0, 256, (n, 1, 48, 48), np.uint8)
     torch_runtime = TorchRuntime(exported / "w.pth", "-1")
     onnx_runtime = OnnxRuntime(exported / "m.onnx")
-    for a, b in zip(torch_runtime(pixels), onnx_runtime(pixels), strict=True):
+    first, second = torch_runtime(pixels, explain=True), onnx_runtime(pixels, explain=True)
+    assert first.maps.shape == (n, 7, 6, 6)
+    for a, b in zip(first, second, strict=True):
         assert a.shape == b.shape
         assert a.dtype == b.dtype == np.float32
         np.testing.assert_allclose(a, b, atol=1e-4)
@@ -96,11 +99,13 @@ def test_inputs_outputs_and_metadata_of_the_model(exported):
     assert (pixels.name, pixels.type, pixels.shape[1:]) == ("pixels", "tensor(uint8)", [1, 48, 48])
     assert isinstance(pixels.shape[0], str)  # any number of images
     assert [output.name for output in session.get_outputs()] == [
-        *("probabilities", "importance", "landmarks")
+        *("probabilities", "importance", "landmarks", "logits", "bias", "maps")
     ]
     metadata = json.loads(session.get_modelmeta().custom_metadata_map["fer"])
     assert metadata["class_names"] == list(EMOTIONS)
     assert (metadata["image_width"], metadata["channels"], metadata["epoch"]) == (48, 1, 3)
+    mean_faces = [runtime(exported / name).mean_face for runtime, name in RUNTIMES]
+    np.testing.assert_allclose(*mean_faces, atol=1e-3)
 
 
 def test_the_8_bit_model_is_close_and_smaller(exported, dataset):
@@ -113,6 +118,19 @@ def test_the_8_bit_model_is_close_and_smaller(exported, dataset):
     a, b = float32(pixels), int8(pixels)
     assert 0 < np.abs(a.probabilities - b.probabilities).max() < 0.1
     assert np.abs(a.landmarks - b.landmarks).mean() < 1.0
+
+
+def test_decomposed_logits_are_exact_in_8_bits(dataset_csv, dataset, tmp_path):
+    save(trained_network(Architecture(width=0.1, landmark_pool=True)), tmp_path / "w.pth")
+    argv = ("--model_path", tmp_path / "w.pth", "--data", dataset_csv, "--int8")
+    run(*argv, "--out", tmp_path / "m.onnx")
+    for name in ("m.onnx", "m.int8.onnx"):
+        predictions = OnnxRuntime(tmp_path / name)(dataset.images[:, None], explain=True)
+        total = predictions.bias + predictions.maps.mean((2, 3))
+        np.testing.assert_allclose(total, predictions.logits, atol=1e-4)
+        odds = np.exp(predictions.logits - predictions.logits.max(1, keepdims=True))
+        expected = odds / odds.sum(1, keepdims=True)
+        np.testing.assert_allclose(predictions.probabilities, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -196,6 +214,13 @@ def test_wrong_arguments_are_named(exported, dataset_csv, tmp_path):
     model = onnx.load(exported / "m.onnx")
     del model.metadata_props[:]
     onnx.save(model, tmp_path / "other.onnx")
+    keep = [output for output in model.graph.output if output.name != "maps"]
+    model = onnx.load(exported / "m.onnx")
+    del model.graph.output[:]
+    model.graph.output.extend(keep)
+    onnx.save(model, tmp_path / "older.onnx")
+    with pytest.raises(WeightsError, match=r"older\.onnx has no activation maps; write it again"):
+        OnnxRuntime(tmp_path / "older.onnx")(np.zeros((1, 1, 48, 48), np.uint8), explain=True)
     for name in ("cut.onnx", "other.onnx"):
         with pytest.raises(WeightsError, match=r"not a model of export\.py"):
             OnnxRuntime(tmp_path / name)

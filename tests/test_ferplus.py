@@ -14,13 +14,20 @@ from kills import write_csv
 
 import test
 import train
-from data.dataset import EMOTIONS, UNLABELED
-from data.ferplus import CLASSES, vote_distributions, with_ferplus_labels
+from data.dataset import EMOTIONS, UNLABELED, FaceDataset
+from data.ferplus import (
+    CLASSES,
+    training_targets,
+    vote_distributions,
+    with_ferplus_labels,
+    with_human_labels,
+)
 from data.source import find_source
 from data.synthetic.generate import synthetic_dataset
 from engine.evaluate import load_dataset_for
 from models.losses import weighted_cross_entropy
 from utils.errors import DataError, OptionError
+from utils.metrics import human_agreement
 
 REAL = Path(__file__).resolve().parents[2] / "shared/fer2013"
 HEADER = (
@@ -81,6 +88,14 @@ def test_distributions_ignore_single_votes():
     )
     expected = [[0.5, 0, 0, 0, 0, 0, 0.5, 0], [0, 0, 0, 1, 0, 0, 0, 0], [0] * 8]
     np.testing.assert_allclose(vote_distributions(votes), expected)
+    labels, split = np.array([0, 3, UNLABELED]), np.full(3, "Training")
+    part = FaceDataset(np.zeros((3, 48, 48), np.uint8), labels, split, CLASSES, votes=votes)
+    assert training_targets(part, "majority") is None
+    np.testing.assert_allclose(training_targets(part, "distribution"), expected)
+    expected = [[0.75, 0, 0, 0, 0, 0, 0.25, 0], [0, 0, 0, 1, 0, 0, 0, 0], [0] * 8]
+    mixture = training_targets(part, "mixture")
+    assert mixture.dtype == np.float32
+    np.testing.assert_allclose(mixture, expected)
 
 
 def test_loss_of_a_distribution_is_the_mean_over_the_labels():
@@ -159,13 +174,13 @@ def votes_csv(dataset, tmp_path_factory):
     return write_votes(tmp_path_factory.mktemp("votes") / "fer2013new.csv", dataset, votes)
 
 
-@pytest.mark.parametrize("target", ["majority", "distribution"])
+@pytest.mark.parametrize("target", ["majority", "mixture"])
 def test_run_with_votes(dataset, votes_csv, tmp_path, target, capsys):
     csv_path = write_csv(dataset, tmp_path / "dataset.csv")
     argv = ("--data", csv_path, "--ferplus", votes_csv, "--no_landmarks")
     options = (
         *("--ferplus_target", target, "--total_epoch", 2),
-        *("--relabel", "--relabel_epoch", 1, "--margin_2", 0.01),
+        *("--relabel", "--relabel_epoch", 1, "--margin_2", 0, "--relabel_cap", 1),
     )
     run(train, *argv, *TINY, *options, "--out", tmp_path / "r")
     output = capsys.readouterr().out
@@ -191,12 +206,85 @@ def test_run_with_votes(dataset, votes_csv, tmp_path, target, capsys):
         run(test, *weights, "--data", csv_path, "--no_landmarks", "--out", tmp_path / "x")
 
 
+def test_human_labels_are_those_of_the_classes(dataset, votes_csv):
+    expected = with_ferplus_labels(dataset, votes_csv).labels
+    judged = with_human_labels(dataset, votes_csv)
+    assert (judged.labels == dataset.labels).all()
+    assert (expected == CLASSES.index("contempt")).any()
+    np.testing.assert_equal(judged.human_labels, np.where(expected == 7, UNLABELED, expected))
+    assert judged.digest == dataset.digest
+    two = replace(dataset, class_names=("sad", "angry"), labels=np.zeros(len(dataset), np.int64))
+    assert set(with_human_labels(two, votes_csv).human_labels[expected == 4]) == {0}
+    others = replace(dataset, class_names=("a", "b"))
+    with pytest.raises(DataError, match="no majority for a class of the synthetic data set"):
+        with_human_labels(others, votes_csv)
+    with pytest.raises(DataError, match="FER\\+ needs the complete"):
+        with_human_labels(dataset.select(np.arange(5)), votes_csv)
+
+
+def test_human_agreement_does_not_change_the_training(dataset, votes_csv, tmp_path, capsys):
+    data = write_csv(dataset, tmp_path / "dataset.csv")
+    argv = (
+        "--data",
+        data,
+        "--no_landmarks",
+        *TINY,
+        "--total_epoch",
+        2,
+        "--label_noise",
+        0.3,
+        "--amp",
+        "fp32",
+    )
+    argv += ("--relabel", "--relabel_epoch", 1, "--margin_2", 0, "--relabel_cap", 1)
+    run(train, *argv, "--out", tmp_path / "without")
+    run(train, *argv, "--ferplus_test", votes_csv, "--out", tmp_path / "with")
+    assert "which label it equals" in capsys.readouterr().out
+    one, other = (torch.load(tmp_path / name / "last.pth") for name in ("without", "with"))
+    for name in ("network", "labels", "predictions"):
+        torch.testing.assert_close(one["training"][name], other["training"][name], rtol=0, atol=0)
+    torch.testing.assert_close(one["net"], other["net"], rtol=0, atol=0)
+    scores = json.loads((tmp_path / "with/metrics.json").read_text())
+    plain = json.loads((tmp_path / "without/metrics.json").read_text())
+    for split in ("PublicTest", "PrivateTest"):
+        assert scores[split].items() >= plain[split].items()
+    assert scores["Training"].keys() - plain["Training"].keys() == {
+        *("human_relabel_n", "human_relabel_new", "human_relabel_old", "human_relabel_neither"),
+        *("human_relabel_by_class", "auroc_importance_label"),
+    }
+    with open(tmp_path / "with/metrics.csv", newline="") as file:
+        agreements = [float(row["public_human_agreement"]) for row in csv.DictReader(file)]
+    epoch = torch.load(tmp_path / "with/best.pth")["epoch"]
+    assert scores["PublicTest"]["human_agreement"] == pytest.approx(agreements[epoch - 1])
+    run(train, "--resume", tmp_path / "with")  # it keeps the option
+    assert json.loads((tmp_path / "with/metrics.json").read_text()) == scores
+    weights = ("--model_path", tmp_path / "with/best.pth", "--no_landmarks", "--gpu_ids", "-1")
+    run(test, *weights, "--data", data, "--ferplus_test", votes_csv, "--out", tmp_path / "t")
+    tested = json.loads((tmp_path / "t/metrics.json").read_text())
+    assert tested == {split: scores[split] for split in ("PublicTest", "PrivateTest")}
+    for script in (train, test):
+        with pytest.raises(DataError, match="cannot be read as FER\\+ votes"):
+            run(
+                script,
+                *(weights if script is test else TINY),
+                "--data",
+                data,
+                "--ferplus_test",
+                "none.csv",
+                "--out",
+                tmp_path / "x",
+            )
+
+
 def test_contradictory_options_are_an_error(dataset, votes_csv, tmp_path):
     csv_path = write_csv(dataset, tmp_path / "dataset.csv")
     with pytest.raises(OptionError, match="needs the votes"):
         run(train, "--data", csv_path, "--ferplus_target", "distribution")
     with pytest.raises(OptionError, match="--ferplus defines the classes"):
         run(train, "--data", csv_path, "--ferplus", votes_csv, "--class_names", "a", "b")
+    for script in (train, test):
+        with pytest.raises(OptionError, match="--ferplus_test compares predictions on FER2013's"):
+            run(script, "--data", csv_path, "--ferplus", votes_csv, "--ferplus_test", votes_csv)
 
 
 @pytest.mark.skipif(not (REAL / "fer2013new.csv").exists(), reason="the real votes are missing")
@@ -216,3 +304,7 @@ def test_real_votes():
     assert 0.8 < has_label.mean() < 0.95
     agreement = (labeled.labels == dataset.labels)[has_label].mean()
     assert 0.6 < agreement < 0.8  # the labels of FER2013 are noisy
+    private = with_human_labels(dataset, REAL / "fer2013new.csv").subset("PrivateTest")
+    scores = human_agreement(private.human_labels, private.labels, EMOTIONS)
+    assert scores["human_agreement_n"] == 3137
+    assert scores["human_agreement"] == pytest.approx(0.674, abs=5e-4)

@@ -17,7 +17,8 @@ import pytest
 
 from data import landmarks
 from data.dataset import FaceDataset, resize_landmarks
-from data.landmarks import FLIP, add_landmarks
+from data.landmarks import add_landmarks
+from utils.coordinates import FLIP
 from utils.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -31,6 +31,7 @@ SHORT = Options(
         "batch_size": 5,
         "total_epoch": 2,
         "relabel": True,
+        "relabel_rule": "scn",
         "relabel_epoch": 1,
         "margin_2": 0.01,
         "amp": "fp32",
@@ -203,7 +204,7 @@ def test_epoch_resumed_with_compile_has_every_image_once(dataset, monkeypatch):
 
 def test_a_batch_does_not_depend_on_those_before_it(dataset):
     images = InMemoryDataset(dataset, dataset.training_rows, CPU)
-    loader = BatchLoader(images, SHORT, 1, clean_images=True)
+    loader = BatchLoader(images, SHORT, 1, teacher_images=True)
     complete, rest = list(loader.stream()), list(loader.stream(4))
     assert len(rest) == 3
     for a, b in zip(complete[4:], rest, strict=True):
@@ -213,13 +214,13 @@ def test_a_batch_does_not_depend_on_those_before_it(dataset):
 
 def test_clean_images_have_the_same_geometry_and_weak_augmentation(dataset):
     images = InMemoryDataset(dataset, dataset.training_rows, CPU)
-    strong = BatchLoader(images, SHORT, 1, clean_images=True)
+    strong = BatchLoader(images, SHORT, 1, teacher_images=True)
     weak = BatchLoader(images, replace(SHORT, mix="none", erasing=0.0, degraded=0.0, jpeg=0.0), 1)
     changed = 0
     for batch, plain in zip(strong.stream(), weak.stream(), strict=True):
-        assert torch.equal(batch.clean_images, plain.images)
+        assert torch.equal(batch.teacher_images, plain.images)
         assert torch.equal(batch.landmarks, plain.landmarks)
-        assert plain.clean_images is None
+        assert plain.teacher_images is None
         assert plain.lam is None
         changed += int((batch.images != plain.images).flatten(1).any(1).sum())
     assert changed > 20  # of 35

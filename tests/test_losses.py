@@ -10,6 +10,8 @@ from models.losses import (
     landmark_loss,
     rank_regularization,
     relabel,
+    relabel_by_mean,
+    soft_labels,
     weighted_cross_entropy,
 )
 
@@ -126,6 +128,26 @@ def test_relabel_keeps_the_labels_of_the_high_group():
     # beta 0.4 of 3 images: the second is the high group.
     assert relabel(LOGITS, labels, 0.1, importance, 0.4).tolist() == [0, 1, 0]
     assert relabel(LOGITS[:1], labels[:1], 0.1, importance[:1], 0.4).tolist() == [0]
+
+
+def test_relabel_by_mean_by_hand():
+    probabilities = torch.tensor(
+        [
+            *([0.1, 0.8, 0.1], [0.2, 0.6, 0.2], [0.3, 0.5, 0.2], [0.15, 0.75, 0.1]),
+            *([0.05, 0.05, 0.9], [0.0, 1.0, 0.0]),
+        ]
+    )
+    given = torch.tensor([0, 0, 0, 0, 2, 2])  # differences 0.7, 0.4, 0.2, 0.6, 0, 1
+    assert relabel_by_mean(probabilities, given, 0.5, 1.0).tolist() == [1, 0, 0, 1, 2, 1]
+    # A quarter of the four images of class 0, and none of the two of class 2.
+    assert relabel_by_mean(probabilities, given, 0.5, 0.25).tolist() == [1, 0, 0, 0, 2, 2]
+    assert relabel_by_mean(probabilities, given, 0.1, 0.75).tolist() == [1, 1, 0, 1, 2, 1]
+    assert relabel_by_mean(probabilities, given, 0.0, 0.0).tolist() == given.tolist()
+    assert given.tolist() == [0, 0, 0, 0, 2, 2]
+    soft = soft_labels(probabilities, given, 0.5)
+    torch.testing.assert_close(soft[0], torch.tensor([0.6, 0.8, 0.1]) / 1.5)
+    torch.testing.assert_close(soft.sum(1), torch.ones(6))
+    assert soft.argmax(1).tolist() == [1, 0, 0, 1, 2, 1]
 
 
 def test_relabel_does_not_change_its_arguments():

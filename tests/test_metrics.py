@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from engine.results import Evaluation, summary
+from engine.results import Evaluation, relabel_summary, summary
 from utils import metrics
+from utils.metrics import human_agreement, human_relabels
 from utils.run_folder import RunFolder
 
 NAMES = ("a", "b", "c")
@@ -103,6 +104,7 @@ def test_undefined_metrics_are_none():
     assert "no scores" in summary(scores)
 
 
+@pytest.mark.usefixtures("drawn_figures")
 def test_results_are_written(tmp_path):
     run = RunFolder.create(str(tmp_path / "run"), "x")
     evaluation().write(run, "title")
@@ -122,3 +124,39 @@ def test_unlabeled_images_get_predictions(tmp_path):
     lines = (tmp_path / "run/predictions.csv").read_text().splitlines()
     assert lines[1].startswith("10,PublicTest,,a,")
     assert not (tmp_path / "run/confusion_matrix.png").exists()
+
+
+def test_human_agreement_by_hand():
+    human, predicted = np.array([0, 0, 0, 1, -1]), np.array([0, 0, 1, 1, 2])
+    scores = human_agreement(human, predicted, "abc")
+    assert scores["human_agreement_n"] == 4
+    assert scores["human_agreement"] == 0.75
+    assert scores["human_agreement_interval"] == pytest.approx((0.3006, 0.9544), abs=1e-4)
+    assert scores["human_agreement_by_class"] == {"a": pytest.approx(2 / 3), "b": 1.0, "c": None}
+    nobody = human_agreement(np.array([-1]), np.array([0]), "abc")
+    assert nobody["human_agreement"] is None
+    assert nobody["human_agreement_interval"] is None
+    scores = evaluation(human_labels=np.array([0, -1, -1, 2, -1, 2])).scores()
+    assert scores["PublicTest"]["human_agreement_n"] == 1
+    assert "human agreement on PrivateTest (FER+ majority, n = 2)" in summary(scores)
+
+
+def test_importance_detects_labels_that_annotators_agree_with():
+    # Importances 0.1, 0.2, ... of images with the labels 0, 1, 2: the second and third are right.
+    scores = evaluation(human_labels=np.array([1, 1, 2, -1, -1, -1])).scores()
+    assert scores["PublicTest"]["auroc_importance_label"] == 1
+    assert scores["PrivateTest"]["auroc_importance_label"] is None
+
+
+def test_human_relabels_by_hand():
+    human = np.array([0, 1, 2, -1, 1, 1])
+    given = np.array([1, 1, 1, 1, 0, 1])
+    final = np.array([0, 0, 0, 0, 0, 1])
+    scores = human_relabels(human, given, final, "abc")
+    third = pytest.approx(1 / 3)  # the images 0, 1 and 2: the new label, the old one, neither
+    expected = {"n": 3, "new": third, "old": third, "neither": third}
+    assert scores.pop("human_relabel_by_class")["b"] == expected
+    assert scores == {f"human_relabel_{name}": value for name, value in expected.items()}
+    text = relabel_summary(human_relabels(human, given, final, "abc"))
+    assert text.splitlines()[-1].split() == ["b", "3", *["33.3", "%"] * 3]
+    assert relabel_summary(human_relabels(human, given, given, "abc")) == ""

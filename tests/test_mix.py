@@ -113,7 +113,7 @@ def test_mixed_images_are_not_relabeled():
     logits = torch.tensor([[0.0, 9.0]] * 3)
     output = Output(logits, torch.ones(3, 1), None, logits)
     labels = torch.zeros(3, dtype=torch.int64)
-    options = Options(relabel_group="all")
+    options = Options(importance=False)
     lam = torch.tensor([1.0, 0.9, 1.0])
     assert relabel_batch(output, labels, options).tolist() == [1, 1, 1]
     assert relabel_batch(output, labels, options, lam).tolist() == [1, 0, 1]

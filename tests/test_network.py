@@ -1,6 +1,7 @@
 """The network: shapes, normalization, heads, and the weights of the original method."""
 
 from collections import OrderedDict
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ def test_every_backbone_accepts_every_image_width(backbone, size):
     network = FERNet(Architecture(backbone, **SMALL)).eval()
     with torch.no_grad():
         output = network(torch.randint(0, 256, (2, 1, size, size), dtype=torch.uint8))
-    assert output.logits.shape == output.clean_logits.shape == (2, 7)
+    assert output.logits.shape == output.logits_without_dropout.shape == (2, 7)
     assert output.importance.shape == (2, 1)
     assert output.landmarks.shape == (2, 68, 2)
     assert ((output.importance > 0) & (output.importance < 1)).all()
@@ -149,11 +150,11 @@ def test_clean_logits_have_no_dropout():
     network.train()
     first, second = network(pixels), network(pixels)
     assert not torch.equal(first.logits, second.logits)
-    assert torch.equal(first.clean_logits, second.clean_logits)
-    assert not first.clean_logits.requires_grad
+    assert torch.equal(first.logits_without_dropout, second.logits_without_dropout)
+    assert not first.logits_without_dropout.requires_grad
     network.eval()
     output = network(pixels)
-    assert torch.equal(output.logits, output.clean_logits)
+    assert torch.equal(output.logits, output.logits_without_dropout)
 
 
 @pytest.mark.parametrize(
@@ -285,8 +286,9 @@ def test_original_weights_without_a_layer_are_refused(tmp_path):
 def test_training_can_start_from_original_weights(tmp_path):
     save_original(original("resnet18"), tmp_path / "original.pth")
     checkpoint = load_checkpoint(tmp_path / "original.pth")
-    network, new_heads = transfer(checkpoint, Architecture(dropout=0.3), "original.pth")
-    assert new_heads == []
+    architecture = replace(checkpoint.architecture, dropout=0.3)
+    network, _, new = transfer(checkpoint, architecture, {i: i for i in range(7)}, "original.pth")
+    assert new == set()
     assert network.architecture.dropout == 0.3
     pixels = torch.randint(0, 256, (2, 1, 48, 48), dtype=torch.uint8)
     ours, theirs = network.eval()(pixels), checkpoint.network()(pixels)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import psutil
@@ -14,6 +15,7 @@ import torch
 
 from engine.eta import ETA, MEASURED, WARM_UP, format_duration
 from engine.optim import build_optimizer, learning_rate
+from predict import PredictOptions
 from utils.cli import (
     REMOVED,
     RENAMED,
@@ -24,12 +26,12 @@ from utils.cli import (
     parse_train_options,
     resolve_options,
     resume_options,
-    validate_options,
 )
 from utils.devices import pick_device, set_threads
 from utils.errors import OptionError, RunError
 from utils.options import RECIPES, Options, with_recipe
 from utils.run_folder import RunFolder
+from utils.validation import validate_options
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -45,10 +47,39 @@ def test_every_option_has_help(capsys):
     text = capsys.readouterr().out
     for option in fields(Options):
         assert f"--{option.name}" in text
+    words = " ".join(text.replace("\u2502", "").split())
+    assert "--data PATH A data set (CSV" in words
+    assert "--teacher [PATH ...] Weights" in words
+    assert "--out PATH The run folder. Default: a new folder under model_save/. --" in words
+    assert "STR" not in words
+    assert "two hours on two cores), cpu" in words  # a line of the source ends here
+    assert "Random-erasing probability. (default: 0.5)" in words
 
 
 @pytest.mark.parametrize(
-    "argv", [["--batch_size", "many"], ["--backbone", "vgg12"], ["--no_such"], ["--seed"]]
+    ("module", "program", "usage"),
+    [
+        (None, ROOT / "predict.py", "predict.py"),
+        (SimpleNamespace(name="tools.x"), ROOT / "tools/x.py", "python -m tools.x"),
+    ],
+)
+def test_help_names_scripts_and_modules_without_their_folder(
+    monkeypatch, capsys, module, program, usage
+):
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", module)  # None for a script
+    monkeypatch.setattr(sys, "argv", [str(program)])
+    with pytest.raises(SystemExit):
+        parse(PredictOptions, ["--help"], "about")
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: {usage} [-h]")
+    assert "(default: model_save/resnet18_photos.pth)" in " ".join(
+        text.replace("\u2502", "").split()
+    )
+    assert str(ROOT) not in text
+
+
+@pytest.mark.parametrize(
+    "argv", [["--batch_size", "many"], ["--stem", "large"], ["--no_such"], ["--seed"]]
 )
 def test_invalid_command_line_exits_with_status_2(argv, capsys):
     with pytest.raises(SystemExit) as end:
@@ -84,11 +115,12 @@ def parse_target(kind):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipes_are_valid_and_can_be_overridden(recipe):
-    default = with_recipe(recipe)
+    argv = ("--recipe", recipe, "--model_path", "w.pth")  # finetune needs weights
+    default = replace(with_recipe(recipe), model_path=("w.pth",))
     assert validate_options(default) == default
-    assert resolve("--recipe", recipe) == default
+    assert resolve(*argv) == default
     # An option with the full recipe's value is an override, too.
-    assert resolve("--recipe", recipe, "--width=1", "--total-epoch", "200") == replace(
+    assert resolve(*argv, "--width=1", "--total-epoch", "200") == replace(
         default, width=1.0, total_epoch=200
     )
 
@@ -141,15 +173,25 @@ def test_invalid_option_is_named(invalid):
 
 def test_progressive_resizing_shares_the_epochs():
     options = validate_options(Options(image_width=(32, 40, 48), total_epoch=7))
-    assert [options.width_at(epoch) for epoch in range(1, 8)] == [32, 32, 32, 40, 40, 48, 48]
-    assert options.eval_width == 48
-    assert Options(image_width=(64,)).width_at(3) == 64
+    assert [options.image_width_at(epoch) for epoch in range(1, 8)] == [32, 32, 32, 40, 40, 48, 48]
+    assert options.eval_image_width == 48
+    assert Options(image_width=(64,)).image_width_at(3) == 64
 
 
 def test_without_importance_nothing_is_ranked():
     options = validate_options(Options(importance=False))
     assert options.rank_weight == 0
-    assert options.relabel_group == "all"
+
+
+@pytest.mark.parametrize(
+    ("argv", "margin"),
+    [("", 0.5), ("--relabel_rule scn", 0.2), ("--relabel_rule scn --margin_2 0.4", 0.4)],
+)
+def test_margin_of_each_relabeling_rule(argv, margin):
+    options = resolve_options(parse_train_options(argv.split(), ""), is_synthetic=False)
+    assert options.margin_2 == margin
+    again = parse_train_options(format_command(options).split(), "")
+    assert resolve_options(again, is_synthetic=False) == options
 
 
 def test_resumed_run_keeps_its_options():

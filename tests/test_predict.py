@@ -14,6 +14,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import onnx
 import pandas as pd
 import pytest
 import torch
@@ -84,6 +85,56 @@ def test_detection_on_photographs_the_largest_face_first(astronaut, hopper, both
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (3, 400), (48, 48, 3), (79, 2000)])
 def test_images_of_extreme_sizes_have_no_face(shape):
     assert len(detect_faces(np.full(shape, 90, np.uint8)).boxes) == 0
+
+
+@pytest.fixture
+def centerface(tmp_path):
+    """A CenterFace model whose heat map is the brightness of 4 x 4 pixels; faces are 40 x 60."""
+    channels = {"heat": 1, "log_size": 2, "offset": 2, "landmarks": 10}
+    nodes, initializers = [], []
+    for name, n in channels.items():
+        weight, bias = np.zeros((n, 3, 4, 4), np.float32), np.zeros(n, np.float32)
+        if name == "heat":
+            weight[:] = 1 / (3 * 4 * 4 * 255)
+        if name == "log_size":
+            bias[:] = np.log([60 / 4, 40 / 4])
+        nodes.append(
+            onnx.helper.make_node("Conv", ["x", f"{name}_w", f"{name}_b"], [name], strides=[4, 4])
+        )
+        initializers += [onnx.numpy_helper.from_array(weight, f"{name}_w")]
+        initializers += [onnx.numpy_helper.from_array(bias, f"{name}_b")]
+
+    def tensor(name, n):
+        return onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, n, None, None])
+
+    outputs = [tensor(*item) for item in channels.items()]
+    graph = onnx.helper.make_graph(nodes, "centerface", [tensor("x", 3)], outputs, initializers)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)])
+    onnx.save(model, tmp_path / "centerface.onnx")
+    return tmp_path / "centerface.onnx"
+
+
+def test_centerface_by_hand(centerface, constant_runtime, tmp_path):
+    image = np.zeros((128, 256), np.uint8)
+    image[64:68, 100:104] = 255
+    image[64:68, 108:112] = 150  # less, and of the same face
+    image[32:36, 200:204] = 200
+    boxes, scores = detect_faces(image, detector=str(centerface))
+    side = 1.02 * 40
+    centers = np.array([[102, 66 + 0.045 * 60], [202, 34 + 0.045 * 60]])
+    expected = np.hstack([centers - side / 2, centers + side / 2])
+    np.testing.assert_allclose(boxes, expected, atol=1e-3)
+    np.testing.assert_allclose(scores, [1, 200 / 255], atol=1e-4)
+    larger = detect_faces(cv2.resize(image, None, fx=2, fy=2), 256, detector=str(centerface))
+    np.testing.assert_allclose(larger.boxes, 2 * expected, atol=1)
+    assert len(detect_faces(image, min_score=0.9, detector=str(centerface)).boxes) == 1
+    assert len(detect_faces(np.zeros((5, 9, 3), np.uint8), detector=str(centerface)).boxes) == 0
+    assert len(FacePredictor(detector=centerface)(image)) == 2
+    with pytest.raises(WeightsError, match="no such detector"):
+        FacePredictor(detector=tmp_path / "none.onnx")
+    (tmp_path / "other.onnx").write_bytes(centerface.read_bytes()[:100])
+    with pytest.raises(WeightsError, match="is not a CenterFace model"):
+        FacePredictor(detector=tmp_path / "other.onnx")
 
 
 # As a library

@@ -24,6 +24,8 @@ from data.in_memory import InMemoryDataset
 from data.landmarks import add_landmarks
 from data.loader import BatchLoader
 from data.synthetic.generate import synthetic_dataset
+from engine import relabel
+from engine.build import build_state
 from engine.distill import Teachers
 from engine.distributed import DistributedContext
 from engine.eta import ETA
@@ -148,7 +150,7 @@ def test_teachers_get_weakly_augmented_images():
     train_one_epoch(
         state,
         network,
-        BatchLoader(images, strong, 1, clean_images=True),
+        BatchLoader(images, strong, 1, teacher_images=True),
         strong,
         Teachers([recording_teacher]),
         DistributedContext(),
@@ -165,8 +167,7 @@ def test_teachers_get_weakly_augmented_images():
 
 LABELS = torch.tensor([0, 0])
 RELABEL = Options(
-    **{"relabel": True, "margin_2": 0.2, "beta": 0.5},
-    **{"relabel_group": "all", "relabel_logits": "plain"},
+    **{"relabel": True, "relabel_rule": "scn", "margin_2": 0.2, "beta": 0.5, "importance": False}
 )
 
 
@@ -188,18 +189,10 @@ def test_relabeling_is_judged_without_dropout():
     assert relabel_batch(output, LABELS, RELABEL).tolist() == [0, 1]
 
 
-def test_weighted_relabeling_uses_the_importance():
-    # Logits (0, log 9). Weighted by 0.1, the probabilities differ by 0.11, less than the margin.
-    output = output_of([[0.1, 0.9], [0.1, 0.9]], [0.1, 0.9])
-    weighted = replace(RELABEL, relabel_logits="weighted")
-    assert relabel_batch(output, LABELS, weighted).tolist() == [0, 1]
-    assert relabel_batch(output, LABELS, RELABEL).tolist() == [1, 1]
-
-
 @pytest.mark.parametrize("importance", [[0.1, 0.9], [0.9, 0.1]])
 def test_low_group_relabeling_keeps_important_images(importance):
     output = output_of([[0.1, 0.9], [0.1, 0.9]], importance)
-    low = replace(RELABEL, relabel_group="low")
+    low = replace(RELABEL, importance=True)
     expected = [int(value < 0.5) for value in importance]
     assert relabel_batch(output, LABELS, low).tolist() == expected
     assert relabel_batch(output, LABELS, RELABEL).tolist() == [1, 1]
@@ -221,6 +214,78 @@ def test_relabeling_changes_the_labels_of_a_batch():
         assert (not torch.equal(state.labels, before)) == is_relabeled
 
 
+def relabel_epochs(dataset, options, *probabilities):
+    """Call the end of the epochs 1, 2, ... with given probabilities; return state and labels."""
+    images = InMemoryDataset(dataset, dataset.training_rows, CPU)
+    network = FERNet(Architecture(width=0.1))
+    state = build_state(network, images, dataset, options, DistributedContext())
+    labels = []
+    for rows in probabilities:
+        state.epoch += 1
+        prediction = Predictions(np.array(rows, np.float32), np.zeros(len(rows)), None)
+        with pytest.MonkeyPatch.context() as context:
+            context.setattr(relabel, "predict", lambda *_, result=prediction, **__: result)
+            relabel.end_epoch(state, images, options, DistributedContext())
+        labels.append(state.labels.tolist())
+    assert images.labels.tolist() == dataset.labels[:2].tolist()  # the given ones stay
+    relabel.begin_epoch(state, images, options)
+    return state, images, labels
+
+
+TWO = FaceDataset(np.zeros((2, 48, 48), np.uint8), np.array([0, 1]), np.array(["Training"] * 2))
+MEAN = Options(relabel=True, relabel_epoch=2, margin_2=0.3, relabel_cap=1.0)
+ONE, OTHER = [[0.2, 0.8, *[0] * 5]] * 2, [[0.6, 0.4, *[0] * 5]] * 2
+
+
+def test_labels_follow_the_mean_predictions_and_may_move_back():
+    # The mean of class 1 minus class 0: 0.6; 0.6 and so on for three epochs; then (2 / 3 and 1 / 3)
+    # 0.6 -> 0.333 -> 0.156; the label of image 0 moves while it is above 0.3.
+    state, images, labels = relabel_epochs(TWO, MEAN, ONE, ONE, ONE, OTHER, OTHER)
+    assert labels == [[0, 1], [1, 1], [1, 1], [1, 1], [0, 1]]
+    p = 0.4 + 0.4 * (2 / 3) ** 2
+    np.testing.assert_allclose(state.predictions[:, 1], p, atol=1e-6)
+    assert images.targets is None
+
+
+def test_the_mean_is_that_of_three_epochs():
+    early = replace(MEAN, relabel_epoch=4)  # the first prediction is that of epoch 2
+    state, _, labels = relabel_epochs(TWO, early, ONE, OTHER, OTHER, ONE)
+    np.testing.assert_allclose(state.predictions[:, 1], (0.4 + 0.4 + 0.8) / 3, atol=1e-6)
+    assert labels == [[0, 1]] * 4  # 0.533 - 0.467 is less than the margin
+
+
+def test_soft_labels_are_the_targets_of_the_next_epoch():
+    soft = replace(MEAN, relabel_rule="soft")
+    _, images, labels = relabel_epochs(TWO, soft, ONE)
+    assert images.targets is None  # before relabel_epoch
+    _, images, labels = relabel_epochs(TWO, soft, ONE, ONE)
+    assert labels == [[0, 1], [1, 1]]
+    expected = [[0.5 / 1.3, 0.8 / 1.3], [0.2 / 1.3, 1.1 / 1.3]]
+    np.testing.assert_allclose(images.targets[:, :2], expected, atol=1e-6)
+    assert next(iter(BatchLoader(images, soft, 3).stream())).targets.shape == (2, 7)
+    scn = replace(MEAN, relabel_rule="scn")
+    state, _, labels = relabel_epochs(TWO, scn, ONE, ONE)  # it relabels in training only
+    assert (labels, state.predictions) == ([[0, 1]] * 2, None)
+
+
+def test_processes_predict_their_shards(monkeypatch):
+    dataset = synthetic_dataset(training=1, public=1, private=1)
+    images = InMemoryDataset(dataset, dataset.training_rows, CPU)
+    context = DistributedContext()
+    state = build_state(FERNet(Architecture(width=0.1)), images, dataset, MEAN, context)
+    state.ema.module.eval()
+    whole = relabel.predict_training(state, images, MEAN, context)
+    assert whole.shape == (7, 7)
+    monkeypatch.setattr(relabel, "CHUNK", 2)
+    parts = []
+    monkeypatch.setattr(context, "gather", lambda part: parts.append(part) or [part])
+    context.world_size = 2
+    for context.rank in range(2):
+        relabel.predict_training(state, images, MEAN, context)
+    assert [len(part) for part in parts] == [3, 4]
+    np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-6)
+
+
 # Test-time augmentation
 
 
@@ -230,6 +295,7 @@ class Views(nn.Module):
     def __init__(self, logits):
         super().__init__()
         self.logits, self.view = logits, 0
+        self.architecture = Architecture(classes=logits.shape[1])
 
     def forward(self, images):
         logits = self.logits[self.view].expand(len(images), -1)

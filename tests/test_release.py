@@ -95,6 +95,7 @@ def test_rounded_weights_are_half_as_large_with_similar_outputs(trained):
     assert str(trained) not in str(small.options)
 
 
+@pytest.mark.usefixtures("small_sample")
 def test_scores_on_synthetic_images_have_a_note_for_released_weights(trained, tmp_path, capsys):
     argv = ("--data", "sample", "--no_landmarks", "--gpu_ids", "-1", "--splits", "PrivateTest")
     for weights, has_note in (("resnet18.pth", True), ("run/best.pth", False)):

@@ -20,7 +20,7 @@ from test_ferplus import write_votes
 
 import train
 from data.dataset import EMOTIONS
-from data.ferplus import with_ferplus_labels
+from data.ferplus import with_ferplus_labels, with_human_labels
 from data.synthetic.generate import synthetic_dataset
 from tools import report, report_pairs
 from utils.errors import DataError, OptionError, RunError
@@ -50,7 +50,7 @@ def runs(tmp_path_factory):
     csv = write_csv(dataset, folder / "images.csv")
     argv = ("--data", csv, "--gpu_ids", "-1", "--width", 0.1, "--image_width", 32)
     argv += ("--batch_size", 16, "--total_epoch", 2, "--relabel_epoch", 1, "--margin_2", 0)
-    argv += ("--relabel", "--no_landmarks")
+    argv += ("--relabel", "--relabel_cap", 1, "--no_landmarks")
     run(train, *argv, "--out", folder / "one")
     run(train, *argv, "--seed", 1, "--label_noise", 0.2, "--out", folder / "<two>")
     return folder
@@ -107,7 +107,7 @@ def test_images_are_shown_with_the_labels_of_the_evaluation(tmp_path):
     rows = pd.DataFrame({"index": [0, 1], "label": "contempt"})
     rows["predicted_a"], rows["predicted_b"] = ["contempt", "sad"], "sad"
     pair = {"one": "a", "other": "b", "split": "Training", "rows": rows}
-    assert report_pairs.plot_pair(pair, dataset, ferplus).startswith(b"\x89PNG")
+    assert report_pairs.plot_pair(pair, ferplus).startswith(b"\x89PNG")
     with pytest.raises(DataError, match="for FER\\+ labels the same --ferplus"):
         report_pairs.plot_pair(pair, dataset)
 
@@ -173,7 +173,7 @@ def test_relabel_agreement_by_hand(tmp_path):
     votes = np.zeros((len(dataset), 10), int)
     votes[np.arange(len(dataset)), [columns[k] for k in majority]] = 10
     path = write_votes(tmp_path / "votes.csv", dataset, votes)
-    ferplus = with_ferplus_labels(dataset, path)
+    dataset = with_human_labels(dataset, path)
     relabels = pd.DataFrame(
         [
             (1, "disgust", "fear"),
@@ -186,18 +186,28 @@ def test_relabel_agreement_by_hand(tmp_path):
         columns=("row", "from", "to"),
     )
     described = {"name": "a", "relabels": relabels, "options": {}}
-    # Rows 0, 1, 2, 5, 6 count: 1 ends at the majority, 2 does not, 5 leaves it.
-    assert report.relabel_agreement(described, dataset, ferplus) == {
-        **{"noisy": 2, "relabeled": 3, "relabel_precision": pytest.approx(1 / 3)},
-        **{"relabel_harm": pytest.approx(1 / 3), "relabel_recall": 0.5},
+    # Rows 1, 2 and 5 count: 1 ends at the majority, 2 does not, 5 leaves it.
+    scores = report.relabel_agreement(described, dataset)
+    assert scores.pop("human_relabel_by_class")["fear"] == {
+        "n": 1,
+        "new": 0,
+        "old": 0,
+        "neither": 1,
+    }
+    assert scores == {
+        **{"human_relabel_n": 3, "human_relabel_new": pytest.approx(1 / 3)},
+        **{
+            "human_relabel_old": pytest.approx(1 / 3),
+            "human_relabel_neither": pytest.approx(1 / 3),
+        },
     }
     on_ferplus = described | {"options": {"ferplus": "v.csv"}}
-    assert report.relabel_agreement(on_ferplus, dataset, ferplus) == {}
+    assert report.relabel_agreement(on_ferplus, dataset) == {}
     without = described | {"relabels": relabels[:0]}
-    assert report.relabel_agreement(without, dataset, ferplus) == {}
+    assert report.relabel_agreement(without, dataset) == {}
     for others in (relabels.assign(row=relabels["row"] + 1), relabels.assign(row=10**6)):
         with pytest.raises(DataError, match="does not have the images that a relabeled"):
-            report.relabel_agreement(described | {"relabels": others}, dataset, ferplus)
+            report.relabel_agreement(described | {"relabels": others}, dataset)
 
 
 def test_a_page_with_ferplus(runs, tmp_path):
@@ -206,11 +216,21 @@ def test_a_page_with_ferplus(runs, tmp_path):
     votes = np.zeros((len(dataset), 10), int)
     votes[:, 4] = 10  # angry for all images
     path = write_votes(tmp_path / "votes.csv", dataset, votes)
-    run(report, runs / "one", *data, "--ferplus", path, "--out", tmp_path / "page.html")
+    out = ("--out", tmp_path / "page.html")
+    run(report, runs / "one", *data, "--ferplus_test", path, *out)
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert "the majority label differs from 42 Training labels" in page
-    with pytest.raises(OptionError, match="give --data, too"):
-        run(report, runs / "one", "--ferplus", path, "--out", tmp_path / "page.html")
+    table = pd.read_csv(runs / "one/predictions.csv")
+    shares = [100 * (part["predicted"] == "angry").mean() for _, part in table.groupby("split")]
+    header = page[page.index("Human agreement (%)") :]
+    assert all(f"<td>{share:.2f}</td>" in header for share in shares)
+    assert "Relabeled images, by old label" in page
+    for option in ("--ferplus", "--ferplus_test"):
+        with pytest.raises(OptionError, match="give --data, too"):
+            run(report, runs / "one", option, path, *out)
+    with pytest.raises(OptionError, match="Leave one of them out"):
+        run(report, runs / "one", *data, "--ferplus", path, "--ferplus_test", path, *out)
+    run(report, runs / "one", *out)
+    assert "Human agreement" not in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 def test_the_wilson_interval_by_hand():
@@ -342,7 +362,7 @@ def test_axes_are_labeled_with_units():
         return [(axes.get_xlabel(), axes.get_ylabel()) for axes in figure.axes]
 
     rows = history(loss_a=[2, 1])
-    expected = [("Epoch", "Loss (unweighted)"), ("Epoch", "Accuracy (%)")]
+    expected = [("Epoch", "Loss terms"), ("Epoch", "Accuracy (%)")]
     assert labels(plot_learning_curves(rows, "t")) == expected
     figure = plot_confusion_matrix(np.eye(2, dtype=int), ("a", "b"), "t")
     assert labels(figure) == [("Predicted class", "True class")]

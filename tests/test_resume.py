@@ -10,27 +10,13 @@ import time
 
 import pytest
 from kills import assert_same_run, write_csv
-from test_scripts import ROOT, TINY, run
+from test_faults import ROOT, TINY
+from test_scripts import run
 
 import train
 from data.synthetic.generate import synthetic_dataset
 from engine import saver
 from utils.errors import ProjectError
-
-RESUMED = ("--no_landmarks", "--total_epoch", 3, "--relabel_epoch", 2, "--margin_2", 0.01)
-
-
-@pytest.fixture(scope="module")
-def faces_csv(tmp_path_factory):
-    dataset = synthetic_dataset(training=7, public=3, private=3)
-    return write_csv(dataset, tmp_path_factory.mktemp("data") / "faces.csv")
-
-
-@pytest.fixture(scope="module")
-def reference(faces_csv, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "reference"
-    run(train, "--data", faces_csv, "--out", folder, *TINY, *RESUMED)
-    return folder
 
 
 @pytest.mark.parametrize("where", ["after last.pth", "before last.pth", "before any", "at the end"])
@@ -54,14 +40,14 @@ def test_interrupted_saving_is_resumed_to_the_bit(reference, faces_csv, tmp_path
 
     folder = tmp_path / "resumed"
     with pytest.raises(KeyboardInterrupt):
-        run(train, "--data", faces_csv, "--out", folder, *TINY, *RESUMED, patch=stop)
+        run(train, "--data", faces_csv, "--out", folder, *TINY, patch=stop)
     run(train, "--resume", folder)
     assert_same_run(reference, folder)
 
 
 def test_killed_run_is_resumed_to_the_bit(reference, faces_csv, tmp_path):
     folder = tmp_path / "killed"
-    argv = [*TINY, *RESUMED, "--data", faces_csv, "--out", folder]
+    argv = [*TINY, "--data", faces_csv, "--out", folder]
     process = subprocess.Popen(
         [sys.executable, ROOT / "train.py", *map(str, argv)], stdout=subprocess.DEVNULL
     )
@@ -117,6 +103,6 @@ def test_run_is_not_resumed_with_other_data_or_options(reference, tmp_path):
 def test_equal_seeds_give_equal_runs(reference, faces_csv, tmp_path):
     for seed in (0, 1):
         argv = ("--seed", seed, "--out", tmp_path / str(seed))
-        run(train, "--data", faces_csv, *TINY, *RESUMED, *argv)
+        run(train, "--data", faces_csv, *TINY, *argv)
     assert_same_run(reference, tmp_path / "0")
     assert (tmp_path / "1/metrics.csv").read_text() != (reference / "metrics.csv").read_text()

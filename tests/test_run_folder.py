@@ -11,30 +11,16 @@ from functools import partial
 
 import pytest
 import torch
-from kills import assert_same_run, write_csv
+from kills import SMALL, assert_same_run
 from test_faults import ROOT, TINY, kill_at, run, start_train
 
 import train
-from data.synthetic.generate import synthetic_dataset
 from engine.logger import TrainingLogger
 from utils.errors import OptionError, ProjectError, RunError
 from utils.files import atomic_write
+from utils.options import Options
 from utils.run_folder import LOCK, RunFolder
 from utils.signals import Interrupted
-
-
-@pytest.fixture(scope="module")
-def faces_csv(tmp_path_factory):
-    dataset = synthetic_dataset(training=7, public=3, private=3)
-    return write_csv(dataset, tmp_path_factory.mktemp("data") / "faces.csv")
-
-
-@pytest.fixture(scope="module")
-def reference(faces_csv, tmp_path_factory):
-    """Return the folder of an uninterrupted run."""
-    folder = tmp_path_factory.mktemp("runs") / "reference"
-    run("--data", faces_csv, "--out", folder, *TINY)
-    return folder
 
 
 def test_full_disk_leaves_the_last_checkpoint(reference, faces_csv, tmp_path):
@@ -106,17 +92,18 @@ def test_resumed_run_is_locked_before_it_is_read(reference, tmp_path, monkeypatc
 
 
 def test_tensorboard_on_a_full_disk_gives_a_warning(tmp_path, monkeypatch, capsys):
-    logger = TrainingLogger(RunFolder(tmp_path), ("a", "b"), 1, 0)
+    logger = TrainingLogger(RunFolder(tmp_path), ("a", "b"), Options(total_epoch=1), 0)
 
     def refuse(*_args, **_options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(logger._board, "flush", refuse)
-    row = {"epoch": 1, "loss": 1.0, "train_accuracy": 0.5, "public_accuracy": 0.5, "relabeled": 0}
+    row = {"epoch": 1, "loss": 1.0, "train_accuracy": 0.5, "relabeled": 0}
+    row |= {"public_accuracy": 0.5, "public_balanced_accuracy": 0.25}
     logger.log_epoch([row], [], 1.0)
     output = capsys.readouterr()
     assert "TensorBoard log is incomplete (No space left" in output.err
-    assert "PublicTest 50.00 %" in output.out
+    assert "PublicTest 50.00 %, balanced 25.00 % (best 50.00 in 1)" in output.out
     assert (tmp_path / "metrics.csv").exists()
 
 
@@ -136,12 +123,11 @@ def test_runs_started_in_one_second_have_different_folders(tmp_path, monkeypatch
     assert len({RunFolder.create("", "x").path for _ in range(5)}) == 5
 
 
-def test_runs_started_at_once_share_the_cache(tmp_path):
-    csv = write_csv(synthetic_dataset(training=30, public=10, private=10), tmp_path / "faces.csv")
-    argv = ["--gpu_ids", "-1", "--width", "0.1", "--image_width", "32", "--total_epoch", "1"]
+def test_runs_started_at_once_share_the_cache(faces_csv, tmp_path):
+    argv = [sys.executable, ROOT / "train.py", "--data", faces_csv, *SMALL, "--total_epoch", "1"]
     processes = [
         subprocess.Popen(
-            [sys.executable, ROOT / "train.py", "--data", csv, "--out", tmp_path / str(i), *argv],
+            [*argv, "--out", tmp_path / str(i)],
             env=os.environ | {"FER_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.DEVNULL,
         )

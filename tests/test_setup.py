@@ -17,6 +17,7 @@ REQUIREMENTS = (
     "requirements.txt",
     "requirements-export.txt",
     "requirements-demo.txt",
+    "requirements-timm.txt",
     "tests/requirements.txt",
 )
 LOCK = "requirements.lock"

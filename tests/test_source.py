@@ -16,6 +16,7 @@ from data.dataset import EMOTIONS, UNLABELED, FaceDataset
 from data.download import download
 from data.readers.layouts import CsvLayout
 from data.source import Source, find_source, hold_out, load_dataset
+from utils import network
 from utils.errors import DataError
 
 
@@ -43,7 +44,7 @@ def data_dir(tmp_path, monkeypatch):
     folder = tmp_path / "data"
     folder.mkdir()
     monkeypatch.setattr(source_module, "DATA_DIR", folder)
-    monkeypatch.setattr(download_module, "_is_reachable", lambda: False)
+    monkeypatch.setattr(download_module, "is_reachable", lambda url: False)
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "kagglehub"))
     monkeypatch.delenv("FER_OFFLINE", raising=False)
     (tmp_path / "elsewhere").mkdir()
@@ -94,7 +95,7 @@ def test_download_is_third(data_dir, tmp_path, monkeypatch):
     make_folders(tmp_path / "downloaded")
     hub = types.SimpleNamespace(dataset_download=lambda name: str(tmp_path / "downloaded"))
     monkeypatch.setitem(sys.modules, "kagglehub", hub)
-    monkeypatch.setattr(download_module, "_is_reachable", lambda: True)
+    monkeypatch.setattr(download_module, "is_reachable", lambda url: True)
     source = find_source()
     assert source.layout.root == tmp_path / "downloaded"
     assert "Kaggle" in source.description
@@ -130,7 +131,7 @@ def test_failed_download_is_a_warning(data_dir, monkeypatch, capsys):
         raise RuntimeError("403")
 
     hub = types.SimpleNamespace(dataset_download=raise_error)
-    monkeypatch.setattr(download_module, "_is_reachable", lambda: True)
+    monkeypatch.setattr(download_module, "is_reachable", lambda url: True)
     for module in (hub, None):  # None: not installed
         monkeypatch.setitem(sys.modules, "kagglehub", module)
         assert download() is None
@@ -142,9 +143,9 @@ def test_probe_of_the_network_has_a_timeout(monkeypatch):
         time.sleep(30)
 
     monkeypatch.setattr("urllib.request.urlopen", wait)
-    monkeypatch.setattr(download_module, "PROBE_SECONDS", 0.1)
+    monkeypatch.setattr(network, "PROBE_SECONDS", 0.1)
     start = time.monotonic()
-    assert not download_module._is_reachable()
+    assert not network.is_reachable("https://example.org")
     assert time.monotonic() - start < 2
 
 

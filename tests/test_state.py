@@ -129,6 +129,7 @@ def test_weights_without_a_training_state_cannot_be_resumed(tmp_path):
         {"labels": torch.zeros(4)},  # copy_ would cast it
         {"network": {}},
         {"history": 3},
+        {"predictions": torch.zeros(3, 7)},
         {"n_averaged": "x"},
     ],
 )

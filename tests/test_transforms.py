@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from data.degrade import jpeg
-from data.landmarks import FLIP
 from data.synthetic.generate import synthetic_dataset
 from data.transforms import Augmentation, affine, augment, transform_landmarks, warp
-from utils.coordinates import to_normalized, to_pixels
+from utils.coordinates import FLIP, to_normalized, to_pixels
 
 NONE = Augmentation()
 STRONG = Augmentation(
@@ -24,6 +23,13 @@ STRONG = Augmentation(
     erasing=0.5,
     degraded=0.5,
 )
+
+
+def test_mild_augmentation_has_half_of_the_geometry_and_color_jitter():
+    expected = replace(
+        STRONG, degrees=7.5, translation=0.05, scale=0.1, color_jitter=0.15, erasing=0
+    )
+    assert STRONG.mild == expected
 
 
 def matrix(angle=0.0, scale=1.0, x=0.0, y=0.0, flipped=False):

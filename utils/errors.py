@@ -36,8 +36,8 @@ class RunError(ProjectError):
 def run_main(main: Callable[[], None]) -> None:
     """Call the entry point of a script; turn expected errors into one line and an exit status.
 
-    The status is 0 on success, 1 for an expected error, 130 for Ctrl-C, 143 for SIGTERM, and 141
-    if the reader of the output has ended, as in `| head`.
+    The status is 0 on success, 1 for an expected error, 2 for a wrong option (as of the parser),
+    130 for Ctrl-C, 143 for SIGTERM, and 141 for a broken pipe, as in `| head`.
     """
     if hasattr(sys.stdout, "reconfigure"):  # a file name may not be encodable
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -45,6 +45,9 @@ def run_main(main: Callable[[], None]) -> None:
         with raise_on_termination():
             main()
             sys.stdout.flush()
+    except OptionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     except ProjectError as error:
         sys.exit(f"error: {error}")
     except (MemoryError, RuntimeError) as error:
@@ -54,7 +57,7 @@ def run_main(main: Callable[[], None]) -> None:
         sys.exit(f"error: out of memory ({reason}); use a smaller --batch_size, or free memory")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
-        print("stopped: the reader of the output has ended", file=sys.stderr)
+        print("stopped: the output was closed (broken pipe)", file=sys.stderr)
         sys.exit(141)  # 128 + SIGPIPE, which Windows does not define
     except OSError as error:
         if error.errno not in DISK_FULL:

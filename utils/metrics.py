@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from sklearn.metrics import confusion_matrix, f1_score, recall_score, roc_auc_score
 
+from utils.statistics import wilson
+
 ECE_BINS = 15
 
 
@@ -41,6 +43,36 @@ def score(
 def accuracy(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
     """Return the share of correct predictions, 0 to 1; None if there are no images."""
     return float((probabilities.argmax(1) == labels).mean()) if len(labels) else None
+
+
+def human_agreement(
+    human_labels: np.ndarray, predicted: np.ndarray, class_names: Sequence[str]
+) -> dict[str, object]:
+    """Compute the share of predictions that equal the majority of FER+'s annotators.
+
+    Args:
+        human_labels: int [N], the majority; negative for images without one, which are left out.
+        predicted: int [N], the predicted classes.
+        class_names: The names of the classes.
+
+    Returns:
+        human_agreement (0 to 1), human_agreement_n (the number of images that count),
+        human_agreement_interval (95 % Wilson interval), and human_agreement_by_class, the share by
+        the annotators' class. None where no image counts.
+    """
+    agrees = {
+        name: (predicted == human_labels)[human_labels == i] for i, name in enumerate(class_names)
+    }
+    hits = np.concatenate(list(agrees.values()))
+    n = len(hits)
+    return {
+        "human_agreement": float(hits.mean()) if n else None,
+        "human_agreement_n": n,
+        "human_agreement_interval": wilson(int(hits.sum()), n) if n else None,
+        "human_agreement_by_class": {
+            name: float(part.mean()) if len(part) else None for name, part in agrees.items()
+        },
+    }
 
 
 def correctness_auroc(value: np.ndarray, correct: np.ndarray) -> float | None:
@@ -110,6 +142,35 @@ def relabel_scores(
         "relabel_harm": share(changed & ~wrong, changed),
         "relabel_recall": share(corrected, wrong),
     }
+
+
+def human_relabels(
+    human_labels: np.ndarray, given: np.ndarray, final: np.ndarray, class_names: Sequence[str]
+) -> dict[str, object]:
+    """Compute which of two labels the majority of FER+'s annotators agrees with, where they differ.
+
+    Args:
+        human_labels: int [N], the majority; negative for images without one, which are left out.
+        given: int [N], the labels of the data set.
+        final: int [N], the labels after relabeling.
+        class_names: The names of the classes.
+
+    Returns:
+        human_relabel_n (relabeled images with a majority), and the shares of these whose majority
+        is the new label (human_relabel_new), the old one (_old), or neither; None if there is no
+        such image. human_relabel_by_class has the same for the images of each given label.
+    """
+    moved = (given != final) & (human_labels >= 0)
+
+    def shares(mask: np.ndarray) -> dict[str, int | float | None]:
+        n = int(mask.sum())
+        new, old = (int((human_labels == labels)[mask].sum()) for labels in (final, given))
+        counts = {"new": new, "old": old, "neither": n - new - old}
+        return {"n": n} | {name: count / n if n else None for name, count in counts.items()}
+
+    by_class = {name: shares(moved & (given == i)) for i, name in enumerate(class_names)}
+    result = {f"human_relabel_{name}": value for name, value in shares(moved).items()}
+    return result | {"human_relabel_by_class": by_class}
 
 
 def landmark_error(predicted: np.ndarray, landmarks: np.ndarray) -> float | None:

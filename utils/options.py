@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -14,16 +15,26 @@ NonNegative = Annotated[float, Field(ge=0)]
 Width = Annotated[int, Field(ge=24, le=224)]
 
 
+def _check_backbone(name: str) -> str:
+    if not re.fullmatch(r"resnet18|vgg(11|13|16|19)|timm:[\w.-]+", name):
+        raise ValueError("choose resnet18, vgg11, vgg13, vgg16, vgg19, or timm:NAME")
+    return name
+
+
+Backbone = Annotated[str, AfterValidator(_check_backbone)]
+
+
 @dataclass(frozen=True)
 class Options:
     """Options of train.py, its command line and the saved config."""
 
     __pydantic_config__: ClassVar = {"allow_inf_nan": False}
 
-    recipe: Literal["auto", "full", "release", "cpu", "sample"] = "auto"
+    recipe: Literal["auto", "full", "release", "cpu", "sample", "finetune"] = "auto"
     """Defaults for the options below: full (for a GPU), release (width 0.5, two hours on two
-    cores), cpu (width 0.5, few epochs), sample (a minute on the synthetic data set). auto is sample
-    for the synthetic data set and full otherwise."""
+    cores), cpu (width 0.5, few epochs), sample (a minute on the synthetic data set), finetune
+    (few epochs from trained weights). auto is finetune with --model_path, else sample for the
+    synthetic data set and full otherwise."""
     data: str = ""
     """A data set (CSV, folders, list files, zip, tar.gz), or "sample" for the synthetic one.
     Default: the data set in data/, else a download, else the synthetic data set."""
@@ -32,8 +43,13 @@ class Options:
     out: str = ""
     """The run folder. Default: a new folder under model_save/."""
     model_path: tuple[str, ...] = ()
-    """Initial weights: a best.pth of this project, or the original method's resnet18.pth. Several
-    files are merged block-diagonally into one network, whose --width is the sum of theirs."""
+    """Initial weights: a best.pth of this project, or the original method's resnet18.pth. They
+    define backbone, width, channels, pooling and normalization. The classes may differ: the
+    classifier keeps those of the same name. Several files are merged block-diagonally into one
+    network, whose width is the sum of theirs."""
+    freeze_epochs: Annotated[int, Field(ge=0)] = 0
+    """With --model_path or --init: train only the heads in this many epochs at the start. The
+    backbone and its batch-norm statistics are frozen."""
     teacher: tuple[str, ...] = ()
     """Weights of trained networks whose predictions are soft targets (distillation)."""
     teacher_weight: Fraction = 0.7
@@ -45,12 +61,23 @@ class Options:
     compile: bool = False
     """Use torch.compile. It takes up to a minute and is faster on a GPU."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Random seed. Two runs with the same seed, CPU and threads are bit-identical."""
+    """Random seed. Two runs with the same seed, CPU and threads are bit-identical, not on a GPU."""
 
-    backbone: Literal["resnet18", "vgg11", "vgg13", "vgg16", "vgg19"] = "resnet18"
-    """The backbone."""
+    backbone: Backbone = "resnet18"
+    """resnet18, vgg11, vgg13, vgg16, vgg19, or a convolutional network of timm, such as
+    timm:convnext_atto (needs requirements-timm.txt)."""
+    stem: Literal["small", "imagenet"] = "small"
+    """First layers of resnet18: a 3 x 3 convolution of stride 1, or those of torchvision (7 x 7 of
+    stride 2, and a max-pool), for images of about 224 pixels."""
+    init: str = ""
+    """Initial weights of the backbone: imagenet (a download), or the path of a state dict of
+    torchvision or timm. Default: random."""
     width: Annotated[float, Field(gt=0, le=8)] = 1.0
-    """A factor on the backbone's channels; 0.5 is about three times as fast."""
+    """Width multiplier of the backbone's channels; 0.5 is about three times as fast."""
+    downsample: Literal["stride", "pool"] = "stride"
+    """How a ResNet halves its feature map: convolutions of stride 2, or average pooling."""
+    mirror: bool = False
+    """A mirror-equivariant ResNet, with half of the weights at the same width and speed."""
     image_width: tuple[Width, ...] = (48,)
     """Images are resized to this width in pixels. Several values are progressive resizing: each
     is used for an equal share of the epochs, and the last one for evaluation."""
@@ -61,8 +88,12 @@ class Options:
     FER2013's seven."""
     ferplus: str = ""
     """FER+'s fer2013new.csv: train and test on its labels (eight classes) instead of FER2013's."""
-    ferplus_target: Literal["majority", "distribution"] = "majority"
-    """Training target with --ferplus: the majority label, or the distribution of the votes."""
+    ferplus_target: Literal["majority", "distribution", "mixture"] = "majority"
+    """Training target with --ferplus: the majority label, the distribution of the votes, or the
+    mean of both."""
+    ferplus_test: str = ""
+    """FER+'s fer2013new.csv: report how often predictions on FER2013 equal the majority of FER+'s
+    annotators (human agreement). It has no influence on the training."""
     dropout: BelowOne = 0.2
     """Dropout probability of the features before the classifier."""
 
@@ -77,19 +108,22 @@ class Options:
     margin_1: NonNegative = 0.15
     """Margin between the mean importances of the two groups."""
     relabel: bool = False
-    """SCN's relabeling of Training images. It lowers the accuracy (docs/experiments.md)."""
+    """Relabel Training images (docs/experiments.md has its effect)."""
+    relabel_rule: Literal["ema", "soft", "scn"] = "ema"
+    """ema relabels at the end of an epoch, by the mean predictions of the EMA of three epochs. soft
+    mixes these with the given labels, as targets. scn relabels the low-importance group of each
+    batch in training (SCN)."""
     relabel_epoch: Count = 100
     """The first epoch that relabels, counted from 1."""
-    margin_2: Fraction = 0.2
-    """Relabel where the largest probability exceeds that of the label by more than this."""
-    relabel_group: Literal["low", "all"] = "low"
-    """Images that may be relabeled: the low-importance group (SCN's paper) or all (its code)."""
-    relabel_logits: Literal["plain", "weighted"] = "plain"
-    """Logits that decide about relabeling: plain, or weighted by the importance (SCN's code)."""
+    margin_2: Fraction = 0.5
+    """Relabel where the largest probability exceeds that of the label by more than this. Default
+    for the rule scn: 0.2."""
+    relabel_cap: Fraction = 0.1
+    """Largest share of a class that the rule ema relabels."""
     label_noise: BelowOne = 0.0
     """Share of the Training labels that are replaced by wrong ones, to test relabeling."""
     landmarks: bool = True
-    """The parallel landmark task; --no_landmarks needs no dlib."""
+    """The auxiliary landmark task; --no_landmarks needs no dlib."""
     landmark_pool: bool = False
     """Add features pooled at the predicted landmarks to the globally pooled features."""
     landmark_weight: NonNegative = 2.0
@@ -102,38 +136,51 @@ class Options:
     optimizer: Literal["sgd", "adam"] = "sgd"
     """sgd has Nesterov momentum 0.9; adam is AdamW, for which --start_lr 0.001 is suitable."""
     start_lr: Annotated[float, Field(gt=0)] = 0.1
-    """Learning rate after the warm-up; it follows a cosine to 0."""
+    """Peak learning rate, after the warm-up; it then follows a cosine to 0."""
+    backbone_lr: Annotated[float, Field(gt=0)] = 1.0
+    """A factor on the learning rate of the backbone; fine-tuning has 0.1."""
     warmup_epoch: NonNegative = 5.0
     """Epochs of linear warm-up."""
     weight_decay: NonNegative = 5e-4
     """Weight decay of convolution and linear weights; biases and batch norm have none."""
     clip: NonNegative = 1.0
-    """Maximum gradient norm; 0 for none. A full-width ResNet-18's importances may collapse then."""
+    """Maximum gradient norm; 0 for none. Without it, the importances of a
+    full-width ResNet-18 may collapse to 0 (docs/experiments.md)."""
     label_smoothing: BelowOne = 0.1
     """Label smoothing."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced weights the expression loss of each image by n / (C n_c), for n Training images of C
+    classes, n_c of which have the image's class."""
     ema: BelowOne = 0.999
     """Decay of the exponential moving average of the weights, which is evaluated; 0 for none."""
     amp: Literal["auto", "bf16", "fp32"] = "auto"
-    """Number format of the convolutions; auto is bf16 where the hardware supports it."""
+    """Precision of the convolutions; auto is bf16 where the hardware supports it."""
 
     affine: tuple[NonNegative, NonNegative, BelowOne] = (15.0, 0.1, 0.2)
     """Random rotation in degrees, translation as a share of the width, and scale 1 - s to 1 + s."""
     color_jitter: NonNegative = 0.3
-    """Random contrast from 1 - c to 1 + c, and brightness by up to c / 2 of the gray levels."""
+    """Random contrast from 1 - c to 1 + c, and brightness: up to 127.5 c gray levels are added."""
     erasing: Fraction = 0.5
     """Random-erasing probability."""
     degraded: Fraction = 0.0
-    """Probability of low resolution, of noise, and of a gamma curve, for use on photographs."""
+    """Probability of each of low resolution, noise and a gamma curve, for use on photographs."""
     jpeg: Fraction = 0.0
     """Probability of JPEG compression of quality 20 to 100, for use on photographs."""
+    mild_epochs: Annotated[int, Field(ge=0)] = 0
+    """Number of epochs at the end with weaker augmentation: half of --affine and --color_jitter,
+    no --erasing."""
     mix: Literal["none", "mixup", "cutmix"] = "none"
     """Mix half of the images of a batch with others; not in the last tenth of the epochs."""
 
+    per_class: Annotated[int, Field(ge=0)] = 0
+    """Train on at most this many images of each class, chosen randomly; 0 is all."""
+    select: Literal["accuracy", "balanced_accuracy"] = "accuracy"
+    """The metric on PublicTest that chooses the epoch of best.pth."""
     final_test: bool = True
     """Evaluate PrivateTest at the end, once. Turn it off while you are still choosing."""
 
     @property
-    def eval_width(self) -> int:
+    def eval_image_width(self) -> int:
         """Image width in pixels of the evaluation, and of the trained network."""
         return self.image_width[-1]
 
@@ -141,7 +188,7 @@ class Options:
         """Return whether images are mixed in an epoch, counted from 1."""
         return self.mix != "none" and 10 * epoch <= 9 * self.total_epoch
 
-    def width_at(self, epoch: int) -> int:
+    def image_width_at(self, epoch: int) -> int:
         """Return the width in pixels of the Training images in an epoch, counted from 1."""
         return self.image_width[(epoch - 1) * len(self.image_width) // self.total_epoch]
 
@@ -164,6 +211,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         **{"width": 0.25, "start_lr": 0.002, "total_epoch": 16, "erasing": 0.0, "ema": 0.99},
         **{"relabel": True, "relabel_epoch": 13},
     },
+    "finetune": _SHORT
+    | {"total_epoch": 10, "freeze_epochs": 2, "backbone_lr": 0.1, "erasing": 0.25},
 }
 
 
@@ -174,4 +223,6 @@ def with_recipe(recipe: str) -> Options:
 
 def min_image_width(backbone: str) -> int:
     """Return the smallest image width in pixels that a backbone accepts."""
-    return 24 if backbone.startswith("resnet") else 32  # a VGG halves the image five times
+    return (
+        24 if backbone.startswith("resnet") else 32
+    )  # a VGG, and most timm networks halve the image five times

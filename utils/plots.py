@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -22,8 +22,10 @@ MIN_LOSS = 1e-4  # lower end of the logarithmic axis
 
 
 @figure_style()
-def plot_learning_curves(history: Sequence[Mapping[str, float]], title: str) -> Figure:
-    """Plot losses and accuracies over the epochs.
+def plot_learning_curves(
+    history: Sequence[Mapping[str, float]], title: str, select: str = "public_accuracy"
+) -> Figure:
+    """Plot losses and accuracies over the epochs, and mark the best epoch by the metric `select`.
 
     A loss below MIN_LOSS has no place on the logarithmic axis. Epochs with such a value are left
     out, and so are points that would be isolated between them. `history` has the rows of
@@ -38,11 +40,11 @@ def plot_learning_curves(history: Sequence[Mapping[str, float]], title: str) -> 
         if np.isfinite(values).any():
             label = name.removeprefix("loss_")
             left.plot(table.index, values, color=color, label=label, marker=".")
-    left.set(xlabel="Epoch", ylabel="Loss (unweighted)", yscale="log")
+    left.set(xlabel="Epoch", ylabel="Loss terms", yscale="log")
     training, public = 100 * table["train_accuracy"], 100 * table["public_accuracy"]
     right.plot(training, color=GRAY, label="Training (augmented)", marker=".")
     right.plot(public, color=BLUE, label="PublicTest", marker=".")
-    best = public.idxmax()
+    best = table[select].idxmax()
     label = f"Best: {public[best]:.2f} % (epoch {best:.0f})"
     right.scatter(best, public[best], color=RED, zorder=3, label=label)
     right.set(xlabel="Epoch", ylabel="Accuracy (%)")
@@ -118,6 +120,38 @@ def plot_importance_by_class(importance: Mapping[str, np.ndarray], title: str) -
     figure.supylabel("Images per class", fontsize="medium")
     figure.suptitle(escape_math(title))
     return figure
+
+
+@figure_style()
+def plot_explanations(
+    faces: Sequence[tuple[str, Sequence[np.ndarray], Mapping[str, float]]],
+) -> Figure:
+    """Plot explained faces, a row for each: its images, and the contributions to the logit.
+
+    A face has a title, images [H, W, 3], and signed contributions by name of a facial part.
+    """
+    figure = new_figure(9, 2.9 * len(faces))
+    rows = figure.subplots(len(faces), 3, squeeze=False, width_ratios=(1, 1, 1.1))
+    for (*panels, bars), (title, images, contributions) in zip(rows, faces):
+        for axes, image in zip(panels, images):
+            axes.imshow(image)
+            axes.axis("off")
+        plot_contributions(bars, contributions)
+        bars.set_title(escape_math(title), fontsize="medium")
+    rows[-1][-1].set_xlabel("Contribution to the logit")
+    return figure
+
+
+def plot_contributions(axes: Any, contributions: Mapping[str, float]) -> None:
+    """Draw signed contributions as bars, with their values."""
+    values = np.array([*contributions.values()])
+    colors = [RED if value > 0 else BLUE for value in values]
+    bars = axes.barh([escape_math(name) for name in contributions], values, color=colors)
+    axes.bar_label(bars, [f"{value:+.2f}" for value in values], padding=3, fontsize=8)
+    axes.axvline(0, color="black", lw=0.8)
+    axes.margins(x=0.25)
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 @figure_style()

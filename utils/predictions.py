@@ -14,6 +14,10 @@ class Predictions(NamedTuple):
     probabilities: np.ndarray  # float32 [N, C]
     importance: np.ndarray  # float32 [N], SCN's; the mean over several views or networks
     landmarks: np.ndarray | None  # float32 [N, 68, 2], pixels of the image
+    # The decomposition of `models.explain`, where it was asked for.
+    logits: np.ndarray | None = None  # float32 [N, C], weighted by the importance
+    bias: np.ndarray | None = None  # float32 [N, C]
+    maps: np.ndarray | None = None  # float32 [N, C, w, w]
 
     @classmethod
     def concatenate(cls, parts: Sequence[Predictions]) -> Predictions:

@@ -69,6 +69,14 @@ def bootstrap(variant: np.ndarray, reference: np.ndarray) -> tuple[float, float]
     return float(low), float(high)
 
 
+def bootstrap_mean(values: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of the mean of values [N]."""
+    rng = np.random.default_rng(0)
+    means = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(NUM_RESAMPLES)]
+    low, high = np.percentile(means, (2.5, 97.5))
+    return float(low), float(high)
+
+
 def mcnemar(variant: np.ndarray, reference: np.ndarray) -> tuple[int, int, float]:
     """Compute McNemar's exact test (McNemar, 1947) of two paired classifiers.
 

@@ -71,7 +71,7 @@ class FolderLayout:
                 labels += [classes.index(class_of[name])] * len(paths)
                 prefixes = [path.name.partition("_")[0] for path in paths]  # as PublicTest_17.png
                 split += [p if p in SPLITS else _split_of_folder(split_folder) for p in prefixes]
-        images, _ = read_images(self.files(), width, channels)
+        images = read_images(self.files(), width, channels)
         labels, split = np.array(labels, np.int64), np.array(split, "U12")
         return FaceDataset(images, labels, split, classes, source=str(self.root))
 
@@ -92,7 +92,8 @@ class FolderLayout:
             if name.encode(errors="ignore").decode() != name:
                 raise DataError(f"{self.root}: the folder {name!r} is not UTF-8; rename it")
         numbers = {str(label): name for label, name in enumerate(class_names or EMOTIONS)}
-        if names <= numbers.keys() and not names & set(class_names):
+        are_numbers = names <= numbers.keys() and not names & set(class_names)
+        if are_numbers:
             class_of = {name: numbers[name] for name in names}
         else:
             # A class keeps the spelling of --class_names.
@@ -103,7 +104,10 @@ class FolderLayout:
         present = set(class_of.values())
         if class_names:
             return class_names, class_of
-        first = EMOTIONS if present & set(EMOTIONS) else ()
+        # Named classes for training may be some of FER2013's; a test set may lack some of them.
+        is_test = all(_split_of_folder(split) != "Training" for split in self.images)
+        has_all = are_numbers or (is_test and present & set(EMOTIONS))
+        first = [name for name in EMOTIONS if has_all or name in present]
         return (*first, *sorted(present - set(first))), class_of
 
     def _check_classes(

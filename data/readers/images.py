@@ -1,15 +1,21 @@
 """Image files of any format and mode, read upright as grayscale or RGB arrays."""
 
+import hashlib
+import math
+import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
 import cv2
 import numpy as np
+from joblib import cpu_count
 from PIL import Image, UnidentifiedImageError
 
 from data.dataset import resize_image
+from data.mapped import decode_to_file, fits_in_memory
 from utils.errors import DataError
 from utils.progress import progress_bar
 
@@ -19,6 +25,7 @@ IMAGE_SUFFIXES = (
     *(".jfif", ".jpe", ".jp2", ".avif", ".heic", ".heif"),
 )
 MAX_PIXELS = 80_000_000  # of one image; below Pillow's own limit
+BLOCK = 256  # images that are decoded ahead at most
 EXIF_ORIENTATION = 0x0112
 TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -36,17 +43,71 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
 
 
-def read_images(paths: Sequence[Path], width: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
+def read_images(
+    paths: Sequence[Path], width: int, channels: int, boxes: np.ndarray | None = None
+) -> np.ndarray:
     """Read N image files as uint8 [N, width, width], or [N, width, width, 3] for 3 channels.
 
-    Also return width and height of each original image in pixels, int64 [N, 2].
+    Images that do not fit into memory are decoded into a memory-mapped file in the cache.
+
+    Args:
+        paths: The files.
+        width: In pixels.
+        channels: 1 for grayscale, 3 for RGB.
+        boxes: int64 [N, 4], left, top, right and bottom of the part of each image that is read.
     """
     shape = (len(paths), width, width) if channels == 1 else (len(paths), width, width, 3)
-    images, sizes = np.empty(shape, np.uint8), np.empty((len(paths), 2), np.int64)
-    for i, path in enumerate(progress_bar(paths, "reading images", unit="image")):
-        image = read_image(path, channels)
-        images[i], sizes[i] = resize_image(image, width), image.shape[1::-1]
-    return images, sizes
+
+    def read(i: int) -> np.ndarray:
+        image = read_image(paths[i], channels)
+        if boxes is not None:
+            left, top, right, bottom = clip_box(boxes[i], image.shape[1::-1], paths[i])
+            image = image[top:bottom, left:right]
+        return resize_image(image, width)
+
+    def read_from(first: int) -> Iterator[np.ndarray]:
+        with ThreadPoolExecutor(cpu_count()) as pool:  # decoders run without Python's lock
+            for start in range(first, len(paths), BLOCK):
+                yield from pool.map(read, range(start, min(start + BLOCK, len(paths))))
+
+    if not fits_in_memory(math.prod(shape)):
+        return decode_to_file(_key(paths, shape, boxes), shape, read_from)
+    images = np.empty(shape, np.uint8)
+    bar = progress_bar(read_from(0), "reading images", total=len(paths), unit="image")
+    for i, image in enumerate(bar):
+        images[i] = image
+    return images
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return width and height of an upright image in pixels, without decoding it."""
+    try:
+        with _open(path) as image:
+            is_rotated = image.getexif().get(EXIF_ORIENTATION) in (5, 6, 7, 8)
+            return image.size[::-1] if is_rotated else image.size
+    except Exception as error:  # as in `read_image`
+        fault = f"cannot be read as an image ({error})"
+        raise DataError(f"{path} {fault}; replace, convert or remove it") from error
+
+
+def clip_box(box: np.ndarray, size: tuple[int, int], path: Path) -> np.ndarray:
+    """Return the part of a box (left, top, right, bottom) inside an image of (width, height)."""
+    left, top, right, bottom = clipped = np.clip(box, 0, (*size, *size))
+    if left >= right or top >= bottom:
+        fault = f"the face box {box.tolist()} is outside of its {size[0]} x {size[1]} pixels"
+        raise DataError(f"{path}: {fault}; correct or remove its row")
+    return clipped
+
+
+def _key(paths: Sequence[Path], shape: tuple[int, ...], boxes: np.ndarray | None) -> str:
+    """Return a digest of the paths, sizes and times of files, not of their content."""
+    digest = hashlib.blake2b(repr(shape).encode(), digest_size=16)
+    for path in paths:
+        status = path.stat()
+        digest.update(os.fsencode(path.absolute()))
+        digest.update(b"\0%d\0%d\0" % (status.st_size, status.st_mtime_ns))
+    digest.update(b"" if boxes is None else boxes.tobytes())
+    return digest.hexdigest()
 
 
 def read_image(path: Path, channels: int) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 
 from data.cache import CACHE_DIR
 from data.dataset import FaceDataset
+from data.readers.affectnet import SPLIT_OF_LIST, find_affectnet
 from data.readers.archives import is_archive, unpacked
 from data.readers.fer_csv import read_csv, read_header
 from data.readers.folders import find_folders, list_visible, split_of_name
@@ -21,6 +22,7 @@ LAYOUTS = (
     "a CSV (fer2013.csv, icml_face_data.csv, or train.csv with test.csv); "
     "folders train/<class>/*.jpg with test/ or validation/; "
     "lists (train_images.txt with train_labels.txt); RAF-DB (EmoLabel/ and Image/); "
+    "AffectNet (train_set/ and val_set/, or training.csv with Manually_Annotated_Images/); "
     "or a .zip or .tar.gz of one of these"
 )
 SEARCH_DEPTH = 4  # levels of folders around a data set, as unpacking and downloads create them
@@ -96,7 +98,7 @@ def locate(path: Path) -> Layout | None:
     if path.is_file():
         return _locate_file(path)
     for folder in _folders(path):
-        for find in (find_raf_db, find_lists, find_csv, find_folders):
+        for find in (find_raf_db, find_affectnet, find_lists, find_csv, find_folders):
             if layout := find(folder):
                 return layout
     files = [file for folder in _folders(path) for file in list_visible(folder) if file.is_file()]
@@ -113,6 +115,8 @@ def _locate_file(path: Path) -> Layout | None:
         return ArchiveLayout(path)
     if path.name == LABEL_FILE.name:
         return find_raf_db(Path(os.path.abspath(path.parent)).parent)
+    if path.name in SPLIT_OF_LIST and (affectnet := find_affectnet(path.parent)):
+        return affectnet
     is_list = path.name.endswith(("_images.txt", "_labels.txt"))
     return find_lists(path.parent) if is_list else CsvLayout(path, (path,))
 

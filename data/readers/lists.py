@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from data.dataset import EMOTIONS, NUM_LANDMARKS, FaceDataset, resize_landmarks
-from data.readers.images import read_images
+from data.readers.images import image_size, read_images
 from utils.errors import DataError
 
 SPLIT_OF_LIST = {"train": "Training", "validation": "PublicTest", "test": "PrivateTest"}
@@ -41,10 +41,11 @@ class ListLayout:
             paths += images
             labels += self._labels(name, len(images), len(class_names))
             split += [SPLIT_OF_LIST[name]] * len(images)
-        images, sizes = read_images(paths, width, channels)
+        images = read_images(paths, width, channels)
         landmarks = np.full((len(paths), NUM_LANDMARKS, 2), np.nan, np.float32)
-        for i, (path, size) in enumerate(zip(paths, sizes)):
+        for i, path in enumerate(paths):
             if (file := path.with_suffix(".txt")).is_file():
+                size = image_size(path)
                 landmarks[i] = resize_landmarks(_read_landmarks(file, size), size, width)
         landmarks = None if np.isnan(landmarks).all() else landmarks
         labels, split = np.array(labels, np.int64), np.array(split, "U12")
@@ -97,18 +98,30 @@ def read_lines(file: Path, max_bytes: int = MAX_LIST_BYTES) -> list[str]:
     return [line.strip() for line in lines]
 
 
-def _read_landmarks(file: Path, size: np.ndarray) -> np.ndarray:
-    """Return the landmarks float64 [68, 2] of a file, in pixels of an image of size [2]."""
-    remedy = "expected 136 numbers, x and y in pixels of the image; correct or remove the file"
+def check_landmarks(values: Sequence, size: tuple[int, int], where: str) -> np.ndarray:
+    """Return 136 numbers or texts as landmarks float64 [68, 2].
+
+    They are x and y in pixels of an image of size (width, height). A DataError names `where`.
+    """
+    remedy = "expected 136 numbers, x and y in pixels of the image; correct or remove them"
+    try:
+        numbers = np.asarray(values).astype(np.float64).ravel()
+    except ValueError as error:
+        raise DataError(f"{where}: {error}; {remedy}") from error
+    if len(numbers) != 2 * NUM_LANDMARKS:
+        raise DataError(f"{where} has {len(numbers)} numbers; {remedy}")
+    if not (np.abs(numbers) <= MAX_DISTANCE * max(size)).all():  # false for NaN, too
+        raise DataError(f"{where} has numbers that are not finite or far off the image; {remedy}")
+    return numbers.reshape(NUM_LANDMARKS, 2)
+
+
+def _read_landmarks(file: Path, size: tuple[int, int]) -> np.ndarray:
+    """Return the landmarks float64 [68, 2] of a file, in pixels of an image of (width, height)."""
     numbers = []
     for number, line in enumerate(read_lines(file, MAX_LANDMARK_BYTES), start=1):
         try:
             numbers += map(float, line.replace(",", " ").split())
         except ValueError as error:
+            remedy = "expected 136 numbers; correct or remove the file"
             raise DataError(f"{file}, line {number}: {error}; {remedy}") from error
-    if len(numbers) != 2 * NUM_LANDMARKS:
-        raise DataError(f"{file} has {len(numbers)} numbers; {remedy}")
-    landmarks = np.array(numbers).reshape(NUM_LANDMARKS, 2)
-    if not (np.abs(landmarks) <= MAX_DISTANCE * size.max()).all():  # false for NaN, too
-        raise DataError(f"{file} has numbers that are not finite or far off the image; {remedy}")
-    return landmarks
+    return check_landmarks(numbers, size, str(file))

@@ -41,7 +41,7 @@ class RafDbLayout:
                 f"{quoted(classes)} of the weights or --class_names; name all seven"
             )
         paths, labels, split = zip(*self._samples())
-        images, _ = read_images(paths, width, channels)
+        images = read_images(paths, width, channels)
         labels = np.array([index[CLASSES[label - 1]] for label in labels], np.int64)
         return FaceDataset(images, labels, np.array(split, "U12"), classes, source=str(self.root))
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.landmarks import FLIP
+from utils.coordinates import FLIP
 
 MIRROR = np.r_[FLIP, 74:67:-1]  # index of the mirror image of each of the 75 points
 JAW, SKULL = list(range(17)), list(range(68, 75))

@@ -1,4 +1,4 @@
-"""Benchmarks of training, data loading and inference, and the choice of the crop margin.
+"""Benchmarks of training and inference, and the choice of the crop margin.
 
 Run them as modules, such as `python -m tools.benchmarks.throughput`.
 """

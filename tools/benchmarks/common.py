@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 
-
-def peak_memory() -> float:
-    """Return the peak memory of this process in GB; NaN on Windows."""
-    try:
-        import resource  # noqa: PLC0415
-    except ImportError:
-        return float("nan")
-    unit = 1e9 if sys.platform == "darwin" else 1e6  # bytes on macOS, else kB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+from data.dataset import UNLABELED, FaceDataset
+from data.source import find_source, load_dataset
+from inference.predictor import FaceCrops, FacePredictor
+from inference.runtime import Runtime
+from utils.errors import DataError
 
 
 def seconds_per_call(function: Callable[[], object], device: torch.device) -> float:
@@ -43,3 +39,22 @@ def median_and_range(values: Sequence[float], digits: int = 0) -> str:
     """Return values as text: "12 (11 to 13)"."""
     middle, low, high = statistics.median(values), min(values), max(values)
     return f"{middle:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
+
+
+def public_test(data: str, runtime: Runtime, model_path: str) -> FaceDataset:
+    """Load the labeled PublicTest images in grayscale, with the classes of the weights."""
+    source = find_source(data)
+    dataset = load_dataset(source, runtime.image_width, 1, ()).subset("PublicTest")
+    dataset = dataset.select(dataset.labels != UNLABELED)
+    if not len(dataset) or dataset.class_names != runtime.class_names:
+        raise DataError(
+            f"{dataset.source} has no PublicTest images with the classes of {model_path}; "
+            "give another --data"
+        )
+    print(f"data     {source.description}")
+    return dataset
+
+
+def predict_largest(predictor: FacePredictor, crops: Sequence[FaceCrops]) -> np.ndarray:
+    """Return the probabilities [N, C] of the largest face of each image."""
+    return np.stack([faces[0].probabilities for faces in predictor.predict(crops)])

@@ -1,31 +1,26 @@
-"""Measure the training throughput: the trainer, a bare loop, and a DataLoader baseline.
+"""Measure the training throughput: the trainer, and a bare loop.
 
     python -m tools.benchmarks.throughput             width 1; some minutes on a CPU
     python -m tools.benchmarks.throughput --compile   on a GPU
     python -m tools.benchmarks.throughput --width 0.5 --batch_size 32
 
-The four are measured in alternation: a bare loop (forward, backward and optimizer step on one fixed
-batch, in the trainer's number format), the trainer with all modules, the trainer with progressive
-resizing, and the DataLoader baseline in a process of its own, with default memory settings.
+They are measured in alternation: a bare loop (forward, backward and optimizer step on one fixed
+batch, in the trainer's precision), and the trainer with all modules.
 """
 
 from __future__ import annotations
 
 import statistics
-import tempfile
+import sys
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import cache, partial
-from multiprocessing import get_context
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
 
 import numpy as np
 import torch
-import tyro
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from data.dataset import EMOTIONS, NUM_LANDMARKS, FaceDataset
 from data.in_memory import InMemoryDataset
@@ -37,13 +32,12 @@ from engine.optim import EMA, build_optimizer
 from engine.state import TrainingState
 from engine.trainer import train_one_epoch
 from models.fernet import Architecture, FERNet, describe
-from tools.benchmarks.baseline import JpegDataset, build_baseline
 from tools.benchmarks.common import median_and_range, seconds_per_call
-from tools.benchmarks.limits import print_limits
-from utils.cli import validate_options
+from utils.cli import parse
 from utils.devices import autocast, describe_device, pick_device, report_compile_errors, use_bf16
 from utils.errors import run_main
 from utils.options import Options
+from utils.validation import validate_options
 
 
 @dataclass(frozen=True)
@@ -52,8 +46,8 @@ class ThroughputOptions:
 
     width: float = 1.0
     """A factor on the ResNet-18's channels."""
-    image_width: tuple[int, ...] = (32, 40, 48)
-    """As for train.py; with several widths (progressive resizing), also the last one alone."""
+    image_width: int = 48
+    """Width of the images in pixels."""
     batch_size: int = 128
     """Images per step."""
     steps: int = 3
@@ -63,50 +57,52 @@ class ThroughputOptions:
     compile: bool = False
     """As for train.py, also for the bare loop."""
     amp: Literal["auto", "bf16", "fp32"] = "auto"
-    """As for train.py. fp32 is the number format of the DataLoader baseline."""
-    workers: int = 2
-    """Processes of the DataLoader baseline."""
+    """As for train.py."""
     gpu_ids: str = ""
     """As for train.py."""
 
 
 def main() -> None:
-    options = tyro.cli(ThroughputOptions, description=__doc__, use_underscores=True)
+    options = parse(ThroughputOptions, sys.argv[1:], __doc__)
     device = pick_device(options.gpu_ids)
-    last, others = options.image_width[-1], set(options.image_width) - {options.image_width[-1]}
     network = build_network(options).to(device)
     print(f"PyTorch {torch.__version__} on {describe_device(device)}")
-    print(f"{describe(network)}; {last} px, batch size {options.batch_size}")
-    with (
-        tempfile.TemporaryDirectory(prefix="benchmark-") as folder,
-        ProcessPoolExecutor(1, get_context("spawn")) as process,
-        report_compile_errors(),
-    ):
-        start_baseline = partial(process.submit, baseline, options, device, folder)
-        functions: dict[str | int, Callable[[], object]] = {
-            "bare loop": bare_loop(options, device),
-            "trainer": trainer(options, device, (last,)),
-            "DataLoader baseline": lambda: start_baseline().result(),
-        }
-        functions |= {width: trainer(options, device, (width, last)) for width in others}
-        rates: dict[str | int, list[float]] = {name: [] for name in functions}
+    print(f"{describe(network)}; {options.image_width} px, batch size {options.batch_size}")
+    with report_compile_errors():
+        functions = {"bare loop": bare_loop(options, device), "trainer": trainer(options, device)}
+        rates: dict[str, list[float]] = {name: [] for name in functions}
         for i in range(options.rounds + 1):  # the first one to warm up
             for name, function in functions.items():
                 rate = options.batch_size * options.steps / seconds_per_call(function, device)
                 if i > 0:
                     rates[name].append(rate)
-    if others:  # each of the widths is used for an equal share of the epochs
-        by_width = {last: rates["trainer"]} | {width: rates.pop(width) for width in others}
-        rounds = zip(*(by_width[width] for width in options.image_width))
-        name = f"trainer, --image_width {' '.join(map(str, options.image_width))}"
-        rates[name] = [statistics.harmonic_mean(values) for values in rounds]
     medians = {name: statistics.median(values) for name, values in rates.items()}
-    print(f"\n{'':40}{'images/s (range)':>28}{'of bare':>10}{'x baseline':>12}")
+    print(f"\n{'':12}{'images/s (range)':>28}{'of bare':>10}")
     for name, rate in medians.items():
-        share, factor = rate / medians["bare loop"], rate / medians["DataLoader baseline"]
-        text = median_and_range(rates[name], 1)
-        print(f"{name:40}{text:>28}{100 * share:>8.0f} %{factor:>12.1f}")
-    print_limits(network, last, device, medians["trainer"])
+        text, share = median_and_range(rates[name], 1), rate / medians["bare loop"]
+        print(f"{name:12}{text:>28}{100 * share:>8.0f} %")
+    operations, limit = flops_per_image(network, options.image_width), matmul_rate(device)
+    reached = medians["trainer"] * operations
+    print(
+        f"\n{operations / 1e9:.2f} GFLOP per image; the trainer computes {reached / 1e12:.3g} "
+        f"TFLOP/s, {100 * reached / limit:.0f} % of a bf16 matrix product ({limit / 1e12:.3g})"
+    )
+
+
+def flops_per_image(network: FERNet, width: int) -> float:
+    """Return the floating-point operations of a training step per image."""
+    images = torch.rand(2, 1, width, width, device=network.pixel_mean.device)
+    with FlopCounterMode(display=False) as counter:
+        output = network(images)
+        (output.weighted_logits.sum() + output.landmarks.sum()).backward()
+    return counter.get_total_flops() / len(images)
+
+
+def matmul_rate(device: torch.device) -> float:
+    """Return the operations/s of a large bf16 matrix product."""
+    n = 4096 if device.type == "cuda" else 2048
+    matrix = torch.randn(n, n, device=device).bfloat16()
+    return 2 * n**3 / min(seconds_per_call(lambda: matrix @ matrix, device) for _ in range(5))
 
 
 def build_network(options: ThroughputOptions) -> FERNet:
@@ -114,15 +110,15 @@ def build_network(options: ThroughputOptions) -> FERNet:
     return FERNet(Architecture(width=options.width, dropout=0.2)).train()
 
 
-def training_options(options: ThroughputOptions, widths: tuple[int, ...]) -> Options:
+def training_options(options: ThroughputOptions) -> Options:
     shared = {name: getattr(options, name) for name in ("batch_size", "compile", "amp")}
     shared |= {"relabel_epoch": 1, "total_epoch": 1000}
-    return validate_options(Options(image_width=widths, **shared))
+    return validate_options(Options(image_width=(options.image_width,), **shared))
 
 
 def bare_loop(options: ThroughputOptions, device: torch.device) -> Callable[[], None]:
     """Return a function that trains on one fixed batch: the network's computation only."""
-    width, training = options.image_width[-1], training_options(options, options.image_width[-1:])
+    width, training = options.image_width, training_options(options)
     network = build_network(options).to(device, memory_format=torch.channels_last)
     optimizer = build_optimizer(network, training)
     model = wrap_model(network, training, DistributedContext())
@@ -142,11 +138,9 @@ def bare_loop(options: ThroughputOptions, device: torch.device) -> Callable[[], 
     return run
 
 
-def trainer(
-    options: ThroughputOptions, device: torch.device, widths: tuple[int, ...]
-) -> Callable[[], None]:
-    """Return a function that trains an epoch of `options.steps` batches at the first width."""
-    training, dataset = training_options(options, widths), random_dataset(options)
+def trainer(options: ThroughputOptions, device: torch.device) -> Callable[[], None]:
+    """Return a function that trains an epoch of `options.steps` batches."""
+    training, dataset = training_options(options), random_dataset(options)
     network = build_network(options).to(device, memory_format=torch.channels_last)
     images = InMemoryDataset(dataset, np.arange(len(dataset)), device)
     ema, optimizer = EMA(network, training.ema), build_optimizer(network, training)
@@ -162,23 +156,9 @@ def trainer(
     return run
 
 
-def baseline(options: ThroughputOptions, device: torch.device, folder: str) -> None:
-    """Train an epoch of `options.steps` batches with the DataLoader baseline."""
-    seconds_per_call(baseline_trainer(options, device, folder), device)
-
-
-@cache
-def baseline_trainer(
-    options: ThroughputOptions, device: torch.device, folder: str
-) -> Callable[[], None]:
-    dataset = JpegDataset(Path(folder), random_dataset(options))
-    network = build_network(options).to(device)
-    return build_baseline(network, dataset, options.batch_size, options.workers)
-
-
 def random_dataset(options: ThroughputOptions) -> FaceDataset:
     """Return random images for one measurement; the time does not depend on their content."""
-    rng, width = np.random.default_rng(0), options.image_width[-1]
+    rng, width = np.random.default_rng(0), options.image_width
     n = options.batch_size * options.steps
     return FaceDataset(
         images=rng.integers(0, 256, (n, width, width), np.uint8),

@@ -1,0 +1,65 @@
+"""Relabeling at the end of an epoch, by the mean predictions of the EMA network."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.in_memory import InMemoryDataset
+from engine.distributed import DistributedContext
+from engine.state import TrainingState
+from models.losses import relabel_by_mean, soft_labels
+from models.predict import predict
+from utils.devices import use_bf16
+from utils.options import Options
+
+NUM_EPOCHS = 3  # whose predictions are averaged
+CHUNK = 2048  # images on the device at a time, if they are streamed
+
+
+def begin_epoch(state: TrainingState, images: InMemoryDataset, options: Options) -> None:
+    """Set the soft labels as targets, if the next epoch trains on them."""
+    is_soft = options.relabel and options.relabel_rule == "soft"
+    if is_soft and state.epoch >= options.relabel_epoch:
+        images.targets = soft_labels(state.predictions, images.labels, options.margin_2)
+
+
+def end_epoch(
+    state: TrainingState, images: InMemoryDataset, options: Options, context: DistributedContext
+) -> None:
+    """Update the mean predictions of the Training images and, from `relabel_epoch` on, the labels.
+
+    The labels are a function of the given labels and the mean predictions, so a label may move
+    back. The mean is that of the first NUM_EPOCHS epochs, then a moving average with the weight
+    1 / NUM_EPOCHS for the last epoch (temporal ensembling: Laine and Aila, 2017, arXiv:1610.02242).
+    """
+    first = max(1, options.relabel_epoch - NUM_EPOCHS + 1)
+    if not options.relabel or options.relabel_rule == "scn" or state.epoch < first:
+        return
+    probabilities = predict_training(state, images, options, context)
+    if state.epoch == first:
+        state.predictions = torch.zeros_like(probabilities)
+    count = min(state.epoch - first + 1, NUM_EPOCHS)
+    state.predictions += (probabilities - state.predictions) / count
+    if state.epoch >= options.relabel_epoch:
+        mean, given, margin = state.predictions, images.labels, options.margin_2
+        if options.relabel_rule == "soft":
+            labels = soft_labels(mean, given, margin).argmax(1)
+        else:
+            labels = relabel_by_mean(mean, given, margin, options.relabel_cap)
+        state.labels.copy_(labels)
+
+
+def predict_training(
+    state: TrainingState, images: InMemoryDataset, options: Options, context: DistributedContext
+) -> Tensor:
+    """Return the EMA's probabilities [N, C] of the Training images, without augmentation."""
+    part, bf16 = context.shard(len(images)), use_bf16(options.amp, state.device)
+    index = torch.arange(part.start, part.stop, device=state.device).split(CHUNK)
+    parts = [
+        predict(state.ema.module, pixels, bf16=bf16, progress=False).probabilities
+        for pixels, _ in images.stream(index)
+    ]
+    probabilities = np.concatenate(context.gather(np.concatenate(parts)))
+    return torch.from_numpy(probabilities).to(state.device)

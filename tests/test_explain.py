@@ -1,0 +1,286 @@
+"""Explanations: exact decompositions of the logits, facial parts, and aligned crops."""
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from photos import run, save
+from test_export import save as save_weights
+from test_export import trained_network
+
+from data.dataset import EMOTIONS
+from data.synthetic.generate import synthetic_dataset
+from inference.align import (
+    align,
+    box_matrix,
+    crop_aligned,
+    fit_similarity,
+    jitter,
+    landmark_shifts,
+    transform,
+)
+from inference.detector import crop
+from inference.explain import PARTS, part_shares, split_by_part
+from inference.predictor import FacePredictor
+from inference.runtime import load_runtime
+from inference.visualize import draw_heat_maps
+from models.checkpoint import load_checkpoint, save_checkpoint
+from models.explain import explain, linear_cells
+from models.fernet import Architecture
+from tools.report_explanations import explanation_figure, plot_mean_explanations
+from utils.errors import DataError, OptionError
+from utils.predictions import Predictions
+
+ARCHITECTURES = [
+    Architecture(width=0.1),
+    Architecture(width=0.1, landmark_pool=True),
+    Architecture(width=0.1, pool="corner", channels=3),
+    Architecture(width=0.1, backbone="vgg11", importance=False, landmarks=False),
+    Architecture(width=0.25, downsample="pool", mirror=True),
+]
+
+
+@pytest.fixture(scope="module")
+def images():
+    return synthetic_dataset(training=1, public=0, private=0).images
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "w.pth"
+    return save_weights(trained_network(ARCHITECTURES[1]), path)
+
+
+# Class activation maps
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_bias_and_maps_add_up_to_the_logits(architecture, images):
+    network = trained_network(architecture)
+    pixels = torch.from_numpy(images)[:, None]
+    with torch.inference_mode():
+        expected = network(pixels).weighted_logits
+        output, maps = explain(network, pixels)
+    assert maps.maps.shape[:2] == (len(images), 7)
+    np.testing.assert_allclose(output.weighted_logits, expected, atol=1e-5)
+    np.testing.assert_allclose(maps.logits, expected, atol=1e-5)
+    np.testing.assert_allclose(maps.bias + maps.maps.mean((2, 3)), expected, atol=1e-4)
+    assert maps.maps.std() > 0
+
+
+def test_features_pooled_at_landmarks_are_added_where_the_landmarks_are(images):
+    network = trained_network(Architecture(width=0.1, landmark_pool=True, importance=False))
+    torch.nn.init.zeros_(network.landmark_head.weight)
+    torch.nn.init.constant_(network.landmark_head.bias, -0.5)  # the center of cell (1, 1) of 6
+    network.mean_face.zero_()
+    pixels = torch.from_numpy(images)[:, None]
+    with torch.inference_mode():
+        _, pooled = explain(network, pixels)
+        network.part_layer.weight.data.zero_()
+        _, plain = explain(network, pixels)
+    difference = pooled.maps - plain.maps
+    assert difference[..., 1, 1].abs().min() > 1e-3
+    difference[..., 1, 1] = 0
+    assert difference.abs().max() < 1e-4
+
+
+def test_the_absolute_difference_of_a_mirrored_pair_is_linear_given_its_sign():
+    cells = torch.tensor(
+        [[[[1.0, 2.0]], [[0.0, 3.0]]], [[[5.0, 1.0]], [[0.0, 2.0]]]]
+    )  # [2, 2, 1, 2]
+    # Image 0: a = 1.5, b = 1.5; image 1: a = 3, b = 1.
+    assert linear_cells(cells).mean((2, 3)).tolist() == [[3, 0], [4, 2]]
+    random = torch.randn(4, 6, 3, 3, generator=torch.Generator().manual_seed(0))
+    a, b = random.mean((2, 3)).chunk(2, 1)
+    expected = torch.cat([a + b, (a - b).abs()], 1)
+    assert ((a - b) < 0).any()
+    np.testing.assert_allclose(linear_cells(random).mean((2, 3)), expected, atol=1e-6)
+
+
+# Facial parts
+
+
+def test_parts_share_the_cells_by_area():
+    landmarks = synthetic_dataset(training=1, public=0, private=0).landmarks[0]
+    shares = part_shares(landmarks, 48, 6)
+    np.testing.assert_allclose(shares.sum(0), 1)
+    names = [*PARTS, "background"]
+    for name, (first, last) in PARTS.items():
+        x, y = (landmarks[first : (first + last) // 2].mean(0) / 8).astype(int)
+        assert shares[names.index(name), y, x] > 0.3, name
+    assert shares[names.index("background"), 0, 0] == 1
+    heat = np.random.default_rng(0).normal(size=(6, 6))
+    assert sum(split_by_part(heat, landmarks, 48).values()) == pytest.approx(heat.mean())
+    assert split_by_part(heat, None, 48)["background"] == pytest.approx(heat.mean())
+
+
+# Aligned crops
+
+
+def test_a_similarity_transform_is_recovered():
+    points = np.random.default_rng(0).normal(size=(68, 2))
+    expected = np.array([[1.6, -1.2, 5], [1.2, 1.6, -3]])  # twice as large, rotated
+    np.testing.assert_allclose(fit_similarity(points, transform(expected, points)), expected)
+
+
+def test_implausible_landmarks_do_not_move_the_crop():
+    matrix, mean_face = box_matrix(np.array([10, 20, 106, 116]), 48), np.eye(3, 2) * 20
+    moved = align(matrix, mean_face * 1.5 + 2, mean_face)
+    np.testing.assert_allclose(moved, [[3, 0, 14.5], [0, 3, 24.5]], atol=1e-9)
+    for landmarks in (mean_face * 2.1, mean_face * 0, mean_face * 0.4):
+        assert align(matrix, landmarks, mean_face) is matrix
+    assert align(matrix, mean_face, mean_face * 0) is matrix  # of an untrained network
+
+
+def test_the_aligned_crop_of_a_box_is_its_crop(astronaut):
+    for box in ((150, 60, 294, 204), (-20, 60, 76, 156), (200, 90, 224, 114)):
+        aligned = crop_aligned(astronaut, box_matrix(np.array(box), 48), 48)
+        difference = np.abs(aligned.astype(int) - crop(astronaut, box, 48))
+        assert difference.mean() < 1, box
+
+
+def test_views_are_jittered_around_the_center():
+    matrix = box_matrix(np.array([10, 20, 58, 68]), 48)
+    assert jitter(matrix, 48, 0) is matrix
+    smaller = jitter(matrix, 48, 2)  # 1.05 times the crop
+    np.testing.assert_allclose(transform(smaller, np.array([23.5, 23.5])), [33.5, 43.5])
+    assert smaller[0, 0] == pytest.approx(1.05)
+
+
+class ShiftedRuntime:
+    """Predicts the mean face, 6 pixels to the right; stores the crops that it was given."""
+
+    class_names, image_width, channels, unsure_below = EMOTIONS, 48, 1, 0.0
+    mean_face = np.float32([[10, 10], [40, 10], [24, 40]])
+    second_shift = 0
+
+    def __init__(self):
+        self.crops = []
+
+    def __call__(self, faces):
+        self.crops.append(faces)
+        shift = [6, 0] if len(self.crops) == 1 else [self.second_shift, 0]
+        n = len(faces)
+        landmarks = np.tile(self.mean_face + np.float32(shift), (n, 1, 1))
+        probabilities = np.eye(7, dtype=np.float32)[[len(self.crops) % 7] * n]
+        return Predictions(probabilities, np.ones(n, np.float32), landmarks)
+
+
+def test_crops_follow_the_landmarks_of_the_first_pass(monkeypatch):
+    runtime = ShiftedRuntime()
+    monkeypatch.setattr("inference.predictor.load_runtime", lambda *args: runtime)
+    image = np.random.default_rng(0).integers(0, 255, (96, 96), np.uint8)
+    (face,) = FacePredictor(cropped=True, views=1)(image)
+    first, second = (crops[0, 0].astype(int) for crops in runtime.crops)
+    np.testing.assert_allclose(second[:, :42], first[:, 6:], atol=1)
+    np.testing.assert_allclose(face.landmarks, runtime.mean_face * 2 + 0.5 + [12, 0], atol=1e-4)
+    runtime.crops.clear()
+    (face,) = FacePredictor(cropped=True, views=3)(image)  # classes 2, 3 and 4
+    np.testing.assert_allclose(face.probabilities, np.array([0, 0, 1, 1, 1, 0, 0]) / 3, atol=1e-6)
+    runtime.crops.clear()
+    FacePredictor(cropped=True)(image)
+    assert len(runtime.crops) == 1  # a cropped face is predicted as it is
+    with pytest.raises(OptionError, match="views 99 must be 0 to 8"):
+        FacePredictor(views=99)
+
+
+def test_detections_whose_landmarks_follow_the_crop_are_left_out(monkeypatch, astronaut):
+    runtime = ShiftedRuntime()  # in the second crop, too, the mean face is predicted
+    monkeypatch.setattr("inference.predictor.load_runtime", lambda *args: runtime)
+    assert len(FacePredictor()(astronaut)) == 1  # the same face: the crop moved by 6 pixels
+    runtime.second_shift = 2  # pixels of 48, 0.042 of the crop
+    runtime.crops.clear()
+    assert FacePredictor()(astronaut) == []
+    runtime.crops.clear()
+    assert len(FacePredictor(max_shift=0.05)(astronaut)) == 1
+    runtime.crops.clear()
+    assert len(FacePredictor(cropped=True, views=1)(astronaut)) == 1
+
+
+def test_landmark_shifts_by_hand():
+    points = np.zeros((1, 68, 2))
+    matrix = box_matrix(np.array([0, 0, 96, 96]), 48)[None]  # 2 pixels of the image each
+    moved = points + [3, 4]
+    np.testing.assert_allclose(landmark_shifts((matrix, points), (matrix, moved), 48), [5 / 48])
+
+
+def test_mean_explanations_of_each_class(weights, tmp_path):
+    dataset = synthetic_dataset(training=0, public=1, private=0)
+    predictions = load_runtime(weights, "-1")(dataset.images[:, None], explain=True)
+    counts = np.bincount(predictions.probabilities.argmax(1), minlength=7)
+    figure = plot_mean_explanations(load_runtime(weights, "-1"), dataset)
+    titles = [axes.get_title() for axes in figure.axes[:7]]
+    assert titles == [f"{name}\n(n = {n})" for name, n in zip(EMOTIONS, counts)]
+    assert explanation_figure(weights, dataset).startswith(b"\x89PNG")
+    assert explanation_figure(tmp_path / "none.pth", dataset) == b""  # a run of test.py
+    plain = save_weights(trained_network(ARCHITECTURES[3]), tmp_path / "plain.pth")
+    assert explanation_figure(plain, dataset) == b""  # without landmarks
+    with pytest.raises(DataError, match="no landmark head"):
+        plot_mean_explanations(load_runtime(plain, "-1"), dataset)
+
+
+# predict.py
+
+
+def test_explanations_of_photographs(weights, both, tmp_path):
+    image = save(tmp_path / "both.png", both)
+    argv = ("--model_path", weights, "--gpu_ids", "-1")
+    assert run("--explain", image, *argv, "--out", tmp_path / "a") == 0
+    records = json.loads((tmp_path / "a/predictions.json").read_text())
+    assert len(records) == 2
+    for record in records:
+        explanation = record["explanation"]
+        assert explanation["class"] == record["expression"]
+        assert [*explanation["parts"]] == [*PARTS, "background"]
+        total = explanation["bias"] + sum(explanation["parts"].values())
+        assert total == pytest.approx(explanation["logit"], abs=1e-4)
+    assert (tmp_path / "a/both_explanation.png").is_file()
+    assert run(image, *argv, "--explain", "sad", "--no_draw", "--out", tmp_path / "b") == 0
+    records = json.loads((tmp_path / "b/predictions.json").read_text())
+    assert {record["explanation"]["class"] for record in records} == {"sad"}
+    header = (tmp_path / "b/predictions.csv").read_text().splitlines()[0]
+    assert "explanation_logit,explanation_bias,explanation_brows" in header
+    assert not (tmp_path / "b/both_explanation.png").exists()
+
+
+def test_the_logit_is_the_network_s_divided_by_the_temperature(weights, images, tmp_path):
+    checkpoint = load_checkpoint(weights)
+    with torch.inference_mode():
+        logits = checkpoint.network()(torch.from_numpy(images)[:, None]).weighted_logits.numpy()
+    calibrated = tmp_path / "calibrated.pth"
+    save_checkpoint(calibrated, replace(checkpoint, temperature=2.0, unsure_below=1.0))
+    for path, temperature in ((weights, 1), (calibrated, 2)):
+        predictor = FacePredictor(path, cropped=True, explain="fear", gpu_ids="-1")
+        faces = [face for (face,) in predictor(list(images))]
+        assert {face.explanation.expression for face in faces} == {"fear"}
+        values = [face.explanation.logit for face in faces]
+        np.testing.assert_allclose(values, logits[:, 2] / temperature, atol=1e-4)
+        expected = torch.from_numpy(logits / temperature).softmax(1)
+        np.testing.assert_allclose([f.probabilities for f in faces], expected, atol=1e-5)
+        assert faces[0].caption.startswith("unsure (") == (temperature == 2)
+
+
+def test_a_class_that_does_not_exist_is_named(weights, tmp_path):
+    with pytest.raises(OptionError, match="explain 'bored' is not a class of the weights: angry"):
+        FacePredictor(weights, explain="bored", gpu_ids="-1")
+    argv = ("--model_path", weights, "--gpu_ids", "-1", "--out", tmp_path / "o")
+    text = "--explain bored is neither an input nor a class of the weights, which are angry"
+    with pytest.raises(OptionError, match=re.escape(text)):
+        run("a.png", "--explain", "bored", *argv)
+    with pytest.raises(OptionError, match="no input"):
+        run("--explain", "sad", *argv)
+
+
+def test_heat_maps_are_red_where_the_logit_is_raised(weights, astronaut):
+    (face,) = FacePredictor(weights, explain=True, gpu_ids="-1")(astronaut)
+    heat = np.zeros((6, 6), np.float32)
+    heat[1, 1], heat[4, 4] = 1, -1
+    explanation = face.explanation._replace(map=heat)
+    drawn = draw_heat_maps(astronaut, [face._replace(explanation=explanation)]).astype(int)
+    for cell, is_red in (((1, 1), True), ((4, 4), False)):
+        x, y = transform(explanation.matrix, np.array(cell)).round().astype(int)
+        assert (drawn[y, x, 0] > drawn[y, x, 2] + 30) == is_red
+    assert (drawn[:20] == astronaut[:20]).all()  # beyond the crop

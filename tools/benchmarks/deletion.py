@@ -1,0 +1,100 @@
+"""Deletion test of the explanations: remove cells of the map, most important first.
+
+    python -m tools.benchmarks.deletion --data data/fer2013.csv
+
+Each step replaces cells of the image, 8 x 8 of its 48 x 48 pixels, by the image's mean. The area is
+the mean probability of the class predicted for the whole image, over all steps; a smaller area
+with the highest cells first means that the map finds the pixels on which the prediction depends
+(RISE, Petsiuk et al., BMVC 2018).
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+
+from inference.runtime import Runtime, load_runtime
+from tools.benchmarks.common import public_test
+from utils.cli import parse
+from utils.errors import run_main
+from utils.run_folder import PHOTO_WEIGHTS
+from utils.statistics import bootstrap_mean
+
+BATCH_SIZE = 256
+
+
+@dataclass(frozen=True)
+class DeletionOptions:
+    """Options of the benchmark."""
+
+    data: str = ""
+    """The data set, as for train.py."""
+    model_path: str = str(PHOTO_WEIGHTS)
+    """The weights."""
+    images: int = 1000
+    """Images, drawn at random from PublicTest."""
+    steps: int = 12
+    """Steps until all cells are removed."""
+
+
+def main() -> None:
+    options = parse(DeletionOptions, sys.argv[1:], __doc__)
+    runtime = load_runtime(options.model_path, "-1")
+    dataset = public_test(options.data, runtime, options.model_path)
+    rng = np.random.default_rng(0)
+    images = dataset.images[rng.permutation(len(dataset))[: options.images]]
+    pixels = np.repeat(images[:, None], runtime.channels, 1)
+    predictions = runtime(pixels, explain=True)
+    predicted = predictions.probabilities.argmax(1)
+    maps = predictions.maps[np.arange(len(images)), predicted]
+    cells = maps.reshape(len(maps), -1)
+    orders = {
+        "highest first": (-cells).argsort(1),
+        "random": rng.permuted(np.tile(np.arange(cells.shape[1]), (len(cells), 1)), axis=1),
+        "lowest first": cells.argsort(1),
+    }
+    areas = {}
+    print(f"n = {len(images):,}; area under the probability of the predicted class")
+    for name, order in orders.items():
+        curve = deletion_curve(runtime, pixels, predicted, order, options.steps)
+        areas[name] = curve.mean(0)
+        low, high = bootstrap_mean(areas[name])
+        print(f"{name:16}{areas[name].mean():8.3f} ({low:.3f} to {high:.3f})", flush=True)
+    for name in ("random", "lowest first"):
+        difference = areas["highest first"] - areas[name]
+        low, high = bootstrap_mean(difference)
+        text = f"{difference.mean():+.3f} ({low:+.3f} to {high:+.3f})"
+        print(f"highest first minus {name}: {text}")
+
+
+def deletion_curve(
+    runtime: Runtime, pixels: np.ndarray, classes: np.ndarray, order: np.ndarray, steps: int
+) -> np.ndarray:
+    """Return the probability of each image's class after each step, [steps + 1, N].
+
+    Args:
+        runtime: The network.
+        pixels: uint8 [N, C, W, W].
+        classes: [N].
+        order: [N, cells], the order in which the cells of a square map are removed.
+        steps: Steps until all cells are removed.
+    """
+    side = round(np.sqrt(order.shape[1]))
+    edges = np.linspace(0, pixels.shape[-1], side + 1).round().astype(int)
+    cell_of = np.repeat(np.arange(side), np.diff(edges))
+    cell_of = side * cell_of[:, None] + cell_of  # of each pixel, [W, W]
+    means = pixels.mean((2, 3), keepdims=True).round().astype(np.uint8)
+    rank = order.argsort(1)[:, cell_of][:, None]  # of each pixel's cell, [N, 1, W, W]
+    curve = []
+    for number in np.linspace(0, order.shape[1], steps + 1).round():
+        changed = np.where(rank < number, means, pixels)
+        batches = np.array_split(changed, max(1, len(changed) // BATCH_SIZE))
+        probabilities = np.concatenate([runtime(batch).probabilities for batch in batches])
+        curve.append(probabilities[np.arange(len(classes)), classes])
+    return np.stack(curve)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,125 @@
+"""Measure how stable predictions are when the same face is scaled, shifted or rotated.
+
+    python -m tools.benchmarks.stability --data data/fer2013.csv
+
+PublicTest images become photographs at eight scales, five shifts and three rotations, in which dlib
+detects the faces. A row for each `--views` has, over the faces that are detected in all variants:
+the share with the same class in all of them, the mean over the faces of the standard deviation of
+the winning probability, and the accuracy. Larger rotations follow, with the faces detected there.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import cv2
+import joblib
+import numpy as np
+
+from inference.predictor import FaceCrops, FacePredictor
+from tools.benchmarks.common import predict_largest, public_test
+from utils.cli import parse
+from utils.errors import DataError, run_main
+from utils.run_folder import PHOTO_WEIGHTS
+from utils.statistics import bootstrap_mean
+
+CANVAS, FACE = 288, 192  # widths of the photograph and, at scale 1, of FER2013's image in pixels
+# Scale, shift in x and y in pixels, and rotation in degrees.
+SCALES = [(s, 0.0, 0.0, 0.0) for s in (0.5, 0.64, 0.78, 0.92, 1.0, 1.15, 1.3, 1.5)]
+SHIFTS = [(1.0, x, y, 0.0) for x, y in ((9.0, 0.0), (-9.0, 0.0), (0.0, 9.0), (0.0, -9.0))]
+ROTATIONS = [(1.0, 0.0, 0.0, angle) for angle in (-10.0, 10.0)]
+VARIANTS = SCALES + SHIFTS + ROTATIONS  # scale 1 is also the fifth shift and the third rotation
+LARGE_ROTATIONS = [(1.0, 0.0, 0.0, angle) for angle in (0.0, 20.0, 30.0, 45.0)]
+
+
+@dataclass(frozen=True)
+class StabilityOptions:
+    """Options of the benchmark."""
+
+    data: str = ""
+    """The data set, as for train.py."""
+    model_path: str = str(PHOTO_WEIGHTS)
+    """The weights."""
+    images: int = 500
+    """Images, drawn at random from PublicTest."""
+    views: tuple[int, ...] = (0, 1, 2, 4, 8)
+    """Values of --views to compare."""
+    threads: int = 0
+    """CPU threads; 0 is one per core."""
+
+
+def main() -> None:
+    options = parse(StabilityOptions, sys.argv[1:], __doc__)
+    predictor = FacePredictor(options.model_path, gpu_ids="-1", threads=options.threads)
+    dataset = public_test(options.data, predictor._runtime, options.model_path)
+    rows = np.random.default_rng(0).permutation(len(dataset))[: options.images]
+    images, labels = dataset.images[rows], dataset.labels[rows]
+    crops = detect_variants(predictor, images, VARIANTS, options.threads)
+    found = [i for i, faces in enumerate(crops) if all(len(face.boxes) for face in faces)]
+    if not found:
+        raise DataError("no face is detected in all variants; give more --images")
+    print(f"{len(found):,} of {len(rows):,} faces are detected in all {len(VARIANTS)} variants")
+    print(f"{'views':>6}{'same class (%)':>26}{'std of probability':>30}{'accuracy (%)':>26}")
+    for views in options.views:
+        predictor.views = views
+        probabilities = predict_largest(predictor, [c for i in found for c in crops[i]])
+        probabilities = probabilities.reshape(len(found), len(VARIANTS), -1)
+        print_row(views, probabilities, labels[found])
+    print("\naccuracy (%) by rotation in degrees, and number of detected faces")
+    crops = detect_variants(predictor, images, LARGE_ROTATIONS, options.threads)
+    for k, (*_, angle) in enumerate(LARGE_ROTATIONS):
+        found = [i for i, faces in enumerate(crops) if len(faces[k].boxes)]
+        print(f"{angle:6.0f} (n = {len(found)})", end="")
+        for predictor.views in options.views:
+            predicted = predict_largest(predictor, [crops[i][k] for i in found]).argmax(1)
+            accuracy = 100 * (predicted == labels[found]).mean()
+            print(f"  views {predictor.views}: {accuracy:.2f}", end="")
+        print(flush=True)
+
+
+def photograph(image: np.ndarray, variant: Sequence[float]) -> np.ndarray:
+    """Return a square image as a photograph whose face is scaled, shifted and rotated."""
+    scale, x, y, degrees = variant
+    width, center = len(image), (CANVAS - 1) / 2
+    matrix = cv2.getRotationMatrix2D(((width - 1) / 2,) * 2, degrees, scale * FACE / width)
+    matrix[:, 2] += np.array([x, y]) + center - (width - 1) / 2
+    size = CANVAS, CANVAS
+    return cv2.warpAffine(
+        image, matrix, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
+    )
+
+
+def detect_variants(
+    predictor: FacePredictor,
+    images: np.ndarray,
+    variants: Sequence[Sequence[float]],
+    threads: int,
+) -> list[list[FaceCrops]]:
+    """Return for each image the detected faces of all variants."""
+    jobs = [(image, variant) for image in images for variant in variants]
+    with ThreadPoolExecutor(threads or joblib.cpu_count()) as pool:
+        crops = list(pool.map(lambda job: predictor.detect(photograph(*job)), jobs))
+    return [crops[i : i + len(variants)] for i in range(0, len(crops), len(variants))]
+
+
+def print_row(views: int, probabilities: np.ndarray, labels: np.ndarray) -> None:
+    """Print the measures of probabilities [faces, variants, C], with 95 % bootstrap intervals."""
+    classes, winner = probabilities.argmax(2), probabilities.mean(1).argmax(1)
+    winning = np.take_along_axis(probabilities, winner[:, None, None], 2)[..., 0]
+    columns = [
+        (100 * (classes == classes[:, :1]).all(1), 1),
+        (winning.std(1), 4),
+        (100 * (classes == labels[:, None]).mean(1), 2),
+    ]
+    text = f"{views:6}"
+    for values, digits in columns:
+        low, high = bootstrap_mean(values)
+        text += f"{values.mean():12.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    run_main(main)

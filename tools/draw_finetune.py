@@ -1,0 +1,68 @@
+"""Draw fig/finetune.png: the accuracy by the number of images per class, from a comparison table.
+
+python -m tools.draw_finetune
+python -m tools.draw_finetune model_save/finetune/comparison.csv --out curve.png
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import tyro
+
+from utils.cli import parse
+from utils.errors import DataError, run_main
+from utils.figures import BLUE, GRAY, figure_style, new_figure, save_figure
+from utils.run_folder import ROOT
+
+LABELS = {"finetune": ("fine-tuned", BLUE), "scratch": ("from scratch", GRAY)}
+
+
+@dataclass(frozen=True)
+class CurveOptions:
+    """Options of tools.draw_finetune."""
+
+    table: Annotated[str, tyro.conf.Positional] = str(ROOT / "configs/finetune.results.csv")
+    """comparison.csv of configs/finetune.toml."""
+    out: str = str(ROOT / "fig/finetune.png")
+    """The figure."""
+
+
+@figure_style()
+def main() -> None:
+    options = parse(CurveOptions, sys.argv[1:], __doc__)
+    try:
+        table = pd.read_csv(options.table)
+        table["balanced_accuracy"] = table["balanced_accuracy"].astype(float)
+        table[["kind", "n"]] = table["variant"].str.extract(r"^([a-z]+)_(\d+)$")
+        table["n"] = table["n"].astype(int)
+        groups = {kind: table[table["kind"] == kind].sort_values("n") for kind in LABELS}
+    except (OSError, KeyError, ValueError) as error:
+        fault = f"{options.table} is no comparison of configs/finetune.toml ({error})"
+        raise DataError(f"{fault}; write one with tools.experiments") from error
+    figure = new_figure(8, 3.2)
+    ticks = sorted(table["n"].unique())
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, name in zip(panels, ("accuracy", "balanced accuracy")):
+        for kind, rows in groups.items():
+            label, color = LABELS[kind]
+            if name == "accuracy":
+                values, error = rows["mean"], rows["std"].fillna(0)
+            else:
+                values, error = 100 * rows["balanced_accuracy"], None
+            style = {"color": color, "label": label, "marker": "o", "capsize": 3}
+            axes.errorbar(rows["n"], values, yerr=error, **style)
+        axes.set(xscale="log", xlabel="Training images per class", ylabel=f"PublicTest {name} (%)")
+        axes.set_xticks(ticks, ticks)
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    panels[0].legend(frameon=False, loc="center right")
+    save_figure(figure, Path(options.out))
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,129 @@
+"""Plot the mean explanation of each class: activation map and contributions of facial parts.
+
+    python -m tools.report_explanations --data data/fer2013.csv --out fig/explanations.png
+
+The images of PublicTest are grouped by their predicted class, which is explained. The outline is
+the mean face of the training images, so the figure shows nobody.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from data.dataset import FaceDataset
+from data.source import find_source, load_dataset
+from inference.explain import BACKGROUND, PARTS, split_by_part
+from inference.runtime import Runtime, load_runtime
+from utils.cli import parse
+from utils.errors import DataError, run_main
+from utils.figures import escape_math, figure_style, new_figure, save_figure
+from utils.files import atomic_write
+from utils.plots import plot_contributions
+from utils.predictions import Predictions
+from utils.run_folder import PHOTO_WEIGHTS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BATCH_SIZE = 256
+OUTLINES = ((0, 17), (17, 22), (22, 27), (27, 31), (31, 36), (36, 42), (42, 48), (48, 60), (60, 68))
+CLOSED = {36, 42, 48, 60}  # first landmarks of closed outlines
+
+
+@dataclass(frozen=True)
+class ExplanationOptions:
+    """Options of tools.report_explanations."""
+
+    data: str = ""
+    """The data set, as for train.py."""
+    model_path: str = str(PHOTO_WEIGHTS)
+    """The weights, .pth or .onnx."""
+    out: str = "explanations.png"
+    """The figure to write."""
+
+
+def main() -> None:
+    options = parse(ExplanationOptions, sys.argv[1:], __doc__)
+    runtime = load_runtime(options.model_path, "-1")
+    source = find_source(options.data)
+    images = load_dataset(source, runtime.image_width, runtime.channels, ()).subset("PublicTest")
+    figure = plot_mean_explanations(runtime, images)
+    with atomic_write(options.out) as partial:
+        save_figure(figure, partial)
+    print(f"{options.out}: {len(images):,} PublicTest images of {source.description}")
+
+
+def explanation_figure(weights: Path, dataset: FaceDataset) -> bytes:
+    """Return the figure of a weight file as PNG; empty if there is none, or nothing to show."""
+    images = dataset.subset("PublicTest")
+    if not weights.is_file() or not len(images):
+        return b""
+    runtime = load_runtime(weights, "-1")
+    if runtime.mean_face is None or runtime.channels != images.channels:
+        return b""
+    file = io.BytesIO()
+    save_figure(plot_mean_explanations(runtime, images.resized(runtime.image_width)), file)
+    return file.getvalue()
+
+
+@figure_style()
+def plot_mean_explanations(runtime: Runtime, dataset: FaceDataset) -> Figure:
+    """Plot the mean map and mean contributions of each predicted class."""
+    if runtime.mean_face is None:
+        raise DataError("the weights have no landmark head, so there are no facial parts")
+    if not len(dataset):
+        raise DataError(f"{dataset.source} has no PublicTest images; give another --data")
+    predictions = predict_explained(runtime, dataset)
+    predicted = predictions.probabilities.argmax(1)
+    width, names = runtime.image_width, runtime.class_names
+    figure = new_figure(1.75 * len(names), 4.2)
+    maps, bars = figure.subplots(2, len(names), height_ratios=(1, 1.1))
+    means = []
+    for i in range(len(names)):
+        rows = np.flatnonzero(predicted == i)
+        parts = [
+            split_by_part(predictions.maps[row, i], predictions.landmarks[row], width)
+            for row in rows
+        ]
+        mean = {part: np.mean([p[part] for p in parts] or [0]) for part in [*PARTS, BACKGROUND]}
+        bias = predictions.bias[rows, i].mean() if len(rows) else 0.0
+        heat = predictions.maps[rows, i].mean(0) if len(rows) else np.zeros((2, 2))
+        means.append((len(rows), heat, mean | {"bias": float(bias)}))
+    limit = max(np.abs(heat).max() for _, heat, _ in means)
+    values = [value for *_, parts in means for value in parts.values()]
+    span = max(values) - min(values)
+    for axes, bar_axes, name, (n, heat, parts) in zip(maps, bars, names, means):
+        extent = (-0.5, width - 0.5, width - 0.5, -0.5)
+        image = axes.imshow(
+            heat, "RdBu_r", vmin=-limit, vmax=limit, extent=extent, interpolation="bicubic"
+        )
+        for first, last in OUTLINES:
+            points = [*range(first, last), *([first] if first in CLOSED else [])]
+            axes.plot(*runtime.mean_face[points].T, color="black", lw=1)
+        axes.set(title=f"{escape_math(name)}\n(n = {n:,})", xticks=[], yticks=[])
+        axes.set(xlim=extent[:2], ylim=extent[2:])
+        plot_contributions(bar_axes, parts)
+        bar_axes.set_xlim(min(values) - 0.3 * span, max(values) + 0.3 * span)
+        if bar_axes is not bars[0]:
+            bar_axes.set_yticks([])
+    figure.colorbar(image, ax=maps, label="Map (red raises the logit)", pad=0.01)
+    figure.supxlabel("Mean contribution to the logit of the predicted class", fontsize="medium")
+    return figure
+
+
+def predict_explained(runtime: Runtime, dataset: FaceDataset) -> Predictions:
+    """Predict grayscale or RGB images, with decomposed logits."""
+    images = dataset.images
+    pixels = images.transpose(0, 3, 1, 2) if images.ndim == 4 else images[:, None]
+    batches = np.array_split(pixels, max(1, len(pixels) // BATCH_SIZE))
+    return Predictions.concatenate([runtime(batch, explain=True) for batch in batches])
+
+
+if __name__ == "__main__":
+    run_main(main)
