@@ -9,6 +9,7 @@ of `--views N`, which aligns the crops with the landmarks of a first pass.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -45,7 +46,7 @@ class MarginOptions:
 
 def main() -> None:
     options = parse(MarginOptions, sys.argv[1:], __doc__)
-    predictor = FacePredictor(options.model_path, gpu_ids="-1")
+    predictor = FacePredictor(options.model_path, max_shift=math.inf, gpu_ids="-1")  # keeps all
     runtime = predictor._runtime
     dataset = public_test(options.data, runtime, options.model_path)
     photographs = [resize_image(image, options.side) for image in dataset.images]

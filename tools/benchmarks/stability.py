@@ -10,6 +10,7 @@ the winning probability, and the accuracy. Larger rotations follow, with the fac
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -53,7 +54,8 @@ class StabilityOptions:
 
 def main() -> None:
     options = parse(StabilityOptions, sys.argv[1:], __doc__)
-    predictor = FacePredictor(options.model_path, gpu_ids="-1", threads=options.threads)
+    shared = {"gpu_ids": "-1", "threads": options.threads}
+    predictor = FacePredictor(options.model_path, max_shift=math.inf, **shared)  # keeps all
     dataset = public_test(options.data, predictor._runtime, options.model_path)
     rows = np.random.default_rng(0).permutation(len(dataset))[: options.images]
     images, labels = dataset.images[rows], dataset.labels[rows]
