@@ -27,6 +27,8 @@ from utils.errors import OptionError, RunError, WeightsError
 from utils.files import atomic_write
 
 SOURCE = Path(__file__).resolve().parents[1] / "web"
+# The page has one script: app.js and face.js joined, without this line.
+IMPORT = b'import { Tracker, hasSimd, loadPredictor } from "./face.js";\n'
 MIN_COMPRESSED = 1000  # values; smaller weights stay in 32 bits
 DETECTOR = "model/tiny_face_detector_model"
 MEAN_RGB = (117.001, 114.697, 97.404)  # of the detector's training images
@@ -73,6 +75,7 @@ def write_page(checkpoint: Checkpoint, folder: Path) -> dict[str, int]:
         files |= download(package)
     manifest, weights = json.loads(files.pop("manifest")), files.pop(f"{DETECTOR}.bin")
     network, mean_face = onnx_export.to_onnx(checkpoint), checkpoint.net["mean_face"]
+    files["app.js"] = files.pop("face.js") + files["app.js"].replace(IMPORT, b"")
     files["model.onnx"] = compress_weights(network).SerializeToString()
     files["detector.onnx"] = compress_weights(build_detector(manifest, weights)).SerializeToString()
     preloaded = ("model.onnx", "detector.onnx", "ort.wasm", "example.jpg")

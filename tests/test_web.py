@@ -29,10 +29,10 @@ from utils.run_folder import PHOTO_WEIGHTS
 
 CROP_SIZES = ((48, 48), (31, 31), (96, 96), (133, 133), (200, 160), (144, 50))
 CAMERA = ("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream")
-# Functions of face.js that take a PNG file in base64.
+# Functions of the page's script that take a PNG file in base64.
 SETUP = """async () => {
-    const { Tracker, crop, loadPredictor } = await import("./face.js");
-    const predictor = await loadPredictor();
+    const { Tracker, crop, ready } = await import("./app.js");
+    const predictor = await ready;
     const canvas = document.createElement("canvas");
     const context = canvas.getContext("2d", { willReadFrequently: true });
     window.canvasOf = async (base64) => {
@@ -51,11 +51,6 @@ SETUP = """async () => {
         const { width, height } = await canvasOf(base64);
         const image = context.getImageData(0, 0, width, height);
         return Array.from(crop(image, [0, 0, width, height], 48, 3));
-    };
-    window.heatMap = async (base64) => {
-        const { width, height } = await canvasOf(base64), box = [0, 0, width, height];
-        const image = context.getImageData(0, 0, width, height);
-        return Array.from(await predictor.heatMap(image, { cropBox: box }));
     };
     window.track = async (base64, steps, shift) => {
         const picture = await createImageBitmap(await canvasOf(base64));
@@ -123,10 +118,10 @@ def browser(chromium):
 
 
 @contextmanager
-def opened(browser, address, script=True, **options):
+def opened(browser, address, network=None, **options):
     """Open the page in a context of its own; at the end, check what it has requested.
 
-    Without app.js, which loads the network, a test can load it in its own way.
+    `network` is the content of another model.onnx.
     """
     context = browser.new_context(**options)
     page, urls, messages = context.new_page(), [], []
@@ -135,8 +130,8 @@ def opened(browser, address, script=True, **options):
     page.on("console", lambda message: messages.append(message.text))
     page.on("pageerror", lambda error: messages.append(f"uncaught {error}"))
     page.urls = urls
-    if not script:
-        page.route("**/app.js", lambda route: route.abort())
+    if network:
+        page.route("**/model.onnx", lambda route: route.fulfill(body=network))
     page.goto(address)
     yield page
     context.close()
@@ -147,8 +142,8 @@ def opened(browser, address, script=True, **options):
 
 @pytest.fixture(scope="module")
 def library(browser, address):
-    """Return a page with functions that call face.js."""
-    with opened(browser, address, script=False) as page:
+    """Return a page with functions that call its script."""
+    with opened(browser, address) as page:
         page.evaluate(SETUP)
         yield page
 
@@ -187,9 +182,8 @@ def test_crops_have_the_probabilities_of_predict(browser, address, library, dist
     if bits == 8:
         faces = [library.evaluate("predictCropped", encoded(image))[0] for image in images]
     else:
-        content = (dist.parents[1] / "network.onnx").read_bytes()
-        with opened(browser, address, script=False) as page:
-            page.route("**/model.onnx", lambda route: route.fulfill(body=content))
+        network = (dist.parents[1] / "network.onnx").read_bytes()
+        with opened(browser, address, network) as page:
             page.evaluate(SETUP)
             faces = [page.evaluate("predictCropped", encoded(image))[0] for image in images]
     assert len(images) == 50
@@ -232,16 +226,12 @@ def test_without_a_detection_the_crop_follows_the_landmarks(library, astronaut):
     assert np.abs(shift - (66, 0, 66, 0)).max() < 8
 
 
-def test_the_heat_map_marks_the_mouth_of_a_smile(library, astronaut):
-    [face] = library.evaluate("predictPicture", encoded(astronaut))
-    left, top, right, bottom = (int(edge) for edge in face["cropBox"])
-    crop = astronaut[top:bottom, left:right]
-    heat = np.array(library.evaluate("heatMap", encoded(crop))).reshape(48, 48)
-    assert heat.max() == pytest.approx(1)
-    assert heat.min() >= 0
-    row, column = np.unravel_index(heat.argmax(), heat.shape)
-    mouth = (np.mean(face["landmarks"][48:], axis=0) - (left, top)) * 48 / (right - left)
-    assert np.hypot(*(mouth - (column, row))) < 9
+def test_the_heat_map_is_that_of_predict(library, astronaut):
+    [expected] = FacePredictor(PHOTO_WEIGHTS, cropped=True, explain=True, gpu_ids="-1")(astronaut)
+    [face] = library.evaluate("predictCropped", encoded(astronaut))
+    heat = np.array(face["maps"])[np.argmax(face["probabilities"])]
+    size = np.abs(expected.explanation.map).max()
+    np.testing.assert_allclose(heat, expected.explanation.map.ravel(), atol=0.02 * size)
 
 
 # The page
@@ -285,7 +275,7 @@ def test_the_page_fits_a_narrow_screen_and_a_keyboard(browser, address):
         assert max(map(int, color[4:-1].split(","))) < 60
         page.get_by_text("For research only.").wait_for()
         page.get_by_label("Heat map").check()
-        page.get_by_text("Hiding the red regions").wait_for()
+        page.get_by_text("Red regions speak for").wait_for()
 
 
 def test_the_camera_is_predicted_in_real_time(chromium, address, astronaut, tmp_path):
@@ -303,6 +293,30 @@ def test_the_camera_is_predicted_in_real_time(chromium, address, astronaut, tmp_
         page.get_by_role("button", name="Stop the camera").click()
         page.get_by_role("button", name="Use the camera").wait_for()
         assert page.locator("#speed").is_hidden()
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        "new DragEvent('drop', { dataTransfer: transfer, bubbles: true, cancelable: true })",
+        "new ClipboardEvent('paste', { clipboardData: transfer, bubbles: true })",
+    ],
+    ids=["drop", "paste"],
+)
+def test_a_picture_can_be_dropped_and_pasted(browser, address, both, event):
+    with opened(browser, address) as page:
+        page.locator("body[data-ready]").wait_for()
+        page.evaluate(
+            f"""(base64) => {{
+                const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+                const transfer = new DataTransfer();
+                transfer.items.add(new File([bytes], "both.png", {{ type: "image/png" }}));
+                document.getElementById("viewer").dispatchEvent({event});
+            }}""",
+            encoded(both),
+        )
+        page.locator(".face").nth(1).wait_for()
+        assert page.locator(".face").count() == 2
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,13 @@
-// The page: input, drawing, predictions, messages. face.js has the network.
+// The page: input, drawing, predictions, messages. face.js has the network; export.py joins both.
 
 import { Tracker, hasSimd, loadPredictor } from "./face.js";
 
 const MAX_SIDE = 3000; // pixels; larger pictures are scaled down
 const SHOWN_SIDES = [640, 1600]; // pixels: smallest and largest longer side of the canvas
 const MAX_CARDS = 12; // faces with bars; all faces are marked in the picture
-const MAX_HEAT = 4; // faces with a heat map
 const ANNOUNCE_EVERY = 3000; // milliseconds between announcements of the camera's prediction
 const BLUE = "#2166ac", RED = "#e0523c";
+const HEAT_RED = [214, 40, 20], HEAT_BLUE = [33, 102, 172], HEAT_OPACITY = 190; // of 255
 const MESSAGES = {
   simd: "This browser has no WebAssembly SIMD, which the network needs. Update it, or use a recent "
     + "Firefox, Chrome, Edge or Safari.",
@@ -32,7 +32,7 @@ let job = 0; // number of the latest picture; results of earlier ones are droppe
 let hasPicture = false; // the source has one, or a camera's frame
 let stream = null; // of the camera
 
-const ready = load();
+export const ready = load(); // the predictor
 
 async function load() {
   try {
@@ -98,26 +98,6 @@ async function predictPicture(notice = "") {
   showAlert(found.length ? notice : MESSAGES.noFace, !found.length);
   $("hint").textContent = "No face";
   $("status").textContent = found.length ? summary(found) : "";
-  await showHeatMaps();
-}
-
-async function showHeatMaps() {
-  $("heat-note").hidden = true;
-  if (!$("heat").checked || stream || !faces.length) return;
-  const predictor = await ready, current = job, shown = faces.slice(0, MAX_HEAT);
-  const image = pixels.getImageData(0, 0, source.width, source.height);
-  for (const [i, face] of shown.entries()) {
-    face.heat ??= await predictor.heatMap(image, face, (fraction) => {
-      $("loading").hidden = false;
-      $("progress-text").textContent = "Computing the heat map";
-      $("progress").value = (i + fraction) / shown.length;
-      return current === job && $("heat").checked;
-    });
-    if (current !== job || !$("heat").checked) break;
-    draw();
-  }
-  $("loading").hidden = true;
-  if (current === job) $("heat-note").hidden = !$("heat").checked;
 }
 
 // Camera
@@ -186,8 +166,7 @@ function setCameraControls(isOn) {
   $("camera").textContent = isOn ? "Stop the camera" : "Use the camera";
   $("speed").hidden = !isOn;
   $("speed").textContent = "";
-  $("heat").disabled = $("cropped").disabled = isOn;
-  if (isOn) $("heat-note").hidden = true;
+  $("cropped").disabled = isOn;
 }
 
 // Output
@@ -267,10 +246,11 @@ function draw() {
   $("viewer").classList.add("filled");
   context.imageSmoothingQuality = "high";
   context.drawImage(source, 0, 0, canvas.width, canvas.height);
+  $("heat-note").hidden = !$("heat").checked || !faces.length;
   // One pixel of the screen; the canvas fits into its element.
   const unit = Math.max(canvas.width / canvas.clientWidth, canvas.height / canvas.clientHeight);
   for (const [i, face] of faces.entries()) {
-    if (face.heat && $("heat").checked && !stream) drawHeat(face, scale);
+    if ($("heat").checked) drawHeat(face, scale);
     if ($("landmarks").checked) drawLandmarks(face, scale, unit);
     if ($("boxes").checked) drawBox(face, scale, unit, i);
   }
@@ -309,13 +289,17 @@ function drawLandmarks({ box, landmarks }, scale, unit) {
   context.fill();
 }
 
-function drawHeat({ heat, cropBox }, scale) {
-  const side = Math.sqrt(heat.length), map = document.createElement("canvas");
-  map.width = map.height = side;
-  const image = new ImageData(side, side);
-  heat.forEach((value, i) => image.data.set([214, 40, 20, 190 * value], 4 * i));
+/** Draw where the crop raises the logit of the predicted class (red) and lowers it (blue). */
+function drawHeat(face, scale) {
+  const heat = face.maps[bestOf(face)], side = Math.sqrt(heat.length);
+  const map = Object.assign(document.createElement("canvas"), { width: side, height: side });
+  const image = new ImageData(side, side), largest = Math.max(1e-9, ...heat.map(Math.abs));
+  heat.forEach((value, i) => {
+    const color = value > 0 ? HEAT_RED : HEAT_BLUE;
+    image.data.set([...color, HEAT_OPACITY * Math.abs(value) / largest], 4 * i);
+  });
   map.getContext("2d").putImageData(image, 0, 0);
-  const [left, top, right, bottom] = cropBox.map((value) => value * scale);
+  const [left, top, right, bottom] = face.cropBox.map((value) => value * scale);
   context.drawImage(map, left, top, right - left, bottom - top);
 }
 
@@ -332,11 +316,7 @@ $("example").addEventListener("click", async () => {
 });
 $("camera").addEventListener("click", () => (stream ? stopCamera() : startCamera()));
 $("cropped").addEventListener("change", () => hasPicture && predictPicture());
-$("heat").addEventListener("change", () => {
-  draw();
-  showHeatMaps();
-});
-for (const id of ["boxes", "landmarks"]) $(id).addEventListener("change", draw);
+for (const id of ["boxes", "landmarks", "heat"]) $(id).addEventListener("change", draw);
 addEventListener("resize", draw);
 addEventListener("unhandledrejection", ({ reason }) => {
   showAlert(`The prediction failed (${reason?.message ?? reason}). Reload the page.`);

@@ -22,7 +22,6 @@ const DETECT_EVERY = 400; // milliseconds between detections while faces are tra
 const MAX_GAP = 1500; // milliseconds without a detection, after which a track ends
 const SMOOTH = 300; // milliseconds, time constant of the average of probabilities
 const MIN_IOU = 0.3; // of the boxes of one face
-const PATCH = 12, PATCH_STEP = 6; // pixels of the crop: hidden square of the heat map
 
 // A function with one SIMD instruction (i8x16.splat, then v128.any_true).
 const SIMD_MODULE = new Uint8Array([0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 127, 3, 2, 1, 0,
@@ -106,7 +105,10 @@ class Predictor {
     return suppress(boxes.map(({ box }) => box));
   }
 
-  /** Predict the faces in crop boxes of an ImageData. */
+  /**
+   * Predict the faces in crop boxes of an ImageData. `maps` has the contribution of each cell of
+   * the crop to the logit of each class, as in models/explain.py.
+   */
   async predict(image, cropBoxes) {
     const { image_width: side, channels, class_names: names } = this, faces = [];
     const size = channels * side * side;
@@ -115,6 +117,7 @@ class Predictor {
       const pixels = new Uint8Array(boxes.length * size);
       boxes.forEach((box, i) => pixels.set(crop(image, box, side, channels), i * size));
       const output = await this.run(this.network, pixels, [boxes.length, channels, side, side]);
+      const mapSide = output.maps.dims[3];
       boxes.forEach((cropBox, i) => {
         const row = (tensor, n) => Array.from(tensor.data.subarray(i * n, (i + 1) * n));
         const values = row(output.landmarks, 136), landmarks = [];
@@ -124,7 +127,9 @@ class Predictor {
           (values[k + 1] + 0.5) * (bottom - top) / side - 0.5 + top,
         ]);
         const probabilities = row(output.probabilities, names.length);
-        faces.push({ cropBox, probabilities, landmarks });
+        const cells = row(output.maps, names.length * mapSide ** 2);
+        const maps = names.map((_, k) => cells.slice(k * mapSide ** 2, (k + 1) * mapSide ** 2));
+        faces.push({ cropBox, probabilities, landmarks, maps });
       });
     }
     return faces;
@@ -167,48 +172,6 @@ class Predictor {
     const side = (right - left) / this.margin;
     const x = (left + right) / 2, y = (top + bottom) / 2 + this.lift * side;
     return [x - side / 2, y - side / 2, x + side / 2, y + side / 2];
-  }
-
-  /**
-   * Return how much each pixel of a face's crop contributes to its prediction, 0 to 1: the mean
-   * decrease of the probability if squares around it are hidden (Zeiler and Fergus, 2014).
-   */
-  async heatMap(image, { cropBox }, onProgress = () => {}) {
-    const { image_width: side, channels, class_names: names } = this, size = channels * side * side;
-    const pixels = crop(image, cropBox, side, channels), corners = [];
-    for (let y = 0; y <= side - PATCH; y += PATCH_STEP) {
-      for (let x = 0; x <= side - PATCH; x += PATCH_STEP) corners.push([x, y]);
-    }
-    const { probabilities } = await this.run(this.network, pixels, [1, channels, side, side]);
-    const best = probabilities.data.indexOf(Math.max(...probabilities.data));
-    const fill = pixels.reduce((a, b) => a + b) / size;
-    const total = new Float32Array(side * side), count = new Float32Array(side * side);
-    const tent = (i) => Math.min(i + 0.5, PATCH - i - 0.5); // largest in a square's middle
-    for (let start = 0; start < corners.length; start += BATCH) {
-      const batch = corners.slice(start, start + BATCH);
-      const hidden = new Uint8Array(batch.length * size);
-      batch.forEach(([x, y], i) => {
-        hidden.set(pixels, i * size);
-        for (let c = 0; c < channels; c++) for (let dy = 0; dy < PATCH; dy++) {
-          const from = i * size + (c * side + y + dy) * side + x;
-          hidden.fill(fill, from, from + PATCH);
-        }
-      });
-      const output = await this.run(this.network, hidden, [batch.length, channels, side, side]);
-      batch.forEach(([x, y], i) => {
-        const drop = probabilities.data[best] - output.probabilities.data[i * names.length + best];
-        for (let dy = 0; dy < PATCH; dy++) for (let dx = 0; dx < PATCH; dx++) {
-          const weight = tent(dx) * tent(dy), at = dx + x + (dy + y) * side;
-          total[at] += weight * Math.max(0, drop);
-          count[at] += weight;
-        }
-      });
-      if (onProgress((start + batch.length) / corners.length) === false) return null;
-      await new Promise((resolve) => setTimeout(resolve)); // the page stays responsive
-    }
-    const means = total.map((value, i) => value / (count[i] || 1));
-    const largest = Math.max(1e-6, ...means);
-    return means.map((value) => value / largest);
   }
 }
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 CAMERA_SECONDS = 5
 CAMERA = ("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream")
 SETUP = """async () => {
-    const predictor = await (await import("./face.js")).loadPredictor();
+    const predictor = await (await import("./app.js")).ready;
     const canvas = document.createElement("canvas");
     window.predict = async (base64) => {
         const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
