@@ -275,7 +275,7 @@ def test_the_page_fits_a_narrow_screen_and_a_keyboard(browser, address):
         assert max(map(int, color[4:-1].split(","))) < 60
         page.get_by_text("For research only.").wait_for()
         page.get_by_label("Heat map").check()
-        page.get_by_text("Red regions speak for").wait_for()
+        page.get_by_text("Red regions raise").wait_for()
 
 
 def test_the_camera_is_predicted_in_real_time(chromium, address, astronaut, tmp_path):
