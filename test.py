@@ -37,8 +37,8 @@ class EvalOptions:
     """Options of test.py."""
 
     model_path: tuple[str, ...] = (str(RELEASED_WEIGHTS),)
-    """The weights: a best.pth or last.pth, or the original method's. Several are an ensemble
-    (train.py merges them)."""
+    """The weights: a best.pth or last.pth, or those of RainbowRui's repository. Several are an
+    ensemble (train.py merges them)."""
     data: str = ""
     """The data set in any layout. Default: as for train.py."""
     out: str = ""
@@ -54,14 +54,14 @@ class EvalOptions:
     ferplus: str = ""
     """FER+'s fer2013new.csv, for weights that were trained on its labels."""
     ferplus_test: str = ""
-    """FER+'s fer2013new.csv: report human agreement, for weights that were trained on FER2013's
-    labels."""
+    """FER+'s fer2013new.csv: report the accuracy against FER+'s majority label (human_agreement),
+    for weights that were trained on FER2013's labels."""
     tta: bool = False
-    """Test-time augmentation: average ten views: five shifts, each plain and mirrored. For a
-    mirror-equivariant network, the five plain ones are enough."""
+    """Test-time augmentation: average ten copies of an image: five shifts, each with and without a
+    horizontal flip. For a mirror-equivariant network, the five without a flip are enough."""
     corruptions: bool = False
-    """Evaluate common corruptions, too: crop, rotation, gamma, JPEG, noise, low resolution. To
-    reproduce published figures, keep the default --splits: the noise depends on the order."""
+    """Evaluate common corruptions, too: zoom, rotation, gamma, JPEG, noise, low resolution. To
+    reproduce published values, keep the default --splits: the noise depends on the order."""
     landmarks: bool = True
     """Compute the landmark error; --no_landmarks needs no dlib."""
     batch_size: int = 256
@@ -98,7 +98,7 @@ def main() -> None:
         )
     notes = [f"{len(networks)} networks"] if len(networks) > 1 else []
     num_views = len(SHIFTS) if checkpoint.architecture.mirror else 2 * len(SHIFTS)
-    notes += [f"{num_views} views"] if options.tta else []
+    notes += [f"TTA, mean of {num_views} copies"] if options.tta else []
     RunFolder.check_out(options.out)  # before the evaluation, which may take long
     evaluation = evaluate(networks, dataset, options.splits, options.batch_size, options.tta)
     print(f"\n{', '.join([dataset.source, *notes])}:\n{summary(evaluation.scores())}", flush=True)

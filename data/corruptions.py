@@ -2,7 +2,7 @@
 
 After Hendrycks and Dietterich (2019, arXiv:1903.12261), with other corruptions and one severity.
 They are computed with OpenCV: torchvision's transforms round differently, so that the published
-figures would change.
+values would change.
 """
 
 from collections.abc import Callable
@@ -57,12 +57,12 @@ def _downscale(image: np.ndarray, _: np.random.Generator, width: int) -> np.ndar
 
 # Functions of one uint8 image and a random generator.
 CORRUPTIONS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
-    "crop 0.8": partial(_warp, scale=1 / 0.8),
-    "crop 1.25": partial(_warp, scale=1 / 1.25),
-    "rotation 20": partial(_warp, degrees=20),
+    "zoom in (crop to 0.8 of the side)": partial(_warp, scale=1 / 0.8),
+    "zoom out 1.25 × (the border is repeated)": partial(_warp, scale=1 / 1.25),
+    "rotation by 20 degrees": partial(_warp, degrees=20),
     "gamma 0.45": partial(_gamma, exponent=0.45),
     "gamma 2.2": partial(_gamma, exponent=2.2),
     "JPEG quality 30": partial(_jpeg, quality=30),
-    "noise 15": partial(_noise, deviation=15),
-    "24 pixels": partial(_downscale, width=24),
+    "noise of 15 gray levels": partial(_noise, deviation=15),
+    "resized to 24 pixels and back": partial(_downscale, width=24),
 }

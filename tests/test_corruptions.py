@@ -31,7 +31,11 @@ def test_corruption_is_repeatable_and_keeps_the_shape(images, name):
 
 @pytest.mark.parametrize(
     ("name", "degrees", "scale"),
-    [("crop 0.8", 0, 1.25), ("crop 1.25", 0, 0.8), ("rotation 20", -20, 1)],
+    [
+        ("zoom in (crop to 0.8 of the side)", 0, 1.25),
+        ("zoom out 1.25 × (the border is repeated)", 0, 0.8),
+        ("rotation by 20 degrees", -20, 1),
+    ],
 )
 def test_geometry_equals_torch(images, name, degrees, scale):
     zeros = torch.zeros(len(images))
@@ -45,7 +49,7 @@ def test_gamma_and_noise():
     gray = np.full((1, 8, 8), 64, np.uint8)
     assert (corrupt(gray, "gamma 2.2") == 12).all()  # 255 (64 / 255) ** 2.2 = 12.2
     assert (corrupt(gray, "gamma 0.45") == 137).all()  # 137.1
-    noisy = corrupt(np.full((20, 48, 48), 128, np.uint8), "noise 15").astype(float)
+    noisy = corrupt(np.full((20, 48, 48), 128, np.uint8), "noise of 15 gray levels").astype(float)
     assert noisy.std() == pytest.approx(15, rel=0.02)
     assert noisy.mean() == pytest.approx(128, abs=0.3)
     assert not np.array_equal(noisy[0], noisy[1])
@@ -71,4 +75,4 @@ def test_jpeg_of_colors_equals_pillow(images):
 def test_low_resolution_averages_details_below_two_pixels():
     stripes = np.zeros((1, 48, 48), np.uint8)
     stripes[..., ::2] = 200
-    assert (corrupt(stripes, "24 pixels") == 100).all()
+    assert (corrupt(stripes, "resized to 24 pixels and back") == 100).all()

@@ -65,7 +65,7 @@ def test_the_weights_have_the_metrics_of_the_card(trained, tmp_path):
     run(test, *argv, "--out", tmp_path / "tta", "--tta")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in card.splitlines()]
     table = {row[0]: row for row in rows if row}
-    for folder, suffix in (("clean", ""), ("tta", ", 10 views")):
+    for folder, suffix in (("clean", ""), ("tta", ", TTA")):
         for split, s in json.loads((tmp_path / folder / "metrics.json").read_text()).items():
             row = table[f"{split}{suffix}"]
             assert row[1] == str(s["n"])
@@ -79,7 +79,7 @@ def test_the_weights_have_the_metrics_of_the_card(trained, tmp_path):
     assert corruptions[0] == "corruption,PublicTest,PublicTest drop,PrivateTest,PrivateTest drop"
     assert table["clean"][2] == "0.00"
     noise = next(line for line in corruptions if line.startswith("noise")).split(",")
-    assert table["noise 15"][1:] == [f"{float(value):.2f}" for value in noise[1:]]
+    assert table["noise of 15 gray levels"][1:] == [f"{float(value):.2f}" for value in noise[1:]]
 
 
 def test_rounded_weights_are_half_as_large_with_similar_outputs(trained):
@@ -205,8 +205,9 @@ def test_a_card_describes_the_training(initial, teacher):
     assert ("no pretrained weights" in card.replace("\n", " ")) == (not (initial or teacher))
     distilled = "with distillation from 2 trained networks, on the 7 Training images"
     assert (distilled in card) == bool(teacher)
-    assert ("landmarks that dlib detects" in card) == ("68 landmarks" in card) == (not initial)
-    assert ("an importance, and 68 landmarks" in card) == (not initial)
+    assert ("(trained on 300-W) detects" in card) == ("68 landmarks" in card) == (not initial)
+    importance = "68 landmarks, and SCN's importance, by which the logits are multiplied"
+    assert (importance in " ".join(card.split())) == (not initial)
     assert ("exponential moving average of epoch 1" in card) == (not initial)
     assert ("a color image" in card) == bool(initial)
     assert ("75.00 % by the predicted probability, 25.00 %" in card) == (not initial)

@@ -140,12 +140,12 @@ def to_half(net: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def evaluate_release(network: FERNet, dataset: FaceDataset, batch_size: int) -> dict[str, Any]:
-    """Evaluate a network for its model card: one view, ten views, corruptions, and by class."""
+    """Evaluate a network for its model card: without and with TTA, corruptions, and by class."""
     clean = evaluate([network], dataset, SPLITS, batch_size)
     scores = clean.scores()
     print(f"\n{summary(scores)}", flush=True)
     tta = evaluate([network], dataset, SPLITS, batch_size, tta=True).scores()
-    print(f"\n10 views:\n{summary(tta)}", flush=True)
+    print(f"\nTTA:\n{summary(tta)}", flush=True)
     table = evaluate_corruptions([network], dataset, clean, batch_size)
     print("\naccuracy and accuracy drop, in percent:")
     print(table.round(2).to_string(index=False), flush=True)
