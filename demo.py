@@ -37,7 +37,8 @@ class DemoOptions:
     """Options of demo.py."""
 
     model_path: str = str(PHOTO_WEIGHTS)
-    """Weights: a best.pth, the original method's resnet18.pth, or an .onnx file of export.py."""
+    """Weights: a best.pth, the resnet18.pth of RainbowRui's repository, or an .onnx file of
+    export.py."""
     port: int = 7860
     """Port of the page, on this machine only: http://127.0.0.1:PORT."""
 

@@ -40,7 +40,7 @@ class ExportOptions:
     """Options of export.py."""
 
     model_path: str = str(PHOTO_WEIGHTS)
-    """Weights: a best.pth or last.pth, or the original method's."""
+    """Weights: a best.pth or last.pth, or those of RainbowRui's repository."""
     out: str = "model.onnx"
     """The file to write."""
     int8: bool = False

@@ -45,7 +45,8 @@ class PredictOptions:
     paths: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Images, folders, patterns such as "*.jpg", videos, or the number of a camera."""
     model_path: str = str(PHOTO_WEIGHTS)
-    """Weights: a best.pth, the original method's resnet18.pth, or an .onnx file of export.py."""
+    """Weights: a best.pth, the resnet18.pth of RainbowRui's repository, or an .onnx file of
+    export.py."""
     out: str = ""
     """Folder of the results, new or empty. By default predictions/TIME_predict."""
     cropped: bool = False

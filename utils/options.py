@@ -43,8 +43,8 @@ class Options:
     out: str = ""
     """The run folder. Default: a new folder under model_save/."""
     model_path: tuple[str, ...] = ()
-    """Initial weights: a best.pth of this project, or the original method's resnet18.pth. They
-    define backbone, width, channels, pooling and normalization. The classes may differ: the
+    """Initial weights: a best.pth of this project, or the resnet18.pth of RainbowRui's repository.
+    They define backbone, width, channels, pooling and normalization. The classes may differ: the
     classifier keeps those of the same name. Several files are merged block-diagonally into one
     network, whose width is the sum of theirs."""
     freeze_epochs: Annotated[int, Field(ge=0)] = 0
@@ -70,7 +70,7 @@ class Options:
     """First layers of resnet18: a 3 x 3 convolution of stride 1, or those of torchvision (7 x 7 of
     stride 2, and a max-pool), for images of about 224 pixels."""
     init: str = ""
-    """Initial weights of the backbone: imagenet (a download), or the path of a state dict of
+    """Pretrained weights of the backbone: imagenet (a download), or the path of a state dict of
     torchvision or timm. Default: random."""
     width: Annotated[float, Field(gt=0, le=8)] = 1.0
     """Width multiplier of the backbone's channels; 0.5 is about three times as fast."""
@@ -93,7 +93,7 @@ class Options:
     mean of both."""
     ferplus_test: str = ""
     """FER+'s fer2013new.csv: report how often predictions on FER2013 equal the majority of FER+'s
-    annotators (human agreement). It has no influence on the training."""
+    annotators (human_agreement in metrics.json). It has no influence on the training."""
     dropout: BelowOne = 0.2
     """Dropout probability of the features before the classifier."""
 
@@ -108,13 +108,14 @@ class Options:
     margin_1: NonNegative = 0.15
     """Margin between the mean importances of the two groups."""
     relabel: bool = False
-    """Relabel Training images (docs/experiments.md has its effect)."""
+    """Relabel Training images. Only the rule scn was evaluated, and it lowered the accuracy
+    (docs/experiments.md)."""
     relabel_rule: Literal["ema", "soft", "scn"] = "ema"
     """ema relabels at the end of an epoch, by the mean predictions of the EMA of three epochs. soft
     mixes these with the given labels, as targets. scn relabels the low-importance group of each
     batch in training (SCN)."""
     relabel_epoch: Count = 100
-    """The first epoch that relabels, counted from 1."""
+    """The first epoch that relabels, counted from 1. Give it for recipes with fewer epochs."""
     margin_2: Fraction = 0.5
     """Relabel where the largest probability exceeds that of the label by more than this. Default
     for the rule scn: 0.2."""
@@ -145,7 +146,7 @@ class Options:
     """Weight decay of convolution and linear weights; biases and batch norm have none."""
     clip: NonNegative = 1.0
     """Maximum gradient norm; 0 for none. Without it, the importances of a
-    full-width ResNet-18 may collapse to 0 (docs/experiments.md)."""
+    full-width ResNet-18 may collapse to 0 with sgd (docs/experiments.md)."""
     label_smoothing: BelowOne = 0.1
     """Label smoothing."""
     class_weights: Literal["none", "balanced"] = "none"
