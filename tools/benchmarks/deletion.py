@@ -1,11 +1,11 @@
-"""Deletion test of the explanations: remove cells of the map, most important first.
+"""Deletion metric of the explanations: remove cells of the map, most important first.
 
     python -m tools.benchmarks.deletion --data data/fer2013.csv
 
-Each step replaces cells of the image, 8 x 8 of its 48 x 48 pixels, by the image's mean. The area is
-the mean probability of the class predicted for the whole image, over all steps; a smaller area
-with the highest cells first means that the map finds the pixels on which the prediction depends
-(RISE, Petsiuk et al., BMVC 2018).
+Each step replaces cells of the image, 8 x 8 of its 48 x 48 pixels, by the image's mean. The
+deletion AUC is the mean probability of the class predicted for the whole image, over all steps. A
+smaller one with the highest cells first means that the map finds the pixels on which the prediction
+depends (RISE, Petsiuk et al., BMVC 2018, arXiv:1806.07421).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main() -> None:
         "lowest first": cells.argsort(1),
     }
     areas = {}
-    print(f"n = {len(images):,}; area under the probability of the predicted class")
+    print(f"n = {len(images):,}; deletion AUC of the predicted class")
     for name, order in orders.items():
         curve = deletion_curve(runtime, pixels, predicted, order, options.steps)
         areas[name] = curve.mean(0)
