@@ -27,8 +27,8 @@ def merge_checkpoints(checkpoints: Sequence[Checkpoint], paths: Sequence[str]) -
     """Merge networks that differ at most in width and dropout; a single one is unchanged.
 
     Raises:
-        WeightsError: They differ in more, one is damaged or given twice, or no network has as many
-            channels as they have together.
+        WeightsError: They differ in more, one is damaged, mirror-equivariant or given twice, or no
+            network has as many channels as they have together.
     """
     first = checkpoints[0]
     if len(checkpoints) == 1:
@@ -36,6 +36,8 @@ def merge_checkpoints(checkpoints: Sequence[Checkpoint], paths: Sequence[str]) -
     names = " and ".join(paths)
     if len({Path(path).resolve() for path in paths}) < len(paths):
         raise WeightsError(f"{names}: equal weights stay equal when merged; give different ones")
+    if any(checkpoint.architecture.mirror for checkpoint in checkpoints):
+        raise WeightsError(f"{names} cannot be merged: mirror-equivariant ones are not supported")
     width = sum(checkpoint.architecture.width for checkpoint in checkpoints)
     architecture = replace(first.architecture, width=width)
     try:
