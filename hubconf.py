@@ -19,6 +19,7 @@ import types
 import typing
 
 dependencies = ["torch", "torchvision", "numpy", "cv2", "PIL", "pandas", "filelock", "tqdm"]
+dependencies += ["joblib", "psutil"]
 
 ROOT = pathlib.Path(__file__).resolve().parent
 PACKAGES = ("data", "engine", "inference", "models", "tools", "utils")
