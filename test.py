@@ -24,7 +24,7 @@ from engine.evaluate import check_compatible, evaluate, evaluate_corruptions, lo
 from engine.results import Evaluation, summary
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.fernet import describe
-from models.predict import SHIFTS
+from models.predict import num_views
 from utils.cli import parse
 from utils.devices import describe_device, pick_device, set_threads
 from utils.errors import DataError, OptionError, run_main
@@ -97,8 +97,7 @@ def main() -> None:
             f"{hint}"
         )
     notes = [f"{len(networks)} networks"] if len(networks) > 1 else []
-    num_views = len(SHIFTS) if checkpoint.architecture.mirror else 2 * len(SHIFTS)
-    notes += [f"{num_views} views"] if options.tta else []
+    notes += [f"{num_views(networks[0])} views"] if options.tta else []
     RunFolder.check_out(options.out)  # before the evaluation, which may take long
     evaluation = evaluate(networks, dataset, options.splits, options.batch_size, options.tta)
     print(f"\n{', '.join([dataset.source, *notes])}:\n{summary(evaluation.scores())}", flush=True)
@@ -147,10 +146,8 @@ def print_notes(
         print("         show that everything runs, see the model card for the real ones")
     is_held_out = HELD_OUT_NOTE in dataset.source
     if is_held_out and "Training" not in options.splits and "PrivateTest" not in dataset.counts():
-        print(
-            "note     only a tenth of the images is evaluated; --splits Training PublicTest takes"
-        )
-        print("         all")
+        print("note     only a tenth of the images is evaluated; for all of them give")
+        print("         --splits Training PublicTest")
     if is_held_out and is_released and "PublicTest" in options.splits:
         print("note     PublicTest was held out from Training. If the images are FER2013's, these")
         print("         weights were trained on them, and the score is no test")

@@ -55,7 +55,7 @@ class ExperimentOptions:
     private: bool = False
     """Compare on PrivateTest, too, when all runs are finished."""
     tta: bool = False
-    """With --private: average ten views."""
+    """With --private: use test-time augmentation."""
 
 
 def main() -> None:

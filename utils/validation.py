@@ -71,8 +71,8 @@ def _check_backbone(options: Options) -> None:
         raise OptionError(f"{changed[0]} is for resnet18, not {options.backbone}")
     if options.mirror and options.stem == "imagenet":
         raise OptionError("--mirror needs --stem small: a convolution of stride 2 is not symmetric")
-    if options.init and options.downsample == "pool":
-        raise OptionError("--init needs --downsample stride, as the initial weights have it")
+    if options.init and (options.mirror or options.downsample == "pool"):
+        raise OptionError("--init needs --downsample stride and no --mirror, as in its weights")
     if options.width != 1 and (is_timm or options.init):
         kind = f"--backbone {options.backbone}" if is_timm else f"--init {options.init}"
         raise OptionError(f"{kind} needs --width 1, not {options.width:g}")
@@ -84,8 +84,6 @@ def print_notes(options: Options) -> None:
     """Print which options have no effect."""
     if options.relabel and options.relabel_epoch > options.total_epoch:
         print(f"note     no relabeling: --relabel_epoch {options.relabel_epoch} is never reached")
-    if options.ferplus_target != "majority":
-        print("note     no relabeling: the targets are distributions of votes, not labels")
     if options.warmup_epoch >= options.total_epoch:
         print(f"note     the learning rate never falls: --warmup_epoch {options.warmup_epoch:g}")
 
