@@ -5,7 +5,8 @@
     python export.py --model_path RUN/best.pth --web web/dist              the static web page
 
 The input `pixels` is uint8 [N, C, W, W], 0 to 255, for any N; normalization is part of the model.
-The outputs are `probabilities` [N, classes], `importance` [N] and `landmarks` [N, 68, 2] in pixels.
+The outputs are `probabilities` [N, classes], `importance` [N] and `landmarks` [N, 68, 2] in pixels,
+and the decomposition `logits`, `bias` [N, classes] and `maps` [N, classes, w, w].
 """
 
 from __future__ import annotations

@@ -146,9 +146,8 @@ def launch(script: str, argv: Sequence[str], processes: int) -> int:
     from torch.distributed.elastic.multiprocessing import SignalException, errors  # noqa: PLC0415
 
     options = ["--standalone", f"--nproc_per_node={processes}"]
-    if (
-        "--shutdown" in torchrun.get_args_parser().format_help()
-    ):  # else processes are killed after 30 s
+    # Without this option, which PyTorch may not have, processes are killed after 30 s.
+    if "--shutdown" in torchrun.get_args_parser().format_help():
         options.append(f"--shutdown_timeout={SHUTDOWN}")
     try:
         torchrun.main([*options, script, *argv])

@@ -61,7 +61,7 @@ class FacePredictor:
             out, because most are no faces. In widths of the crop, root mean square.
         explain: Explain the predicted class, or the class of this name.
         batch_size: Faces per step of the network.
-        threads: CPU threads of the network; 0 is one per core.
+        threads: CPU threads of the network; 0 is one per idle core (.pth) or one per core (.onnx).
         gpu_ids: As in train.py.
 
     Attributes:

@@ -44,7 +44,7 @@ def load_runtime(path: str | Path, gpu_ids: str = "", threads: int = 0) -> Runti
     Args:
         path: Path of the file.
         gpu_ids: As in train.py.
-        threads: CPU threads; 0 is one per core.
+        threads: CPU threads; 0 is one per idle core (.pth) or one per core (.onnx).
 
     Raises:
         WeightsError: The file is missing, damaged, or another program's.

@@ -138,7 +138,7 @@ def _initialize(backbone: nn.Module) -> None:
 def scale_channels(channels: int, width: float) -> int:
     """Return channels * width, rounded to a multiple of 16, at least 16.
 
-    With 8 channels oneDNN 3.13 (PyTorch 2.15) writes beyond its memory in the backward pass of a
+    With 8 channels oneDNN 3.12 (PyTorch 2.14) writes beyond its memory in the backward pass of a
     strided 1 x 1 convolution.
     """
     return max(16, int(channels * width / 16 + 0.5) * 16)

@@ -49,7 +49,7 @@ class StabilityOptions:
     views: tuple[int, ...] = (0, 1, 2, 4, 8)
     """Values of --views to compare."""
     threads: int = 0
-    """CPU threads; 0 is one per core."""
+    """CPU threads of the network; 0 is one per idle core (.pth) or one per core (.onnx)."""
 
 
 def main() -> None:
