@@ -39,6 +39,7 @@ def trained(tmp_path_factory):
     dataset = synthetic_dataset(training=7, public=3, private=3)
     write_csv(dataset, folder / "images.csv")
     argv = "--gpu_ids=-1 --width 0.125 --batch_size 16 --total_epoch 1 --no_final_test"
+    argv += " --per_class 6"
     run(
         train,
         "--data",
