@@ -12,8 +12,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data.readers.images import read_image
+from inference.face import Face
 from inference.pipeline import Item, OrderedExecutor, predict_all
-from inference.predictor import Face, FacePredictor
+from inference.predictor import FacePredictor
 from inference.results import Results, count_of, write_annotated
 from inference.tracking import STEP, Track, Tracker
 from inference.video import Camera, Frame, VideoFile
@@ -55,7 +56,8 @@ class InferenceRunner:
         self.predictor, self.results, self.draw = predictor, results, draw
         self.video_predictor = copy(predictor)  # shares the network
         self.video_predictor.views = video_views
-        self.every, self.smooth, self.detection_size = every, smooth, detection_size
+        self.video_predictor.detection_size = detection_size
+        self.every, self.smooth = every, smooth
         self.num_failed = 0
 
     def predict_images(self, paths: Sequence[Path]) -> None:
@@ -158,7 +160,7 @@ class InferenceRunner:
             return path, None, error
 
     def _detect_frame(self, frame: Frame) -> Item:
-        return frame, frame.image, self.predictor.detect(frame.image, self.detection_size)
+        return frame, frame.image, self.video_predictor.detect(frame.image)
 
     def _track(
         self, tracker: Tracker, faces: Sequence[Face], time: float

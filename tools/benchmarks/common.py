@@ -11,7 +11,8 @@ import torch
 
 from data.dataset import UNLABELED, FaceDataset
 from data.source import find_source, load_dataset
-from inference.predictor import FaceCrops, FacePredictor
+from inference.face import FaceCrops
+from inference.predictor import FacePredictor
 from inference.runtime import Runtime
 from utils.errors import DataError
 
@@ -44,7 +45,7 @@ def median_and_range(values: Sequence[float], digits: int = 0) -> str:
 def public_test(data: str, runtime: Runtime, model_path: str) -> FaceDataset:
     """Load the labeled PublicTest images in grayscale, with the classes of the weights."""
     source = find_source(data)
-    dataset = load_dataset(source, runtime.image_width, 1, ()).subset("PublicTest")
+    dataset = load_dataset(source, runtime.image_width, 1).subset("PublicTest")
     dataset = dataset.select(dataset.labels != UNLABELED)
     if not len(dataset) or dataset.class_names != runtime.class_names:
         raise DataError(
