@@ -15,13 +15,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from data.cache import CACHE_DIR, load_arrays, store_arrays
 from data.dataset import NUM_LANDMARKS, FaceDataset
 from utils.errors import DataError, ProjectError
 from utils.processes import map_unordered
-from utils.progress import progress_bar
+from utils.progress import print_line, progress_bar
 
 BLOCK = 256  # images per cache file: an interruption loses 0.7 s of each process's work
 DETECTOR_WIDTH = 96  # pixels; dlib finds no face narrower than about 80
@@ -101,7 +100,7 @@ def _store(file: Path, points: np.ndarray) -> bool:
     try:
         store_arrays(file, {"landmarks": points})
     except ProjectError as error:
-        tqdm.write(f"warning: the landmarks are not cached: {error}", file=sys.stderr)
+        print_line(f"warning: the landmarks are not cached: {error}", sys.stderr)
         return False
     return True
 

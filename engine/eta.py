@@ -8,7 +8,7 @@ import time
 import torch
 
 from utils.options import RECIPES, Options
-from utils.progress import write
+from utils.progress import print_line
 
 CPU_RECIPE_COST = 0.3  # time per image at width 0.5, relative to width 1, measured on 2 cores
 WARM_UP, MEASURED = 3, 10  # batches: the first ones allocate memory and select kernels
@@ -53,14 +53,14 @@ class ETA:
         costs = [epoch_cost(options, epoch) for epoch in range(first, options.total_epoch + 1)]
         batches = math.ceil(self._num_images / options.batch_size)
         total = seconds * batches * sum(costs) / costs[0]
-        speed = options.batch_size / seconds
-        write(f"time     about {format_duration(total)} for {epochs} epochs, {speed:,.0f} images/s")
+        duration, speed = format_duration(total), options.batch_size / seconds
+        print_line(f"time     about {duration} for {epochs} epochs, {speed:,.0f} images/s")
         short = RECIPES["cpu"]
         share = CPU_RECIPE_COST * short["total_epoch"] / options.total_epoch
         # The cost was measured against the full network. A resumed run keeps its recipe.
         is_full = (options.recipe, options.backbone, options.width) == ("full", "resnet18", 1)
         if self._device.type == "cpu" and is_full and first == 1 and share < 1:
-            write(
+            print_line(
                 f"         --recipe cpu takes about {format_duration(total * share)}: width "
                 f"{short['width']:g}, {short['total_epoch']} epochs"
             )
@@ -73,7 +73,7 @@ class ETA:
         cores = (self._checked[1] - cpu) / (self._checked[0] - clock)
         if cores < BUSY * threads:
             self._has_warned = True
-            write(
+            print_line(
                 f"warning: with --threads {threads} training gets the time of {cores:.1f} cores, "
                 "because other processes use the CPU. End them, or give fewer --threads"
             )
