@@ -107,10 +107,7 @@ class FERNet(nn.Module):
             raise ValueError(f"expected images [N, {channels}, W, W], got {list(x.shape)}")
         x = x.expand(-1, channels, -1, -1)
         x = x.contiguous(memory_format=torch.channels_last)
-        if isinstance(self.backbone, TimmBackbone):
-            return self.backbone(x)
-        middle = self.backbone.forward_early(x)
-        return middle, self.backbone.forward_late(middle)
+        return self.backbone(x)
 
     def forward_heads(self, middle: Tensor, cells: Tensor) -> Output:
         """Predict from the feature maps of `forward_backbone`."""
