@@ -118,17 +118,16 @@ class DistributedContext:
         return bool(result)
 
     def all_reduce(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the sum of each scalar over all processes, which have the same names."""
-        if self.world_size == 1 or not values:
+        """Return the sum of each scalar over several processes, which have the same names."""
+        if not values:
             return values
         total = torch.stack(list(values.values())).double()
         dist.all_reduce(total)
         return dict(zip(values, total.unbind()))
 
     def all_reduce_max(self, values: Tensor) -> Tensor:
-        """Return the elementwise maximum over all processes."""
-        if self.world_size > 1:
-            dist.all_reduce(values, dist.ReduceOp.MAX)
+        """Return the elementwise maximum over several processes."""
+        dist.all_reduce(values, dist.ReduceOp.MAX)
         return values
 
     def gather(self, part: Any) -> Sequence[Any]:
