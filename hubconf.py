@@ -51,9 +51,9 @@ def resnet18_fer(pretrained: bool = True, weights: str = "resnet18") -> typing.A
         weights: A name in RELEASED, or the path of a .pth file.
     """
     with _import_from_repository():
-        from data.dataset import EMOTIONS  # noqa: PLC0415
         from models.checkpoint import load_checkpoint  # noqa: PLC0415
         from models.fernet import Architecture, FERNet  # noqa: PLC0415
+        from utils.classes import EMOTIONS  # noqa: PLC0415
 
         if pretrained:
             checkpoint = load_checkpoint(_weight_path(weights))

@@ -29,7 +29,7 @@ from utils.cli import parse
 from utils.devices import describe_device, pick_device, set_threads
 from utils.errors import DataError, OptionError, run_main
 from utils.run_folder import RELEASED_WEIGHTS, RunFolder
-from utils.validation import check_ferplus
+from utils.validation import check_label_options
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class EvalOptions:
 
 def main() -> None:
     options = parse(EvalOptions, sys.argv[1:], __doc__)
-    check(options)
+    check_options(options)
     set_threads(options.threads)
     device = pick_device(options.gpu_ids)
     checkpoints = [load_checkpoint(path) for path in options.model_path]
@@ -86,7 +86,7 @@ def main() -> None:
     source = find_source(options.data)
     print(f"data     {source.description}")
     dataset = load_dataset_for(checkpoint, source, options.class_names)
-    print_notes(checkpoints, source, dataset, options)
+    print_data_notes(checkpoints, source, dataset, options)
     dataset = with_ferplus(dataset, options.ferplus, options.ferplus_test)
     if dataset.class_names != checkpoint.class_names:
         needs_ferplus = "contempt" in checkpoint.class_names
@@ -118,7 +118,7 @@ def main() -> None:
         print(f"\nresults are in {run.path}")
 
 
-def check(options: EvalOptions) -> None:
+def check_options(options: EvalOptions) -> None:
     """Check the options.
 
     Raises:
@@ -130,10 +130,10 @@ def check(options: EvalOptions) -> None:
         raise OptionError("--model_path has the same weights twice, which is not an ensemble")
     if options.batch_size < 1:
         raise OptionError(f"--batch_size {options.batch_size} must be at least 1")
-    check_ferplus(options.class_names, options.ferplus, options.ferplus_test)
+    check_label_options(options.class_names, options.ferplus, options.ferplus_test)
 
 
-def print_notes(
+def print_data_notes(
     checkpoints: Sequence[Checkpoint],
     source: Source,
     dataset: FaceDataset,

@@ -17,7 +17,8 @@ import cv2
 import numpy as np
 
 from data.cache import CACHE_DIR, load_arrays, store_arrays
-from data.dataset import NUM_LANDMARKS, FaceDataset
+from data.dataset import FaceDataset
+from utils.coordinates import NUM_LANDMARKS
 from utils.errors import DataError, ProjectError
 from utils.processes import map_unordered
 from utils.progress import print_line, progress_bar

@@ -15,12 +15,12 @@ from data.cache import CACHE_DIR
 from utils.errors import DataError
 from utils.progress import progress_bar
 
-MAX_SHARE = 0.5  # of the free memory
+MAX_MEMORY_SHARE = 0.5  # of the free memory
 
 
 def fits_in_memory(size: int) -> bool:
     """Return whether `size` bytes leave enough free memory."""
-    return size < MAX_SHARE * psutil.virtual_memory().available
+    return size < MAX_MEMORY_SHARE * psutil.virtual_memory().available
 
 
 def decode_to_file(

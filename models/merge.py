@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from models.checkpoint import Checkpoint
-from models.fernet import PARTS, FERNet
+from models.fernet import GROUP_SIZES, FERNet
 from utils.errors import OptionError, WeightsError
 
 HEADS = ("classifier", "attention", "landmark_head")
@@ -77,7 +77,7 @@ def _merge(name: str, parts: list[Tensor], wide: dict[str, Tensor]) -> Tensor:
     if parts[0].ndim == 1:
         return torch.cat(parts)
     if name.startswith("part_layer"):  # columns are facial parts times channels
-        blocks = [part.unflatten(1, (len(PARTS), -1)).transpose(1, 2) for part in parts]
+        blocks = [part.unflatten(1, (len(GROUP_SIZES), -1)).transpose(1, 2) for part in parts]
         return _block_diagonal(blocks).transpose(1, 2).flatten(1)
     if parts[0].shape[1] == wide[name].shape[1]:  # the first convolution has the same input
         return torch.cat(parts)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.fernet import NUM_LANDMARKS, FERNet
-from utils.coordinates import to_pixels
+from models.fernet import FERNet
+from utils.coordinates import NUM_LANDMARKS, to_pixels
 from utils.devices import autocast
 from utils.predictions import Predictions
 from utils.progress import progress_bar

@@ -11,7 +11,7 @@ from torchvision.models.resnet import BasicBlock
 
 from models.backbones import BACKBONES
 from models.checkpoint import load_checkpoint, transfer
-from models.fernet import PARTS, Architecture, FERNet, describe, pool_at_parts
+from models.fernet import GROUP_SIZES, Architecture, FERNet, describe, pool_at_parts
 from utils.coordinates import to_pixels
 from utils.errors import OptionError, WeightsError
 
@@ -81,7 +81,7 @@ def test_pooling_at_parts_by_hand():
     landmarks[0, 48:60] = torch.tensor([0.5, -0.75])
     landmarks[0, 60:64] = torch.tensor([-0.75, 0.75])  # half of the inner lips
     landmarks[0, 64:68] = torch.tensor([0.75, 0.75])  # the other half
-    pooled = pool_at_parts(features, landmarks)[0].view(len(PARTS), 2)
+    pooled = pool_at_parts(features, landmarks)[0].view(len(GROUP_SIZES), 2)
     middle = [1.5, 15.0]
     expected = [[1.0, 20.0], *[middle] * 5, [2.5, 0.0], [1.5, 30.0]]
     torch.testing.assert_close(pooled, torch.tensor(expected))

@@ -18,7 +18,7 @@ import jinja2
 import tyro
 from torch import Tensor
 
-from data.dataset import EMOTIONS, FaceDataset
+from data.dataset import FaceDataset
 from data.landmarks import add_landmarks
 from data.source import HELD_OUT_NOTE, find_source
 from engine.evaluate import evaluate, evaluate_corruptions, load_dataset_for
@@ -26,6 +26,7 @@ from engine.results import summary
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.fernet import FERNet, describe
 from models.predict import num_views
+from utils.classes import EMOTIONS
 from utils.cli import format_command, options_from_json, parse
 from utils.devices import pick_device
 from utils.errors import DataError, OptionError, RunError, WeightsError, run_main

@@ -33,7 +33,7 @@ from utils.files import atomic_write
 from utils.metrics import human_agreement, human_relabels
 from utils.run_folder import RunFolder
 from utils.statistics import wilson
-from utils.validation import check_ferplus
+from utils.validation import check_label_options
 
 FIGURES = {
     "learning_curves.png": "Learning curves",
@@ -106,7 +106,7 @@ def check_options(options: ReportOptions, paths: Sequence[Path]) -> None:
         raise OptionError("a run is given twice; give different folders")
     if (options.ferplus or options.ferplus_test) and not options.data:
         raise OptionError("FER+ has labels for the images of --data; give --data, too")
-    check_ferplus((), options.ferplus, options.ferplus_test)
+    check_label_options((), options.ferplus, options.ferplus_test)
     if options.figure and (not options.data or len(paths) < 2):
         raise OptionError("--figure shows images on which runs differ; give two runs and --data")
 

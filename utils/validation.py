@@ -23,7 +23,7 @@ def validate_options(options: Options) -> Options:
         OptionError: A value is out of range, or options contradict each other.
     """
     validate_types(asdict(options))
-    _check_backbone(options)
+    _check_architecture(options)
     widths, epochs = options.image_width, options.total_epoch
     least = min_image_width(options.backbone)
     if not widths or min(widths) < least or widths[-1] < 32 or len(widths) > epochs:
@@ -42,7 +42,7 @@ def validate_options(options: Options) -> Options:
             f"--mix {options.mix} is off in the last tenth of the epochs, which are all of "
             f"--total_epoch {epochs}; give more epochs"
         )
-    check_ferplus(options.class_names, options.ferplus, options.ferplus_test)
+    check_label_options(options.class_names, options.ferplus, options.ferplus_test)
     if options.ferplus_target != "majority":
         if not options.ferplus:
             raise OptionError("--ferplus_target needs the votes: --ferplus PATH")
@@ -61,7 +61,7 @@ def validate_options(options: Options) -> Options:
     return options
 
 
-def _check_backbone(options: Options) -> None:
+def _check_architecture(options: Options) -> None:
     """Raise an OptionError if backbone, width, stem and initial weights contradict each other."""
     is_timm = options.backbone.startswith("timm:")
     changes = {"--mirror": options.mirror, "--downsample pool": options.downsample == "pool"}
@@ -88,7 +88,7 @@ def print_notes(options: Options) -> None:
         print(f"note     the learning rate never falls: --warmup_epoch {options.warmup_epoch:g}")
 
 
-def check_ferplus(class_names: Sequence[str], ferplus: str, ferplus_test: str) -> None:
+def check_label_options(class_names: Sequence[str], ferplus: str, ferplus_test: str) -> None:
     """Check the names of the classes, and the options for FER+.
 
     Raises:

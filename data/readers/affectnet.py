@@ -11,17 +11,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from data.dataset import (
-    EMOTIONS,
-    NUM_LANDMARKS,
-    FaceDataset,
-    match_classes,
-    quoted,
-    resize_landmarks,
-)
+from data.dataset import FaceDataset, match_classes, quoted, resize_landmarks
 from data.readers.folders import list_visible
 from data.readers.images import clip_box, image_size, read_images
 from data.readers.lists import check_landmarks
+from utils.classes import EMOTIONS
+from utils.coordinates import NUM_LANDMARKS
 from utils.errors import DataError
 
 CLASSES = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "angry", "contempt")

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data.dataset import EMOTIONS, FaceDataset, match_classes, quoted
+from data.dataset import FaceDataset, match_classes, quoted
 from data.readers.images import read_images
 from data.readers.lists import SPLIT_OF_LIST, read_lines
+from utils.classes import EMOTIONS
 from utils.errors import DataError
 
 LABEL_FILE = Path("EmoLabel", "list_patition_label.txt")  # sic

@@ -22,13 +22,13 @@ from pathlib import Path
 import joblib
 import numpy as np
 
-from data.dataset import EMOTIONS
 from inference.detector import detect_faces
 from inference.onnx_export import quantize, to_onnx
 from inference.runtime import load_runtime
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.fernet import Architecture, FERNet
 from tools.benchmarks.common import calls_per_second, median_and_range
+from utils.classes import EMOTIONS
 from utils.cli import parse
 from utils.errors import run_main
 from utils.run_folder import PHOTO_WEIGHTS

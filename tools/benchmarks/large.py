@@ -24,11 +24,12 @@ import numpy as np
 import torch
 
 from data import mapped
-from data.dataset import EMOTIONS, FaceDataset
+from data.dataset import FaceDataset
 from data.in_memory import InMemoryDataset
 from data.source import find_source, load_dataset
 from engine.build import build_network
 from tools.benchmarks.common import bare_loop, median_and_range, seconds_per_call, trainer
+from utils.classes import EMOTIONS
 from utils.cli import parse
 from utils.devices import pick_device
 from utils.errors import run_main
@@ -65,7 +66,9 @@ def main() -> None:
         folder = Path(name)
         write_jpegs(folder / "set", options.images)
         # No images fit into memory.
-        stack.enter_context(patch.multiple(mapped, MAX_SHARE=0.0, CACHE_DIR=folder / "cache"))
+        stack.enter_context(
+            patch.multiple(mapped, MAX_MEMORY_SHARE=0.0, CACHE_DIR=folder / "cache")
+        )
         start = time.perf_counter()
         dataset = load_dataset(find_source(str(folder / "set")), 224, 3, cache=folder / "cache")
         rate = len(dataset) / (time.perf_counter() - start)

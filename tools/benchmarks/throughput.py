@@ -19,11 +19,13 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from data.dataset import EMOTIONS, NUM_LANDMARKS, FaceDataset
+from data.dataset import FaceDataset
 from data.in_memory import InMemoryDataset
 from models.fernet import Architecture, FERNet, describe
 from tools.benchmarks.common import bare_loop, median_and_range, seconds_per_call, trainer
+from utils.classes import EMOTIONS
 from utils.cli import parse
+from utils.coordinates import NUM_LANDMARKS
 from utils.devices import describe_device, pick_device, report_compile_errors
 from utils.errors import run_main
 from utils.options import Options
