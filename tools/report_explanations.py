@@ -8,7 +8,6 @@ the mean face of the training images, so the figure shows nobody.
 
 from __future__ import annotations
 
-import io
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from inference.explain import BACKGROUND, PARTS, split_by_part
 from inference.runtime import Runtime, load_runtime
 from utils.cli import parse
 from utils.errors import DataError, run_main
-from utils.figures import escape_math, figure_style, new_figure, save_figure
+from utils.figures import escape_math, figure_style, new_figure, save_figure, to_png
 from utils.files import atomic_write
 from utils.plots import plot_contributions
 from utils.run_folder import PHOTO_WEIGHTS
@@ -66,9 +65,7 @@ def explanation_figure(weights: Path, dataset: FaceDataset) -> bytes:
     runtime = load_runtime(weights, "-1")
     if runtime.mean_face is None or runtime.channels != images.channels:
         return b""
-    file = io.BytesIO()
-    save_figure(plot_mean_explanations(runtime, images.resized(runtime.image_width)), file)
-    return file.getvalue()
+    return to_png(plot_mean_explanations(runtime, images.resized(runtime.image_width)))
 
 
 @figure_style()
