@@ -132,7 +132,6 @@ def train_one_epoch(
     """
     epoch = state.begin_epoch(loader.equal_lengths)
     relabels_batches = options.relabel and options.relabel_rule == "scn"
-    relabels_batches = relabels_batches and epoch >= options.relabel_epoch
     bf16 = use_bf16(options.amp, state.device)
     losses_of = compile_function(compute_losses) if options.compile else compute_losses
     parameters = list(state.network.train().parameters())
@@ -155,16 +154,9 @@ def train_one_epoch(
         seed_device(state.device, batch.seed + context.rank)  # of dropout
         with autocast(state.device, bf16):
             output = model(batch.images)
-        losses = losses_of(
-            output,
-            targets,
-            batch.landmarks,
-            options,
-            soft_targets=soft_targets,
-            shard_weight=weight,
-            num_with_landmarks=batch.num_with_landmarks,
-            class_weights=state.class_weights,
-        )
+        shares = {"shard_weight": weight, "num_with_landmarks": batch.num_with_landmarks}
+        more = {"soft_targets": soft_targets, "class_weights": state.class_weights}
+        losses = losses_of(output, targets, batch.landmarks, options, **shares, **more)
         state.optimizer.zero_grad()
         losses["loss"].backward()
         gradient_norm = clip_grad_norm_(parameters, options.clip or math.inf)
@@ -174,7 +166,7 @@ def train_one_epoch(
         correct = (output.logits_without_dropout.argmax(1) == labels).float().mean()
         values = {"train_accuracy": weight * correct, "gradient_norm": gradient_norm}
         values["importance_mean"] = weight * output.importance.detach().mean()
-        if relabels_batches:
+        if relabels_batches and epoch >= options.relabel_epoch:
             state.labels[batch.index] = relabel_batch(output, labels, options, batch.lam)
         state.end_step(losses | values, batch.whole / context.world_size)
         guard.update(i, losses | values)
