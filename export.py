@@ -5,7 +5,8 @@
     python export.py --model_path RUN/best.pth --web web/dist              the static web page
 
 The input `pixels` is uint8 [N, C, W, W], 0 to 255, for any N; normalization is part of the model.
-The outputs are `probabilities` [N, classes], `importance` [N] and `landmarks` [N, 68, 2] in pixels.
+The outputs are `probabilities` [N, classes], `importance` [N] and `landmarks` [N, 68, 2] in pixels,
+and the decomposition `logits`, `bias` [N, classes] and `maps` [N, classes, w, w].
 """
 
 from __future__ import annotations
@@ -15,23 +16,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from data.dataset import UNLABELED, FaceDataset
-from data.in_memory import images_to_device
 from data.source import Source, find_source, load_dataset
 from engine.evaluate import load_dataset_for
-from inference.runtime import OnnxRuntime, Runtime, TorchRuntime
+from inference.align import stack_crops
+from inference.runtime import OnnxRuntime, Runtime
+from inference.torch_runtime import TorchRuntime
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.fernet import describe
 from utils.cli import parse
 from utils.errors import DataError, OptionError, run_main
 from utils.files import atomic_write
-from utils.predictions import Predictions
 from utils.run_folder import PHOTO_WEIGHTS
 
 NUM_CALIBRATION = 512  # Training images that determine the range of each activation
-BATCH_SIZE = 64
 TOLERANCE = 1e-3  # of a probability; of a landmark in pixels, ten times that
 
 
@@ -74,7 +73,7 @@ def main() -> None:
     print(f"data     {source.description}")
     dataset = load_any_dataset(checkpoint, source)
     split = "PublicTest" if "PublicTest" in dataset.counts() else next(iter(dataset.counts()))
-    images = dataset.subset(split)
+    images, shape = dataset.subset(split), (checkpoint.image_width, checkpoint.channels)
     label = f"{'synthetic ' if source.is_synthetic else ''}{split} images"
     model = onnx_export.to_onnx(checkpoint)
     with atomic_write(out) as partial:
@@ -82,12 +81,12 @@ def main() -> None:
         size = partial.stat().st_size / 1e6
         runtimes = TorchRuntime(options.model_path, "-1"), OnnxRuntime(partial)
         print(f"\n{out}: {size:.1f} MB; compared with PyTorch on {len(images):,} {label}")
-        check_difference(*largest_difference(*runtimes, images))
+        check_difference(*largest_difference(*runtimes, stack_crops(images.images, *shape)))
     if options.int8:
         training = dataset.subset("Training") if "Training" in dataset.counts() else dataset
         number = min(NUM_CALIBRATION, len(training))
         rows = np.linspace(0, len(training) - 1, number).astype(int)
-        calibration = pixels_of(training.select(rows), checkpoint.channels)
+        calibration = stack_crops(training.images[rows], *shape)
         small = out.with_suffix(".int8.onnx")
         quantized = onnx_export.quantize(model, calibration).SerializeToString()
         with atomic_write(small) as partial:
@@ -108,18 +107,14 @@ def load_any_dataset(checkpoint: Checkpoint, source: Source) -> FaceDataset:
             raise error from None
 
 
-def predict_all(runtime: Runtime, dataset: FaceDataset) -> Predictions:
-    """Return a runtime's predictions of all images."""
-    pixels = pixels_of(dataset, runtime.channels)
-    batches = np.array_split(pixels, max(1, len(pixels) // BATCH_SIZE))
-    return Predictions.concatenate([runtime(batch) for batch in batches])
-
-
 def largest_difference(
-    first: Runtime, second: Runtime, dataset: FaceDataset
+    first: Runtime, second: Runtime, pixels: np.ndarray
 ) -> tuple[float, float | None]:
-    """Return the largest difference of two runtimes: of a probability, of a landmark in pixels."""
-    a, b = predict_all(first, dataset), predict_all(second, dataset)
+    """Return the largest difference of two runtimes: of a probability, of a landmark in pixels.
+
+    `pixels` are the images, uint8 [N, C, W, W].
+    """
+    a, b = first.predict(pixels), second.predict(pixels)
     landmarks = None if a.landmarks is None else float(np.abs(a.landmarks - b.landmarks).max())
     return float(np.abs(a.probabilities - b.probabilities).max()), landmarks
 
@@ -141,18 +136,13 @@ def print_accuracies(path: Path, int8_path: Path, dataset: FaceDataset | None, l
     if not labeled:
         print("no accuracy, as the images have no labels of the network's classes")
         return
-    small, large = (
-        100
-        * (predict_all(OnnxRuntime(p), labeled).probabilities.argmax(1) == labeled.labels).mean()
-        for p in (int8_path, path)
-    )
+    accuracies = []
+    for runtime in map(OnnxRuntime, (int8_path, path)):
+        pixels = stack_crops(labeled.images, runtime.image_width, runtime.channels)
+        predicted = runtime.predict(pixels).probabilities.argmax(1)
+        accuracies.append(100 * (predicted == labeled.labels).mean())
+    small, large = accuracies
     print(f"accuracy {small:.2f} %, in 32 bits {large:.2f} % ({label})")
-
-
-def pixels_of(dataset: FaceDataset, channels: int) -> np.ndarray:
-    """Return the images as uint8 [N, channels, W, W]; grayscale is copied to all channels."""
-    pixels = images_to_device(dataset.images, torch.device("cpu")).numpy()
-    return np.repeat(pixels, channels // pixels.shape[1], axis=1)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import types
 import typing
 
 dependencies = ["torch", "torchvision", "numpy", "cv2", "PIL", "pandas", "filelock", "tqdm"]
+dependencies += ["joblib", "psutil"]
 
 ROOT = pathlib.Path(__file__).resolve().parent
 PACKAGES = ("data", "engine", "inference", "models", "tools", "utils")
@@ -50,9 +51,9 @@ def resnet18_fer(pretrained: bool = True, weights: str = "resnet18") -> typing.A
         weights: A name in RELEASED, or the path of a .pth file.
     """
     with _import_from_repository():
-        from data.dataset import EMOTIONS  # noqa: PLC0415
         from models.checkpoint import load_checkpoint  # noqa: PLC0415
         from models.fernet import Architecture, FERNet  # noqa: PLC0415
+        from utils.classes import EMOTIONS  # noqa: PLC0415
 
         if pretrained:
             checkpoint = load_checkpoint(_weight_path(weights))

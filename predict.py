@@ -91,7 +91,7 @@ class PredictOptions:
 
 def main() -> None:
     options = parse(PredictOptions, sys.argv[1:], __doc__)
-    validate_options(options)
+    check_options(options)
     predictor = FacePredictor(
         options.model_path,
         cropped=options.cropped,
@@ -135,7 +135,7 @@ def main() -> None:
         sys.exit(3)
 
 
-def validate_options(options: PredictOptions) -> None:
+def check_options(options: PredictOptions) -> None:
     """Raise an OptionError for a value out of range; FacePredictor checks its own arguments."""
     if not options.paths and not options.explain:
         raise OptionError("no input; give an image, a folder, a video or a camera's number")

@@ -24,12 +24,12 @@ from engine.evaluate import check_compatible, evaluate, evaluate_corruptions, lo
 from engine.results import Evaluation, summary
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.fernet import describe
-from models.predict import SHIFTS
+from models.predict import num_views
 from utils.cli import parse
 from utils.devices import describe_device, pick_device, set_threads
 from utils.errors import DataError, OptionError, run_main
 from utils.run_folder import RELEASED_WEIGHTS, RunFolder
-from utils.validation import check_ferplus
+from utils.validation import check_label_options
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class EvalOptions:
 
 def main() -> None:
     options = parse(EvalOptions, sys.argv[1:], __doc__)
-    check(options)
+    check_options(options)
     set_threads(options.threads)
     device = pick_device(options.gpu_ids)
     checkpoints = [load_checkpoint(path) for path in options.model_path]
@@ -86,7 +86,7 @@ def main() -> None:
     source = find_source(options.data)
     print(f"data     {source.description}")
     dataset = load_dataset_for(checkpoint, source, options.class_names)
-    print_notes(checkpoints, source, dataset, options)
+    print_data_notes(checkpoints, source, dataset, options)
     dataset = with_ferplus(dataset, options.ferplus, options.ferplus_test)
     if dataset.class_names != checkpoint.class_names:
         needs_ferplus = "contempt" in checkpoint.class_names
@@ -97,8 +97,7 @@ def main() -> None:
             f"{hint}"
         )
     notes = [f"{len(networks)} networks"] if len(networks) > 1 else []
-    num_views = len(SHIFTS) if checkpoint.architecture.mirror else 2 * len(SHIFTS)
-    notes += [f"TTA, mean of {num_views} copies"] if options.tta else []
+    notes += [f"TTA, mean of {num_views(networks[0])} copies"] if options.tta else []
     RunFolder.check_out(options.out)  # before the evaluation, which may take long
     evaluation = evaluate(networks, dataset, options.splits, options.batch_size, options.tta)
     print(f"\n{', '.join([dataset.source, *notes])}:\n{summary(evaluation.scores())}", flush=True)
@@ -119,7 +118,7 @@ def main() -> None:
         print(f"\nresults are in {run.path}")
 
 
-def check(options: EvalOptions) -> None:
+def check_options(options: EvalOptions) -> None:
     """Check the options.
 
     Raises:
@@ -131,10 +130,10 @@ def check(options: EvalOptions) -> None:
         raise OptionError("--model_path has the same weights twice, which is not an ensemble")
     if options.batch_size < 1:
         raise OptionError(f"--batch_size {options.batch_size} must be at least 1")
-    check_ferplus(options.class_names, options.ferplus, options.ferplus_test)
+    check_label_options(options.class_names, options.ferplus, options.ferplus_test)
 
 
-def print_notes(
+def print_data_notes(
     checkpoints: Sequence[Checkpoint],
     source: Source,
     dataset: FaceDataset,
@@ -147,10 +146,8 @@ def print_notes(
         print("         show that everything runs, see the model card for the real ones")
     is_held_out = HELD_OUT_NOTE in dataset.source
     if is_held_out and "Training" not in options.splits and "PrivateTest" not in dataset.counts():
-        print(
-            "note     only a tenth of the images is evaluated; --splits Training PublicTest takes"
-        )
-        print("         all")
+        print("note     only a tenth of the images is evaluated; for all of them give")
+        print("         --splits Training PublicTest")
     if is_held_out and is_released and "PublicTest" in options.splits:
         print("note     PublicTest was held out from Training. If the images are FER2013's, these")
         print("         weights were trained on them, and the score is no test")

@@ -47,6 +47,7 @@ def main() -> None:
     command = cli.parse_train_options(sys.argv[1:], __doc__)
     resumed = RunFolder.to_resume(command.options.resume, command.options.out)
     saved = resumed.read_json("config.json").get("options") if resumed else None
+    # A new run's options have no recipe yet: only `gpu_ids` and `threads` are used before `run`.
     options = cli.resume_options(saved, command) if resumed else command.options
     context = DistributedContext()
     if context.world_size == 1 and len(devices.listed_gpus(options.gpu_ids)) > 1:
@@ -68,20 +69,20 @@ def run(
     resumed: RunFolder | None,
 ) -> None:
     """Load the data, build or resume the network, train and evaluate it."""
-    is_started = resumed is not None and (resumed / "last.pth").exists()
+    is_started = resumed and (resumed / "last.pth").exists()
     last = load_checkpoint(resumed / "last.pth") if is_started else None
-    with context.local_main_first():
+    with context.local_main_first():  # it may download
         source = find_source(options.data)
-        initial = None if last else load_initial_weights(options.model_path)
-        if not resumed:  # a resumed run keeps its data set and threads
-            found = {"data": source.data, "threads": options.threads}
-            weights = initial.initial_options() if initial else {}
-            options = replace(cli.resolve_options(command, source.is_synthetic, weights), **found)
-        print_notes(options)
-        print(f"data     {source.description}")
-        dataset = load_dataset(
-            source, options.eval_image_width, options.channels, options.class_names
-        )
+    initial = None if last else load_initial_weights(options.model_path)
+    if not resumed:  # a resumed run keeps its data set and threads
+        found = {"data": source.data, "threads": options.threads}
+        weights = initial.initial_options() if initial else {}
+        options = replace(cli.resolve_options(command, source.is_synthetic, weights), **found)
+    print_notes(options)
+    print(f"data     {source.description}")
+    width, channels = options.eval_image_width, options.channels
+    with context.local_main_first():  # it writes the cache
+        dataset = load_dataset(source, width, channels, options.class_names)
     dataset = with_ferplus(dataset, options.ferplus, options.ferplus_test)
     check_trainable(dataset)
     dataset = dataset.with_images_per_class(options.per_class, options.seed)
@@ -96,13 +97,13 @@ def run(
     if context.is_main:
         folder = resumed or RunFolder.create(options.out, options.backbone.replace(":", "_"))
     with folder if folder and not resumed else nullcontext():
-        if folder and not is_started:
+        if folder and not last:
             folder.write_config(asdict(options), torch.__version__, is_new=True)
         if options.landmarks:
             with context.local_main_first():
                 dataset = add_landmarks(dataset, jobs=options.threads)
             if not network.mean_face.any():  # the landmark head is new
-                mean_face = to_normalized(dataset.mean_face(), options.eval_image_width)
+                mean_face = to_normalized(dataset.mean_face(), width)
                 network.set_mean_face(torch.from_numpy(mean_face))
         targets = training_targets(dataset, options.ferplus_target)
         targets = mix_with_neighbors(dataset, targets, options.neighbor_weight)

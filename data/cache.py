@@ -69,8 +69,8 @@ def cached(
     kind: str,
     key: str,
     compute: Callable[[], Arrays],
-    folder: Path = CACHE_DIR,
-    is_valid: Callable[[Arrays], bool] = bool,
+    folder: Path,
+    is_valid: Callable[[Arrays], bool],
 ) -> Arrays:
     """Return the arrays of the cache file `kind`-`key`.npz, or compute and store them.
 

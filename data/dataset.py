@@ -10,13 +10,12 @@ from functools import cached_property
 import cv2
 import numpy as np
 
+from utils.classes import EMOTIONS
+from utils.coordinates import NUM_LANDMARKS
 from utils.errors import DataError
 
-# In FER2013's order: class 0 comes first.
-EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 SPLITS = ("Training", "PublicTest", "PrivateTest")
 UNLABELED = -1
-NUM_LANDMARKS = 68
 
 _SPELLINGS = {
     "angry": ("angry", "anger", "ang", "an"),

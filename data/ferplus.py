@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from data.dataset import EMOTIONS, UNLABELED, FaceDataset
+from data.dataset import UNLABELED, FaceDataset
+from utils.classes import EMOTIONS
 from utils.errors import DataError
 
 CLASSES = (*EMOTIONS, "contempt")

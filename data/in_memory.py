@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from data.dataset import FaceDataset
-from data.mapped import MAX_SHARE, fits_in_memory
+from data.mapped import MAX_MEMORY_SHARE, fits_in_memory
 from utils.coordinates import to_normalized
 from utils.errors import OptionError
 
@@ -112,7 +112,7 @@ def images_to_device(images: np.ndarray, device: torch.device, wait: bool = True
 
 def choose_storage(size: int, device: torch.device) -> Storage:
     """Return the first storage with enough room for `size` bytes."""
-    if device.type == "cuda" and size < MAX_SHARE * torch.cuda.mem_get_info(device)[0]:
+    if device.type == "cuda" and size < MAX_MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]:
         return "device"
     if fits_in_memory(size):
         return "device" if device.type == "cpu" else "cpu"

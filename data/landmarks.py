@@ -15,13 +15,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from data.cache import CACHE_DIR, load_arrays, store_arrays
-from data.dataset import NUM_LANDMARKS, FaceDataset
+from data.dataset import FaceDataset
+from utils.coordinates import NUM_LANDMARKS
 from utils.errors import DataError, ProjectError
 from utils.processes import map_unordered
-from utils.progress import progress_bar
+from utils.progress import print_line, progress_bar
 
 BLOCK = 256  # images per cache file: an interruption loses 0.7 s of each process's work
 DETECTOR_WIDTH = 96  # pixels; dlib finds no face narrower than about 80
@@ -31,9 +31,7 @@ INSTALL = "pip install --force-reinstall dlib-bin face-recognition-models"
 REMEDY = f"run `{INSTALL}`, or train with --no_landmarks"
 
 
-def add_landmarks(
-    dataset: FaceDataset, cache: Path = CACHE_DIR, jobs: int = 0, progress: bool = True
-) -> FaceDataset:
+def add_landmarks(dataset: FaceDataset, cache: Path = CACHE_DIR, jobs: int = 0) -> FaceDataset:
     """Return the data set with landmarks, NaN where dlib finds no face.
 
     Each block of 256 images has its own file in `cache`/landmarks, named by a digest of its pixels
@@ -43,7 +41,6 @@ def add_landmarks(
         dataset: The images. If they have landmarks, nothing is done.
         cache: Folder of the results. One that cannot be written is a warning.
         jobs: Processes; 0 for one per core that this process may use.
-        progress: Show a progress bar, and at the end the number of faces found.
 
     Raises:
         DataError: dlib or its model is missing or damaged.
@@ -59,8 +56,8 @@ def add_landmarks(
     results = [landmarks[i : i + BLOCK] for i in range(0, n, BLOCK)]
     missing = [k for k, result in enumerate(results) if not _load(files[k], result)]
     if missing:
-        hide, done = not progress, n - sum(len(blocks[k]) for k in missing)
-        bar = progress_bar(None, "landmarks", total=n, initial=done, unit="image", disable=hide)
+        done = n - sum(len(blocks[k]) for k in missing)
+        bar = progress_bar(None, "landmarks", total=n, initial=done, unit="image")
         outputs = map_unordered(_detect_block, [(blocks[k], model) for k in missing], jobs)
         can_store = True
         with closing(outputs), bar:
@@ -72,11 +69,10 @@ def add_landmarks(
                 bar.set_postfix_str(f"found {100 * found / done:.1f} %", refresh=False)
                 bar.update(len(points))
         _load_dlib.cache_clear()  # 100 MB
-    if progress:
-        found = np.isfinite(landmarks[:, 0, 0]).sum()
-        duration = f"{time.monotonic() - start:.0f} s" if missing else "cached"
-        percentage = 100 * found / max(1, n)
-        print(f"landmarks: found in {found:,} of {n:,} images ({percentage:.1f} %), {duration}")
+    found = np.isfinite(landmarks[:, 0, 0]).sum()
+    duration = f"{time.monotonic() - start:.0f} s" if missing else "cached"
+    percentage = 100 * found / max(1, n)
+    print(f"landmarks: found in {found:,} of {n:,} images ({percentage:.1f} %), {duration}")
     return replace(dataset, landmarks=landmarks)
 
 
@@ -101,7 +97,7 @@ def _store(file: Path, points: np.ndarray) -> bool:
     try:
         store_arrays(file, {"landmarks": points})
     except ProjectError as error:
-        tqdm.write(f"warning: the landmarks are not cached: {error}", file=sys.stderr)
+        print_line(f"warning: the landmarks are not cached: {error}", sys.stderr)
         return False
     return True
 

@@ -76,7 +76,8 @@ class BatchLoader:
             self._augmentation = self._augmentation.mild
         n, device = len(images), images.labels.device
         self._generator = torch.Generator(device)
-        # Drawn on the CPU, so that the order does not depend on the device.
+        # Drawn on the CPU, so that the order does not depend on the device. The seed is also that
+        # of batch 0, as SeedSequence pads its numbers with zeros.
         order = torch.Generator().manual_seed(_seed(options.seed, epoch))
         order = to_device(torch.randperm(n, generator=order), device)
         # Lengths differ by at most one: a small last batch would disturb batch norm and ranking.

@@ -15,19 +15,16 @@ from data.cache import CACHE_DIR
 from utils.errors import DataError
 from utils.progress import progress_bar
 
-MAX_SHARE = 0.5  # of the free memory
+MAX_MEMORY_SHARE = 0.5  # of the free memory
 
 
 def fits_in_memory(size: int) -> bool:
     """Return whether `size` bytes leave enough free memory."""
-    return size < MAX_SHARE * psutil.virtual_memory().available
+    return size < MAX_MEMORY_SHARE * psutil.virtual_memory().available
 
 
 def decode_to_file(
-    key: str,
-    shape: tuple[int, ...],
-    decode: Callable[[int], Iterable[np.ndarray]],
-    folder: Path | None = None,
+    key: str, shape: tuple[int, ...], decode: Callable[[int], Iterable[np.ndarray]]
 ) -> np.memmap:
     """Return images uint8 [N, H, W] or [N, H, W, 3] in a memory-mapped file of the cache.
 
@@ -38,12 +35,11 @@ def decode_to_file(
         key: A digest of everything that the images depend on.
         shape: Of all images.
         decode: Returns the images from a number on.
-        folder: Of the file; `images` in the cache by default.
 
     Raises:
         DataError: The disk is too small, or the folder cannot be written.
     """
-    path = Path(folder or CACHE_DIR / "images") / f"{key}.npy"
+    path = CACHE_DIR / "images" / f"{key}.npy"
     header, size = _npy_header(shape), math.prod(shape[1:])
     partial, gigabytes = path.with_suffix(".npy.part"), math.prod(shape) / 1e9
     try:

@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from data.cache import CACHE_DIR, Arrays, cached
-from data.dataset import EMOTIONS, UNLABELED, FaceDataset, validate, validation_errors
+from data.dataset import UNLABELED, FaceDataset, validate, validation_errors
 from data.download import KAGGLE_URL, download
 from data.readers.folders import split_of_name
 from data.readers.layouts import LAYOUTS, Layout, locate, unknown_layout_error
+from utils.classes import EMOTIONS
 from utils.errors import DataError
 
 DATA_DIR = Path(__file__).resolve().parent
-FORMAT = 6  # of the cache: increased whenever the same files would give another FaceDataset
+CACHE_FORMAT = 6  # of the cache: increased whenever the same files would give another FaceDataset
 MAX_HASHED = 8 << 30  # bytes of files whose content is part of the cache key
 HELD_OUT = 10  # every tenth Training image, where a data set has no PublicTest
 HELD_OUT_NOTE = "every tenth Training image is held out as PublicTest, because there is none"
@@ -111,7 +112,7 @@ def load_dataset(
     class_names, layout = tuple(class_names), source.layout
     # The name of the root folder may mean a split, such as test/.
     split = split_of_name(layout.root.name) if layout.root.is_dir() else None
-    options = (FORMAT, width, channels, class_names, *([split] if split else []))
+    options = (CACHE_FORMAT, width, channels, class_names, *([split] if split else []))
 
     def read() -> Arrays:
         dataset = validate(layout.read(width, channels, class_names), width)

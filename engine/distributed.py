@@ -118,17 +118,16 @@ class DistributedContext:
         return bool(result)
 
     def all_reduce(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the sum of each scalar over all processes, which have the same names."""
-        if self.world_size == 1 or not values:
+        """Return the sum of each scalar over several processes, which have the same names."""
+        if not values:
             return values
         total = torch.stack(list(values.values())).double()
         dist.all_reduce(total)
         return dict(zip(values, total.unbind()))
 
     def all_reduce_max(self, values: Tensor) -> Tensor:
-        """Return the elementwise maximum over all processes."""
-        if self.world_size > 1:
-            dist.all_reduce(values, dist.ReduceOp.MAX)
+        """Return the elementwise maximum over several processes."""
+        dist.all_reduce(values, dist.ReduceOp.MAX)
         return values
 
     def gather(self, part: Any) -> Sequence[Any]:
@@ -146,9 +145,8 @@ def launch(script: str, argv: Sequence[str], processes: int) -> int:
     from torch.distributed.elastic.multiprocessing import SignalException, errors  # noqa: PLC0415
 
     options = ["--standalone", f"--nproc_per_node={processes}"]
-    if (
-        "--shutdown" in torchrun.get_args_parser().format_help()
-    ):  # else processes are killed after 30 s
+    # Without this option, which PyTorch may not have, processes are killed after 30 s.
+    if "--shutdown" in torchrun.get_args_parser().format_help():
         options.append(f"--shutdown_timeout={SHUTDOWN}")
     try:
         torchrun.main([*options, script, *argv])

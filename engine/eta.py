@@ -8,7 +8,7 @@ import time
 import torch
 
 from utils.options import RECIPES, Options
-from utils.progress import write
+from utils.progress import print_line
 
 CPU_RECIPE_COST = 0.3  # time per image at width 0.5, relative to width 1, measured on 2 cores
 WARM_UP, MEASURED = 3, 10  # batches: the first ones allocate memory and select kernels
@@ -50,19 +50,17 @@ class ETA:
     def _print_duration(self, seconds: float) -> None:
         options, epochs = self._options, self._epochs
         first = options.total_epoch - epochs + 1
-        areas = [
-            options.image_width_at(epoch) ** 2 for epoch in range(first, options.total_epoch + 1)
-        ]
+        costs = [epoch_cost(options, epoch) for epoch in range(first, options.total_epoch + 1)]
         batches = math.ceil(self._num_images / options.batch_size)
-        total = seconds * batches * sum(areas) / areas[0]
-        speed = options.batch_size / seconds
-        write(f"time     about {format_duration(total)} for {epochs} epochs, {speed:,.0f} images/s")
+        total = seconds * batches * sum(costs) / costs[0]
+        duration, speed = format_duration(total), options.batch_size / seconds
+        print_line(f"time     about {duration} for {epochs} epochs, {speed:,.0f} images/s")
         short = RECIPES["cpu"]
         share = CPU_RECIPE_COST * short["total_epoch"] / options.total_epoch
         # The cost was measured against the full network. A resumed run keeps its recipe.
         is_full = (options.recipe, options.backbone, options.width) == ("full", "resnet18", 1)
         if self._device.type == "cpu" and is_full and first == 1 and share < 1:
-            write(
+            print_line(
                 f"         --recipe cpu takes about {format_duration(total * share)}: width "
                 f"{short['width']:g}, {short['total_epoch']} epochs"
             )
@@ -75,10 +73,19 @@ class ETA:
         cores = (self._checked[1] - cpu) / (self._checked[0] - clock)
         if cores < BUSY * threads:
             self._has_warned = True
-            write(
+            print_line(
                 f"warning: with --threads {threads} training gets the time of {cores:.1f} cores, "
                 "because other processes use the CPU. End them, or give fewer --threads"
             )
+
+
+def epoch_cost(options: Options, epoch: int) -> float:
+    """Return the relative cost of an epoch, counted from 1.
+
+    A frozen backbone has no backward pass, which costs about as much as two forward passes.
+    """
+    passes = 1 if epoch <= options.freeze_epochs else 3
+    return passes * options.image_width_at(epoch) ** 2
 
 
 def format_duration(seconds: float) -> str:

@@ -110,8 +110,8 @@ def evaluate_training_labels(
         final: int [N], the labels of the Training images at the end of the training.
 
     Returns:
-        With label noise, `metrics.relabel_scores`. With `human_labels`, `metrics.human_relabels`
-        and the auroc_importance_label of the Training images.
+        With label noise, `metrics.relabel_scores`. With `human_labels`, the auroc_importance_label
+        of the Training images and, if a label changed, `metrics.human_relabels`.
     """
     rows = dataset.training_rows
     clean, given, scores = clean_labels[rows], dataset.labels[rows], {}

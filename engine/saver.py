@@ -10,14 +10,15 @@ from engine.state import TrainingState
 from models.checkpoint import Checkpoint, save_checkpoint
 from utils.options import Options
 
-MAX_SHARE = 0.03  # of the run's time spent on saving, which takes as long as an epoch on a fast GPU
+# Of the run's time, spent on saving, which takes as long as an epoch on a fast GPU.
+MAX_TIME_SHARE = 0.03
 
 
 class CheckpointWriter:
     """Keeps the weights of the best epoch on PublicTest, and writes both files.
 
-    Files are written after each epoch, or less often where that would take more than MAX_SHARE of
-    the time. A killed run repeats what it did since.
+    Files are written after each epoch, or less often where that would take more than
+    MAX_TIME_SHARE of the time. A killed run repeats what it did since.
     """
 
     def __init__(self, folder: Path, options: Options, class_names: tuple[str, ...]) -> None:
@@ -52,7 +53,7 @@ class CheckpointWriter:
         save_checkpoint(self._folder / "last.pth", last)
         self._written = state.epoch, state.batches
         end = time.monotonic()
-        self._next_write = end + (end - start) / MAX_SHARE
+        self._next_write = end + (end - start) / MAX_TIME_SHARE
 
     def _checkpoint(self, state: TrainingState) -> Checkpoint:
         row = state.history[-1] if state.history else {}

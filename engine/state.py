@@ -29,7 +29,7 @@ class TrainingState:
     network: FERNet
     ema: AveragedModel  # evaluated and saved
     optimizer: torch.optim.Optimizer
-    labels: Tensor  # int64 [N], those of InMemoryDataset, which relabeling changes in place
+    labels: Tensor  # int64 [N], changed in place by relabeling; InMemoryDataset has the given ones
     data_digest: str = ""  # of the images, labels and splits
     target_digest: str = ""  # of the landmarks and votes
     teacher_digests: tuple[str, ...] = ()  # of the teachers' weight files

@@ -49,13 +49,13 @@ class _AllReduceSum(torch.autograd.Function):
     """Sum over all processes. Each process's loss depends on it, so its gradient is summed, too."""
 
     @staticmethod
-    def forward(context: Any, values: Tensor) -> Tensor:
+    def forward(ctx: Any, values: Tensor) -> Tensor:
         total = values.clone()
         dist.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         total = gradient.clone()
         dist.all_reduce(total)
         return total

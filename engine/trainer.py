@@ -66,16 +66,11 @@ def train(
     if run:
         writer = CheckpointWriter(run.path, options, dataset.class_names)
         logger = TrainingLogger(run, dataset.class_names, options, state.epoch)
-    shared = {"rank": context.rank, "world_size": context.world_size}
-    shared["teacher_images"] = len(teachers) > 0
     with record_signals(wait=context.world_size > 1) as signals:
         while state.epoch < options.total_epoch:
             start = time.perf_counter()
             relabel.begin_epoch(state, images, options)
-            equal_lengths = state.equal_lengths if state.batches else options.compile
-            loader = BatchLoader(
-                images, options, state.epoch + 1, equal_lengths=equal_lengths, **shared
-            )
+            loader = build_loader(state, images, options, teachers, context)
             if model is None or state.epoch == options.freeze_epochs:
                 model = None  # ends the hooks of DistributedDataParallel
                 state.network.freeze_backbone(state.epoch < options.freeze_epochs)
@@ -100,6 +95,25 @@ def train(
         logger.close(state.history, state.relabels, title)
 
 
+def build_loader(
+    state: TrainingState,
+    images: InMemoryDataset,
+    options: Options,
+    teachers: Teachers,
+    context: DistributedContext,
+) -> BatchLoader:
+    """Return the batches of the next epoch, or of the interrupted one."""
+    return BatchLoader(
+        images,
+        options,
+        state.epoch + 1,
+        rank=context.rank,
+        world_size=context.world_size,
+        teacher_images=len(teachers) > 0,
+        equal_lengths=state.equal_lengths if state.batches else options.compile,
+    )
+
+
 def train_one_epoch(
     state: TrainingState,
     model: Callable[[Tensor], Output],
@@ -117,7 +131,7 @@ def train_one_epoch(
     50th step waits for it, to check divergence.
     """
     epoch = state.begin_epoch(loader.equal_lengths)
-    relabels = options.relabel_rule == "scn" and options.relabel and epoch >= options.relabel_epoch
+    relabels_batches = options.relabel and options.relabel_rule == "scn"
     bf16 = use_bf16(options.amp, state.device)
     losses_of = compile_function(compute_losses) if options.compile else compute_losses
     parameters = list(state.network.train().parameters())
@@ -140,8 +154,9 @@ def train_one_epoch(
         seed_device(state.device, batch.seed + context.rank)  # of dropout
         with autocast(state.device, bf16):
             output = model(batch.images)
-        more = (soft_targets, weight, batch.num_with_landmarks, state.class_weights)
-        losses = losses_of(output, targets, batch.landmarks, options, *more)
+        shares = {"shard_weight": weight, "num_with_landmarks": batch.num_with_landmarks}
+        more = {"soft_targets": soft_targets, "class_weights": state.class_weights}
+        losses = losses_of(output, targets, batch.landmarks, options, **shares, **more)
         state.optimizer.zero_grad()
         losses["loss"].backward()
         gradient_norm = clip_grad_norm_(parameters, options.clip or math.inf)
@@ -151,7 +166,7 @@ def train_one_epoch(
         correct = (output.logits_without_dropout.argmax(1) == labels).float().mean()
         values = {"train_accuracy": weight * correct, "gradient_norm": gradient_norm}
         values["importance_mean"] = weight * output.importance.detach().mean()
-        if relabels:
+        if relabels_batches and epoch >= options.relabel_epoch:
             state.labels[batch.index] = relabel_batch(output, labels, options, batch.lam)
         state.end_step(losses | values, batch.whole / context.world_size)
         guard.update(i, losses | values)

@@ -13,11 +13,12 @@ import numpy as np
 from jinja2 import Template
 from PIL import Image
 
-from data.dataset import EMOTIONS
 from data.readers.images import read_image
 from data.synthetic.generate import synthetic_dataset
-from inference.predictor import Face, FacePredictor
+from inference.face import Face
+from inference.predictor import FacePredictor
 from inference.visualize import annotate_resized, draw_heat_maps
+from utils.classes import EMOTIONS
 from utils.errors import DataError
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from utils.predictions import Predictions
 # Landmarks of each part, in iBUG order.
 PARTS = {"brows": (17, 27), "eyes": (36, 48), "nose": (27, 36), "mouth": (48, 68), "jaw": (0, 17)}
 BACKGROUND = "background"
-MARGIN = 1 / 12  # of the image's width: distance from the landmarks where the background begins
+FACE_DISTANCE = 1 / 12  # from the landmarks to the background, in widths of the image
 
 
 class Explanation(NamedTuple):
@@ -80,7 +80,7 @@ def part_shares(landmarks: np.ndarray | None, width: int, cells: int) -> np.ndar
         distances = np.hypot(x[..., None] - points[:, 0], y[..., None] - points[:, 1])
         hull = cv2.convexHull(np.round(points).astype(np.int32))
         is_face = cv2.fillConvexPoly(np.zeros((side, side), np.uint8), hull, 1) > 0
-        is_face |= distances.min(2) < MARGIN * side
+        is_face |= distances.min(2) < FACE_DISTANCE * side
         owner = np.empty(len(landmarks), int)
         for i, (first, last) in enumerate(PARTS.values()):
             owner[first:last] = i

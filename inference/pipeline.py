@@ -10,7 +10,8 @@ from typing import Any
 import joblib
 import numpy as np
 
-from inference.predictor import Face, FaceCrops, FacePredictor
+from inference.face import Face, FaceCrops
+from inference.predictor import FacePredictor
 
 Item = tuple[Any, np.ndarray | None, FaceCrops | Exception]
 MAX_PENDING_CALLS = 8

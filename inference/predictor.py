@@ -61,11 +61,12 @@ class FacePredictor:
             out, because most are no faces. In widths of the crop, root mean square.
         explain: Explain the predicted class, or the class of this name.
         batch_size: Faces per step of the network.
-        threads: CPU threads of the network; 0 is one per core.
+        threads: CPU threads of the network; 0 is one per idle core (.pth) or one per core (.onnx).
         gpu_ids: As in train.py.
 
     Attributes:
         class_names: Names of the probabilities.
+        runtime: The network.
 
     Raises:
         WeightsError: The weights or the detector cannot be loaded.
@@ -87,16 +88,17 @@ class FacePredictor:
         threads: int = 0,
         gpu_ids: str = "",
     ) -> None:
-        values = {"batch_size": batch_size, "threads": threads, "detection_size": detection_size}
-        for (name, value), minimum in zip(values.items(), (1, 0, MIN_FACE_SIZE)):
+        limits = {"batch_size": (batch_size, 1), "threads": (threads, 0)}
+        limits["detection_size"] = (detection_size, MIN_FACE_SIZE)
+        for name, (value, minimum) in limits.items():
             if value < minimum:
                 raise OptionError(f"{name} {value} must be at least {minimum}")
         if not -1 <= views <= MAX_VIEWS:
             raise OptionError(f"views {views} must be 0 to {MAX_VIEWS}, or -1")
         if not math.isfinite(min_score):
             raise OptionError(f"min_score {min_score} must be a finite number")
-        self._runtime = load_runtime(model_path, str(gpu_ids), threads)
-        self.class_names = self._runtime.class_names
+        self.runtime = load_runtime(model_path, str(gpu_ids), threads)
+        self.class_names = self.runtime.class_names
         self.detector = str(detector)
         if self.detector != "dlib" and not cropped:
             load_centerface(self.detector)  # an invalid file is an error here
@@ -120,56 +122,63 @@ class FacePredictor:
             return self.predict([self.detect(image) for image in images])
         return self.predict([self.detect(images)])[0]
 
-    def detect(self, image: np.ndarray, detection_size: int | None = None) -> FaceCrops:
+    def detect(self, image: np.ndarray) -> FaceCrops:
         """Detect and crop the faces of an image. Several threads may call it at once."""
         _check_image(image)
         if self.cropped:
             boxes, scores = np.array([[0, 0, *image.shape[1::-1]]], np.float32), None
             crop_boxes = boxes.astype(int)
         else:
-            size = detection_size or self.detection_size
-            boxes, scores = detect_faces(image, size, self.min_score, self.detector)
+            options = self.detection_size, self.min_score, self.detector
+            boxes, scores = detect_faces(image, *options)
             crop_boxes = expand_boxes(boxes)
-        width = self._runtime.image_width
+        width = self.runtime.image_width
         matrices = np.array([box_matrix(box, width) for box in crop_boxes]).reshape(-1, 2, 3)
         crops = [crop(image, box, width) for box in crop_boxes]
-        pixels = stack_crops(crops, width, self._runtime.channels)
+        pixels = stack_crops(crops, width, self.runtime.channels)
         return FaceCrops(boxes, scores, matrices, pixels, image)
 
     def predict(self, crops: Sequence[FaceCrops]) -> list[list[Face]]:
         """Predict the faces of several images, in batches that combine them."""
-        counts = [len(image_crops.boxes) for image_crops in crops]
-        if not any(counts):
+        if not any(len(image_crops.boxes) for image_crops in crops):
             return [[] for _ in crops]
+        matrices, predictions, shifts = self.predict_passes(crops)
+        results, row = [], 0
+        for image_crops in crops:
+            faces = []
+            for i, box in enumerate(image_crops.boxes):
+                if shifts[row] <= self.max_shift:
+                    score = None if image_crops.scores is None else float(image_crops.scores[i])
+                    faces.append(self._face(box, score, matrices[row], predictions, row))
+                row += 1
+            results.append(faces)
+        return results
+
+    def predict_passes(
+        self, crops: Sequence[FaceCrops]
+    ) -> tuple[np.ndarray, Predictions, np.ndarray]:
+        """Return the matrices, predictions and landmark shifts of the F > 0 faces of all images.
+
+        The matrices [F, 2, 3] are those of the last pass. The shifts [F], see `landmark_shifts`,
+        are 0 if there is one pass only, no detector, or no landmarks.
+        """
         matrices = np.concatenate([image_crops.matrices for image_crops in crops])
-        predictions = self._run(np.concatenate([image_crops.pixels for image_crops in crops]))
-        is_face = np.ones(len(matrices), bool)
-        if self.views:
-            images = [image_crops.image for image_crops in crops for _ in image_crops.boxes]
-            first, first_matrices = predictions, matrices
-            matrices, predictions = self._refit(images, matrices, first)
-            if first.landmarks is not None and not self.cropped:
-                passes = (first_matrices, first.landmarks), (matrices, predictions.landmarks)
-                is_face = landmark_shifts(*passes, self._runtime.image_width) <= self.max_shift
-        rows = iter(range(len(matrices)))
-        return [
-            [
-                self._face(box, score, matrices[row], predictions, row)
-                for box, score, row in zip(
-                    image_crops.boxes,
-                    [None] * count if image_crops.scores is None else image_crops.scores.tolist(),
-                    rows,
-                )
-                if is_face[row]
-            ]
-            for image_crops, count in zip(crops, counts)
-        ]
+        first = self._run(np.concatenate([image_crops.pixels for image_crops in crops]))
+        shifts = np.zeros(len(matrices))
+        if not self.views:
+            return matrices, first, shifts
+        images = [image_crops.image for image_crops in crops for _ in image_crops.boxes]
+        aligned, predictions = self._refit(images, matrices, first)
+        if first.landmarks is not None and not self.cropped:
+            passes = (matrices, first.landmarks), (aligned, predictions.landmarks)
+            shifts = landmark_shifts(*passes, self.runtime.image_width)
+        return aligned, predictions, shifts
 
     def _refit(
         self, images: Sequence[np.ndarray], matrices: np.ndarray, first: Predictions
     ) -> tuple[np.ndarray, Predictions]:
         """Align the crops with the landmarks of a first pass, and predict their views."""
-        width, mean_face = self._runtime.image_width, self._runtime.mean_face
+        width, mean_face = self.runtime.image_width, self.runtime.mean_face
         if first.landmarks is not None:
             pairs = zip(matrices, first.landmarks)
             matrices = np.stack([align(matrix, points, mean_face) for matrix, points in pairs])
@@ -177,16 +186,13 @@ class FacePredictor:
         for view in range(self.views):
             moved = [jitter(matrix, width, view) for matrix in matrices]
             crops = [crop_aligned(image, m, width) for image, m in zip(images, moved)]
-            views.append(self._run(stack_crops(crops, width, self._runtime.channels)))
+            views.append(self._run(stack_crops(crops, width, self.runtime.channels)))
         mean = np.mean([view.probabilities for view in views], axis=0)
         return matrices, views[0]._replace(probabilities=mean)
 
     def _run(self, pixels: np.ndarray) -> Predictions:
         """Predict uint8 [N, C, W, W] in batches."""
-        starts = range(0, len(pixels), self.batch_size)
-        options = {"explain": True} if self.explain else {}
-        batches = [pixels[start : start + self.batch_size] for start in starts]
-        return Predictions.concatenate([self._runtime(batch, **options) for batch in batches])
+        return self.runtime.predict(pixels, self.batch_size, bool(self.explain))
 
     def _face(
         self,
@@ -203,7 +209,7 @@ class FacePredictor:
         expression, explanation = self.class_names[int(probabilities.argmax())], None
         if self.explain:
             name = self.explain if isinstance(self.explain, str) else expression
-            index, width = self.class_names.index(name), self._runtime.image_width
+            index, width = self.class_names.index(name), self.runtime.image_width
             explanation = explain_face(name, index, predictions, row, matrix, width)
         return Face(
             box=box,
@@ -212,7 +218,7 @@ class FacePredictor:
             probabilities=probabilities,
             importance=float(predictions.importance[row]),
             landmarks=landmarks,
-            unsure_below=self._runtime.unsure_below,
+            unsure_below=self.runtime.unsure_below,
             explanation=explanation,
         )
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 
-from inference.predictor import Face
+from inference.face import Face
 from inference.records import Records
 from inference.tracking import Tracker
 from inference.video import Frame

@@ -9,11 +9,10 @@ from contextlib import closing
 from copy import copy
 from pathlib import Path
 
-from tqdm import tqdm
-
 from data.readers.images import read_image
+from inference.face import Face
 from inference.pipeline import Item, OrderedExecutor, predict_all
-from inference.predictor import Face, FacePredictor
+from inference.predictor import FacePredictor
 from inference.results import Results, count_of, write_annotated
 from inference.tracking import STEP, Track, Tracker
 from inference.video import Camera, Frame, VideoFile
@@ -21,7 +20,7 @@ from inference.video_writer import VideoWriter
 from inference.visualize import annotate
 from utils.errors import DataError, ProjectError
 from utils.files import printable
-from utils.progress import progress_bar, write
+from utils.progress import print_line, progress_bar
 
 MAX_LINES = 20  # images with a line each; more have one summary
 VIDEO_DETECTION_SIZE = 640  # pixels, the longer side of a video's frames for the detection
@@ -55,7 +54,8 @@ class InferenceRunner:
         self.predictor, self.results, self.draw = predictor, results, draw
         self.video_predictor = copy(predictor)  # shares the network
         self.video_predictor.views = video_views
-        self.every, self.smooth, self.detection_size = every, smooth, detection_size
+        self.video_predictor.detection_size = detection_size
+        self.every, self.smooth = every, smooth
         self.num_failed = 0
 
     def predict_images(self, paths: Sequence[Path]) -> None:
@@ -84,12 +84,12 @@ class InferenceRunner:
                     self.warn(f"{path}: no face found; --cropped predicts the image as one face")
                 elif len(paths) <= MAX_LINES:
                     parts = [count_of(len(confident), "face"), *(f.caption for f in confident)]
-                    write(f"{printable(path.name)}: {', '.join(parts)}")
+                    print_line(f"{printable(path.name)}: {', '.join(parts)}")
                 expressions.update(face.expression for face in confident)
         if len(paths) > MAX_LINES:
             parts = [f"{count:,} {expression}" for expression, count in expressions.most_common()]
             parts = [count_of(expressions.total(), "face"), *parts]
-            write(f"{count_of(num_images, 'image')}: {', '.join(parts)}")
+            print_line(f"{count_of(num_images, 'image')}: {', '.join(parts)}")
 
     def predict_video(self, source: Path | int) -> None:
         """Predict the frames of a video, track its faces, and plot their expressions."""
@@ -134,7 +134,7 @@ class InferenceRunner:
                 writer.close()
             self.results.plot(tracker, name)
             label = name if is_camera else printable(source.name)
-            write(f"{label}: {_describe(num_frames, tracker.num_confirmed, expressions)}")
+            print_line(f"{label}: {_describe(num_frames, tracker.num_confirmed, expressions)}")
         faults += [fault for fault in (video.fault, writer and writer.fault) if fault]
         if not has_faces and not faults:
             faults.append(f"{source}: no face found in any frame")
@@ -144,11 +144,7 @@ class InferenceRunner:
     def warn(self, text: str) -> None:
         """Print a warning about an input, and count it as failed."""
         self.num_failed += 1
-        text = f"warning: {text}"
-        if sys.stderr.isatty():
-            tqdm.write(text, file=sys.stderr)  # above the progress bar
-        else:
-            print(text, file=sys.stderr, flush=True)
+        print_line(f"warning: {text}", sys.stderr)
 
     def _detect_file(self, path: Path) -> Item:
         try:
@@ -158,7 +154,7 @@ class InferenceRunner:
             return path, None, error
 
     def _detect_frame(self, frame: Frame) -> Item:
-        return frame, frame.image, self.predictor.detect(frame.image, self.detection_size)
+        return frame, frame.image, self.video_predictor.detect(frame.image)
 
     def _track(
         self, tracker: Tracker, faces: Sequence[Face], time: float

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from utils.errors import WeightsError
 from utils.predictions import Predictions
 
-# Of an ONNX model, as in `Predictions`. One without landmarks has no such output.
-OUTPUT_NAMES = ("probabilities", "importance", "landmarks", "logits", "bias", "maps")
+# Of an ONNX model. One without landmarks has no such output.
+OUTPUT_NAMES = Predictions._fields
 METADATA_KEY = "fer"  # of an ONNX model: a JSON object with classes, image width and channels
 
 
@@ -26,16 +25,17 @@ class Runtime(ABC):
     mean_face: np.ndarray | None  # float32 [68, 2] in pixels; None without a landmark head
     unsure_below: float  # confidence below which predictions are mostly wrong
 
-    def __init__(self, *arguments: Any) -> None:
-        self._arguments = arguments
-
-    def __reduce__(self) -> tuple:
-        """Pickle the arguments only: another process loads the network from its file."""
-        return type(self), self._arguments
-
     @abstractmethod
     def __call__(self, faces: np.ndarray, explain: bool = False) -> Predictions:
         """Return the predictions of N faces, with decomposed logits if `explain`."""
+
+    def predict(
+        self, faces: np.ndarray, batch_size: int = 256, explain: bool = False
+    ) -> Predictions:
+        """Return the predictions of at least one face, computed in batches."""
+        starts = range(0, len(faces), batch_size)
+        batches = [self(faces[start : start + batch_size], explain) for start in starts]
+        return Predictions.concatenate(batches)
 
 
 def load_runtime(path: str | Path, gpu_ids: str = "", threads: int = 0) -> Runtime:
@@ -44,42 +44,16 @@ def load_runtime(path: str | Path, gpu_ids: str = "", threads: int = 0) -> Runti
     Args:
         path: Path of the file.
         gpu_ids: As in train.py.
-        threads: CPU threads; 0 is one per core.
+        threads: CPU threads; 0 is one per idle core (.pth) or one per core (.onnx).
 
     Raises:
         WeightsError: The file is missing, damaged, or another program's.
     """
     if Path(path).suffix.lower() == ".onnx":
         return OnnxRuntime(path, threads)
+    from inference.torch_runtime import TorchRuntime  # noqa: PLC0415  (.onnx needs no PyTorch)
+
     return TorchRuntime(path, gpu_ids, threads)
-
-
-class TorchRuntime(Runtime):
-    """Runs a best.pth of this project, or the original method's weights."""
-
-    def __init__(self, path: str | Path, gpu_ids: str = "", threads: int = 0) -> None:
-        import torch  # noqa: PLC0415  (not needed for an .onnx file)
-
-        from models.checkpoint import load_checkpoint  # noqa: PLC0415
-        from models.explain import predict_explained  # noqa: PLC0415
-        from models.predict import predict  # noqa: PLC0415
-        from utils.devices import pick_device, set_threads  # noqa: PLC0415
-
-        super().__init__(path, gpu_ids, threads)
-        set_threads(threads)
-        self._torch, self._device = torch, pick_device(gpu_ids)
-        self._predict, self._predict_explained = predict, predict_explained
-        checkpoint = load_checkpoint(path)
-        self._network = checkpoint.network().to(self._device)
-        self.class_names, self.image_width = checkpoint.class_names, checkpoint.image_width
-        self.channels, self.unsure_below = checkpoint.channels, checkpoint.unsure_below
-        self.mean_face = checkpoint.mean_face()
-
-    def __call__(self, faces: np.ndarray, explain: bool = False) -> Predictions:
-        pixels = self._torch.from_numpy(np.ascontiguousarray(faces)).to(self._device)
-        if explain:
-            return self._predict_explained(self._network, pixels)
-        return self._predict(self._network, pixels, progress=False)
 
 
 class OnnxRuntime(Runtime):
@@ -94,7 +68,6 @@ class OnnxRuntime(Runtime):
             ) from error
         if not Path(path).is_file():
             raise WeightsError(f"{path}: no such model; write it with export.py --out {path}")
-        super().__init__(path, threads)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -128,5 +101,4 @@ class OnnxRuntime(Runtime):
             )
         names = [name for name in self._outputs if explain or name in OUTPUT_NAMES[:3]]
         values = self._session.run(names, {self._input: np.ascontiguousarray(faces)})
-        by_name = dict(zip(names, values))
-        return Predictions(*(by_name.get(name) for name in OUTPUT_NAMES))
+        return Predictions(**{"landmarks": None, **dict(zip(names, values))})

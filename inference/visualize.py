@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from inference.align import box_matrix, compose, crop_aligned, transform
-from inference.predictor import Face
+from inference.face import Face
 
 BLUE, RED, WHITE = (33, 102, 172), (214, 96, 77), (255, 255, 255)  # RGB, as in the figures
 FONT = cv2.FONT_HERSHEY_DUPLEX

@@ -30,6 +30,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "web"
 # The page has one script: app.js and face.js joined, without this line.
 IMPORT = b'import { Tracker, hasSimd, loadPredictor } from "./face.js";\n'
 MIN_COMPRESSED = 1000  # values; smaller weights stay in 32 bits
+TIMEOUT = 600.0  # seconds for the download of a package
 DETECTOR = "model/tiny_face_detector_model"
 MEAN_RGB = (117.001, 114.697, 97.404)  # of the detector's training images
 # Version, its integrity in the npm registry (SHA-512), and the files that the page needs. Some
@@ -103,12 +104,16 @@ def download(package: str) -> dict[str, bytes]:
     integrity, names = PACKAGES[package]
     with tempfile.TemporaryDirectory() as folder:
         command = [npm, "pack", package, "--prefer-offline", "--silent"]
-        process = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, check=False, timeout=600
-        )
+        try:
+            process = subprocess.run(
+                command, cwd=folder, capture_output=True, text=True, check=False, timeout=TIMEOUT
+            )
+            has_failed, reason = process.returncode != 0, process.stderr.strip()
+        except subprocess.TimeoutExpired:
+            has_failed, reason = True, f"not finished after {TIMEOUT:g} s"
         archives = list(Path(folder).glob("*.tgz"))
-        if process.returncode or len(archives) != 1:
-            reason = (process.stderr.strip() or "no connection to the registry").splitlines()[0]
+        if has_failed or len(archives) != 1:
+            reason = (reason or "no connection to the registry").splitlines()[0]
             raise RunError(f"npm could not download {package} ({reason}); check the network")
         digest = hashlib.sha512(archives[0].read_bytes()).digest()
         if base64.b64encode(digest).decode() != integrity:

@@ -1,9 +1,8 @@
 """Backbones: from pixels to a feature map. A ResNet and VGGs for small images.
 
-A backbone is a module that maps [N, channels, W, W] to [N, out_channels, w, w] in two steps:
-`forward_late(forward_early(x))`. `forward_early(x)` is [N, mid_channels, W / 4, W / 4], a map that
-is still fine enough to pool features at landmarks. To add a backbone, follow the checklist in
-CONTRIBUTING.md.
+A backbone is a module that maps [N, channels, W, W] to two feature maps: one in the middle,
+[N, mid_channels, W / 4, W / 4], which is still fine enough to pool features at landmarks, and the
+last one, [N, out_channels, w, w]. To add a backbone, follow the checklist in CONTRIBUTING.md.
 """
 
 from __future__ import annotations
@@ -52,17 +51,11 @@ class ResNet18(nn.Module):
         self.layer4 = _make_layer(planes[2], planes[3], downsample)  # 6 x 6
         _initialize(self)
 
-    def forward_early(self, x: Tensor) -> Tensor:
-        """[N, C, 48, 48] -> [N, 256, 12, 12]."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[N, C, 48, 48] -> [N, 256, 12, 12] and [N, 512, 6, 6]."""
         x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
-        return self.layer3(self.layer2(self.layer1(x)))
-
-    def forward_late(self, x: Tensor) -> Tensor:
-        """[N, 256, 12, 12] -> [N, 512, 6, 6]."""
-        return self.layer4(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_late(self.forward_early(x))
+        middle = self.layer3(self.layer2(self.layer1(x)))
+        return middle, self.layer4(middle)
 
 
 class VGG(nn.Module):
@@ -80,20 +73,14 @@ class VGG(nn.Module):
         self.layers = make_layers(cfg, batch_norm=True)
         # torchvision's first convolution is for RGB.
         self.layers[0] = nn.Conv2d(channels, cfg[0], 3, padding=1)
-        pools = [i for i, layer in enumerate(self.layers) if isinstance(layer, nn.MaxPool2d)]
-        self._middle = pools[2]
+        # The layers before the third max-pool make the map in the middle.
+        self._middle = [i for i, m in enumerate(self.layers) if isinstance(m, nn.MaxPool2d)][2]
         _initialize(self)
 
-    def forward_early(self, x: Tensor) -> Tensor:
-        """[N, C, 48, 48] -> [N, 256, 12, 12]."""
-        return self.layers[: self._middle](x)
-
-    def forward_late(self, x: Tensor) -> Tensor:
-        """[N, 256, 12, 12] -> [N, 512, 1, 1]."""
-        return self.layers[self._middle :](x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[N, C, 48, 48] -> [N, 256, 12, 12] and [N, 512, 1, 1]."""
+        middle = self.layers[: self._middle](x)
+        return middle, self.layers[self._middle :](middle)
 
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
@@ -138,7 +125,7 @@ def _initialize(backbone: nn.Module) -> None:
 def scale_channels(channels: int, width: float) -> int:
     """Return channels * width, rounded to a multiple of 16, at least 16.
 
-    With 8 channels oneDNN 3.13 (PyTorch 2.15) writes beyond its memory in the backward pass of a
+    With 8 channels oneDNN 3.12 (PyTorch 2.14) writes beyond its memory in the backward pass of a
     strided 1 x 1 convolution.
     """
     return max(16, int(channels * width / 16 + 0.5) * 16)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.fernet import PARTS, FERNet, Output, sample_at_landmarks
+from models.fernet import GROUP_SIZES, FERNet, Output, sample_at_landmarks
 from utils.coordinates import to_pixels
 from utils.predictions import Predictions
 
@@ -74,11 +74,11 @@ def _landmark_maps(network: FERNet, middle: Tensor, landmarks: Tensor, width: in
     The contribution of each landmark is distributed bilinearly over the cells around it.
     """
     weight = network.classifier.weight @ network.part_layer.weight
-    weights = weight.unflatten(1, (len(PARTS), -1))  # [C, parts, mid_channels]
-    sampled = sample_at_landmarks(middle, landmarks).split(PARTS, 2)
+    weights = weight.unflatten(1, (len(GROUP_SIZES), -1))  # [C, parts, mid_channels]
+    sampled = sample_at_landmarks(middle, landmarks).split(GROUP_SIZES, 2)
     terms = [
         torch.einsum("cm,nml->ncl", weights[:, i] / n, part)
-        for i, (n, part) in enumerate(zip(PARTS, sampled))
+        for i, (n, part) in enumerate(zip(GROUP_SIZES, sampled))
     ]
     contributions = torch.cat(terms, 2)  # [N, C, 68]
     position = ((landmarks + 1) * (width / 2) - 0.5).clamp(0, width - 1)  # in cells

@@ -12,13 +12,12 @@ from torch.nn import functional as F
 from models.backbones import BACKBONES
 from models.mirror import invariant, make_equivariant, swap
 from models.timm_backbone import PREFIX, TimmBackbone
-from utils.coordinates import FLIP
+from utils.coordinates import FLIP, NUM_LANDMARKS
 from utils.errors import OptionError
 
-NUM_LANDMARKS = 68
 # Number of landmarks of each facial part, in iBUG order: jaw, left and right brow, nose, left and
 # right eye, outer and inner lips.
-PARTS = (17, 5, 5, 9, 6, 6, 12, 8)
+GROUP_SIZES = (17, 5, 5, 9, 6, 6, 12, 8)
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class FERNet(nn.Module):
             nn.init.zeros_(self.landmark_head.bias)
         self.part_layer = None
         if a.landmark_pool:  # zero: it starts as the network without it
-            part_features = len(PARTS) * self.backbone.mid_channels
+            part_features = len(GROUP_SIZES) * self.backbone.mid_channels
             self.part_layer = nn.Linear(part_features, features, bias=False)
             nn.init.zeros_(self.part_layer.weight)
         self.is_frozen = False
@@ -107,10 +106,7 @@ class FERNet(nn.Module):
             raise ValueError(f"expected images [N, {channels}, W, W], got {list(x.shape)}")
         x = x.expand(-1, channels, -1, -1)
         x = x.contiguous(memory_format=torch.channels_last)
-        if isinstance(self.backbone, TimmBackbone):
-            return self.backbone(x)
-        middle = self.backbone.forward_early(x)
-        return middle, self.backbone.forward_late(middle)
+        return self.backbone(x)
 
     def forward_heads(self, middle: Tensor, cells: Tensor) -> Output:
         """Predict from the feature maps of `forward_backbone`."""
@@ -167,13 +163,13 @@ class FERNet(nn.Module):
 
 
 def pool_at_parts(features: Tensor, landmarks: Tensor) -> Tensor:
-    """Average features at the landmarks of each facial part: [N, len(PARTS) * C].
+    """Average features at the landmarks of each facial part: [N, len(GROUP_SIZES) * C].
 
     The feature map [N, C, w, w] of the whole image is interpolated bilinearly at the landmarks
     [N, 68, 2], in normalized coordinates, with 0 beyond its border.
     """
     sampled = sample_at_landmarks(features, landmarks)
-    return torch.cat([part.mean(2) for part in sampled.split(PARTS, dim=2)], 1)
+    return torch.cat([part.mean(2) for part in sampled.split(GROUP_SIZES, dim=2)], 1)
 
 
 def sample_at_landmarks(features: Tensor, landmarks: Tensor) -> Tensor:

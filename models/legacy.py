@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.fernet import NUM_LANDMARKS, Architecture
-from utils.coordinates import to_normalized
+from models.fernet import Architecture
+from utils.classes import EMOTIONS
+from utils.coordinates import NUM_LANDMARKS, to_normalized
 from utils.errors import WeightsError
 
 WIDTH = 48
-EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 
 
 def upgrade(content: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from models.checkpoint import Checkpoint
-from models.fernet import PARTS, FERNet
+from models.fernet import GROUP_SIZES, FERNet
 from utils.errors import OptionError, WeightsError
 
 HEADS = ("classifier", "attention", "landmark_head")
@@ -27,8 +27,8 @@ def merge_checkpoints(checkpoints: Sequence[Checkpoint], paths: Sequence[str]) -
     """Merge networks that differ at most in width and dropout; a single one is unchanged.
 
     Raises:
-        WeightsError: They differ in more, one is damaged or given twice, or no network has as many
-            channels as they have together.
+        WeightsError: They differ in more, one is damaged, mirror-equivariant or given twice, or no
+            network has as many channels as they have together.
     """
     first = checkpoints[0]
     if len(checkpoints) == 1:
@@ -36,6 +36,8 @@ def merge_checkpoints(checkpoints: Sequence[Checkpoint], paths: Sequence[str]) -
     names = " and ".join(paths)
     if len({Path(path).resolve() for path in paths}) < len(paths):
         raise WeightsError(f"{names}: equal weights stay equal when merged; give different ones")
+    if any(checkpoint.architecture.mirror for checkpoint in checkpoints):
+        raise WeightsError(f"{names} cannot be merged: mirror-equivariant ones are not supported")
     width = sum(checkpoint.architecture.width for checkpoint in checkpoints)
     architecture = replace(first.architecture, width=width)
     try:
@@ -75,7 +77,7 @@ def _merge(name: str, parts: list[Tensor], wide: dict[str, Tensor]) -> Tensor:
     if parts[0].ndim == 1:
         return torch.cat(parts)
     if name.startswith("part_layer"):  # columns are facial parts times channels
-        blocks = [part.unflatten(1, (len(PARTS), -1)).transpose(1, 2) for part in parts]
+        blocks = [part.unflatten(1, (len(GROUP_SIZES), -1)).transpose(1, 2) for part in parts]
         return _block_diagonal(blocks).transpose(1, 2).flatten(1)
     if parts[0].shape[1] == wide[name].shape[1]:  # the first convolution has the same input
         return torch.cat(parts)

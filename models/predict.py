@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.fernet import NUM_LANDMARKS, FERNet
-from utils.coordinates import to_pixels
+from models.fernet import FERNet
+from utils.coordinates import NUM_LANDMARKS, to_pixels
 from utils.devices import autocast
 from utils.predictions import Predictions
 from utils.progress import progress_bar
@@ -33,7 +33,7 @@ def predict(
         network: In evaluation mode, on the images' device.
         images: uint8 [N, C, W, W].
         batch_size: Images per step.
-        tta: Average the probabilities over `views`; the landmarks are those of the plain view.
+        tta: Average the probabilities over `tta_views`; the landmarks are those of the plain view.
         bf16: Compute in bfloat16. Reported figures are computed in float32.
         progress: Show a progress bar.
     """
@@ -50,7 +50,12 @@ def predict(
     return Predictions(probabilities.cpu().numpy(), importance.cpu().numpy(), landmarks)
 
 
-def views(images: Tensor, mirror: bool = True) -> list[Tensor]:
+def num_views(network: FERNet) -> int:
+    """Return the number of views over which test-time augmentation averages."""
+    return len(SHIFTS) * (1 if network.architecture.mirror else 2)
+
+
+def tta_views(images: Tensor, mirror: bool = True) -> list[Tensor]:
     """Return ten views of float images [N, C, W, W], the plain one first. Borders are repeated.
 
     Without `mirror` there are five: a mirror-equivariant network predicts the same for the others.
@@ -66,7 +71,7 @@ def _predict_batch(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     with autocast(images.device, bf16):
         mirror = not network.architecture.mirror
-        outputs = [network(view) for view in (views(images, mirror) if tta else [images])]
+        outputs = [network(view) for view in (tta_views(images, mirror) if tta else [images])]
     probabilities = torch.stack([output.weighted_logits.softmax(1) for output in outputs]).mean(0)
     importance = torch.stack([output.importance for output in outputs]).mean(0)[:, 0]
     return probabilities, importance, outputs[0].landmarks

@@ -98,8 +98,12 @@ def save_figure():
 
     draw = figures.save_figure
     blank = cv2.imencode(".png", np.zeros((1, 1), np.uint8))[1].tobytes()
+
+    def save_blank(figure, file):
+        file.write_bytes(blank) if isinstance(file, Path) else file.write(blank)
+
     with pytest.MonkeyPatch.context() as context:
-        context.setattr("utils.figures.save_figure", lambda figure, path: path.write_bytes(blank))
+        context.setattr("utils.figures.save_figure", save_blank)
         yield draw
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 import predict
 from data.dataset import EMOTIONS
+from inference.runtime import Runtime
 from utils.predictions import Predictions
 
 
@@ -33,13 +34,13 @@ def table(folder):
         return list(csv.DictReader(file))
 
 
-class ConstantRuntime:
+class ConstantRuntime(Runtime):
     """Predicts happy, and three landmarks: two corners and the center of the crop."""
 
     class_names, image_width, channels, unsure_below = EMOTIONS, 48, 1, 0.0
     mean_face = np.float32([[-0.5, -0.5], [47.5, 47.5], [23.5, 23.5]])
 
-    def __call__(self, faces):
+    def __call__(self, faces, explain=False):
         n = len(faces)
         assert faces.shape[1:] == (1, 48, 48)
         assert faces.dtype == np.uint8

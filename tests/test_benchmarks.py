@@ -8,6 +8,7 @@ import pytest
 from kills import write_csv
 
 from data.synthetic.generate import synthetic_dataset
+from inference.runtime import Runtime
 from models.fernet import Architecture, FERNet
 from tools.benchmarks import deletion, inference, large, margin, stability, throughput
 from tools.benchmarks.deletion import deletion_curve
@@ -85,8 +86,9 @@ def test_stability_and_deletion_print_intervals(tmp_path, run):
 
 
 def test_deletion_by_hand():
-    class Runtime:  # the probability of class 0 is the mean of the first column of 2 x 2 cells
-        def __call__(self, pixels):
+    # The probability of class 0 is the mean of the first column of 2 x 2 cells.
+    class ColumnRuntime(Runtime):
+        def __call__(self, pixels, explain=False):
             share = pixels[..., :2].mean((1, 2, 3)) / 200
             return Predictions(np.stack([share, 1 - share], 1), None, None)
 
@@ -96,7 +98,7 @@ def test_deletion_by_hand():
         ([0, 2, 1, 3], [1, 0.75, 0.5, 0.5, 0.5]),
         ([1, 3, 0, 2], [1, 1, 1, 0.75, 0.5]),
     ):
-        curve = deletion_curve(Runtime(), pixels, np.array([0]), np.array([order]), 4)
+        curve = deletion_curve(ColumnRuntime(), pixels, np.array([0]), np.array([order]), 4)
         np.testing.assert_allclose(curve[:, 0], expected)
 
 

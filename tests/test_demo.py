@@ -21,7 +21,8 @@ from skimage import data as photographs
 
 from data.dataset import EMOTIONS
 from data.synthetic.generate import synthetic_dataset
-from inference.predictor import Face, FacePredictor
+from inference.face import Face
+from inference.predictor import FacePredictor
 from inference.visualize import BLUE, annotate_resized
 from models.checkpoint import Checkpoint, save_checkpoint
 from models.fernet import Architecture, FERNet

@@ -25,7 +25,7 @@ from inference.align import (
 from inference.detector import crop
 from inference.explain import PARTS, part_shares, split_by_part
 from inference.predictor import FacePredictor
-from inference.runtime import load_runtime
+from inference.runtime import Runtime, load_runtime
 from inference.visualize import draw_heat_maps
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.explain import explain, linear_cells
@@ -150,7 +150,7 @@ def test_views_are_jittered_around_the_center():
     assert smaller[0, 0] == pytest.approx(1.05)
 
 
-class ShiftedRuntime:
+class ShiftedRuntime(Runtime):
     """Predicts the mean face, 6 pixels to the right; stores the crops that it was given."""
 
     class_names, image_width, channels, unsure_below = EMOTIONS, 48, 1, 0.0
@@ -160,7 +160,7 @@ class ShiftedRuntime:
     def __init__(self):
         self.crops = []
 
-    def __call__(self, faces):
+    def __call__(self, faces, explain=False):
         self.crops.append(faces)
         shift = [6, 0] if len(self.crops) == 1 else [self.second_shift, 0]
         n = len(faces)

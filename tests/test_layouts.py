@@ -654,7 +654,7 @@ def test_full_disk_is_an_error(tmp_path, monkeypatch, unpack_dir):
     def raise_full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(archives, "_copy", raise_full)
+    monkeypatch.setattr(archives.shutil, "copyfileobj", raise_full)
     assert_rejected(path, path, unpack_dir, "No space left", "free disk space", "TMPDIR")
 
 

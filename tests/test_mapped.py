@@ -30,6 +30,13 @@ def small_memory(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
+@pytest.fixture
+def images_folder(tmp_path, monkeypatch):
+    """Return the folder of decoded images."""
+    monkeypatch.setattr(mapped, "CACHE_DIR", tmp_path)
+    return tmp_path / "images"
+
+
 def load(root, cache, channels=3):
     return load_dataset(find_source(str(root)), 6, channels, cache=cache)
 
@@ -97,10 +104,10 @@ def interrupted_at(number, error=KeyboardInterrupt):
 
 @pytest.mark.parametrize("number", [0, 1, 7])
 @pytest.mark.parametrize("extra", [b"", b"half"])
-def test_an_interrupted_decoding_continues(tmp_path, number, extra):
+def test_an_interrupted_decoding_continues(images_folder, number, extra):
     with pytest.raises(KeyboardInterrupt):
-        decode_to_file("key", SHAPE, interrupted_at(number), tmp_path)
-    (partial,) = tmp_path.glob("*.part")
+        decode_to_file("key", SHAPE, interrupted_at(number))
+    (partial,) = images_folder.glob("*.part")
     with open(partial, "ab") as file:
         file.write(extra)  # of an image that a killed process did not complete
     decoded = []
@@ -109,32 +116,35 @@ def test_an_interrupted_decoding_continues(tmp_path, number, extra):
         decoded.append(first)
         return iter(IMAGES[first:])
 
-    np.testing.assert_array_equal(decode_to_file("key", SHAPE, decode, tmp_path), IMAGES)
+    np.testing.assert_array_equal(decode_to_file("key", SHAPE, decode), IMAGES)
     assert decoded == [number]
-    assert not list(tmp_path.glob("*.part"))
-    np.testing.assert_array_equal(decode_to_file("key", SHAPE, None, tmp_path), IMAGES)
+    assert not list(images_folder.glob("*.part"))
+    np.testing.assert_array_equal(decode_to_file("key", SHAPE, None), IMAGES)
 
 
-def test_a_small_disk_is_an_error_before_decoding(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("images_folder")
+def test_a_small_disk_is_an_error_before_decoding(monkeypatch):
     free = SimpleNamespace(free=89)
     monkeypatch.setattr("shutil.disk_usage", lambda path: free)
     message = r"need 0\.0 GB on disk.*free space. Set FER_CACHE .* smaller --image_width"
     with pytest.raises(DataError, match=message):
-        decode_to_file("key", SHAPE, None, tmp_path)
+        decode_to_file("key", SHAPE, None)
     free.free = 90
-    decode_to_file("key", SHAPE, interrupted_at(None), tmp_path)
+    decode_to_file("key", SHAPE, interrupted_at(None))
 
 
-def test_a_disk_that_becomes_full_is_an_error_and_keeps_the_images(tmp_path):
+@pytest.mark.usefixtures("images_folder")
+def test_a_disk_that_becomes_full_is_an_error_and_keeps_the_images():
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with pytest.raises(DataError, match=r"No space left on device\); set FER_CACHE .*continues"):
-        decode_to_file("key", SHAPE, interrupted_at(4, full), tmp_path)
+        decode_to_file("key", SHAPE, interrupted_at(4, full))
     np.testing.assert_array_equal(
-        decode_to_file("key", SHAPE, lambda first: IMAGES[first:], tmp_path), IMAGES
+        decode_to_file("key", SHAPE, lambda first: IMAGES[first:]), IMAGES
     )
 
 
-def test_an_unwritable_cache_is_an_error(tmp_path):
+def test_an_unwritable_cache_is_an_error(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
+    monkeypatch.setattr(mapped, "CACHE_DIR", tmp_path / "file")
     with pytest.raises(DataError, match="cannot be written .*set FER_CACHE to a folder"):
-        decode_to_file("key", SHAPE, interrupted_at(None), tmp_path / "file" / "folder")
+        decode_to_file("key", SHAPE, interrupted_at(None))

@@ -110,6 +110,13 @@ def test_networks_that_differ_in_more_than_width_are_refused(change, net):
         merge_checkpoints([trained(NARROW, 0), other], ["a.pth", "b.pth"])
 
 
+def test_mirror_equivariant_networks_are_refused():
+    mirror = replace(NARROW, mirror=True, downsample="pool")
+    pair = [trained(mirror, seed) for seed in (0, 1)]
+    with pytest.raises(WeightsError, match="a.pth and b.pth cannot be merged: mirror-equi"):
+        merge_checkpoints(pair, ["a.pth", "b.pth"])
+
+
 def test_widths_without_a_common_network_are_refused():
     pair = [trained(replace(NARROW, width=0.125), seed) for seed in (0, 1)]
     with pytest.raises(WeightsError, match="no network of width 0.25 has as many channels"):

@@ -9,7 +9,7 @@ from torch import nn
 from models.checkpoint import Checkpoint
 from models.fernet import Architecture, FERNet, mirror_landmarks
 from models.mirror import MirrorConv2d, invariant, swap
-from models.predict import predict, views
+from models.predict import num_views, predict, tta_views
 from utils.cli import parse_train_options, resolve_options
 from utils.coordinates import FLIP
 from utils.errors import OptionError
@@ -41,7 +41,7 @@ def test_mirroring_the_image_keeps_the_expression_and_mirrors_the_landmarks(
     images = torch.randint(0, 256, (4, channels, size, size)).float()
     with torch.no_grad():
         plain, mirrored = network(images), network(images.flip(-1))
-        middle, other = (network.backbone.forward_early(x) for x in (images, images.flip(-1)))
+        middle, other = (network.backbone(x)[0] for x in (images, images.flip(-1)))
     scale = middle.abs().max().item()
     torch.testing.assert_close(other, swap(middle).flip(-1), rtol=0, atol=1e-5 * scale)
     scale = plain.logits.abs().max().item()
@@ -124,8 +124,8 @@ def test_half_of_the_weights_and_all_of_the_gradients():
 def test_five_views_equal_ten():
     network = build().eval()
     images = torch.randint(0, 256, (3, 1, 48, 48), dtype=torch.uint8)
-    assert len(views(images.float(), mirror=False)) == 5
-    ten = torch.stack([network(v).weighted_logits.softmax(1) for v in views(images.float())])
+    assert len(tta_views(images.float(), mirror=False)) == num_views(network) == 5
+    ten = torch.stack([network(v).weighted_logits.softmax(1) for v in tta_views(images.float())])
     five = predict(network, images, tta=True, progress=False).probabilities
     torch.testing.assert_close(torch.from_numpy(five), ten.mean(0).detach(), rtol=0, atol=1e-5)
 
@@ -145,6 +145,7 @@ def test_mirror_implies_pooling_by_average():
         (["--mirror", "--image_width", "44"], "multiples of 8"),
         (["--mirror", "--stem", "imagenet"], "needs --stem small"),
         (["--downsample", "pool", "--init", "imagenet"], "needs --downsample stride"),
+        (["--mirror", "--init", "imagenet"], "and no --mirror"),
         (["--mirror", "--backbone", "vgg11"], "is for resnet18"),
         (["--downsample", "pool", "--backbone", "vgg11"], "is for resnet18"),
     ],

@@ -11,7 +11,7 @@ from torchvision.models.resnet import BasicBlock
 
 from models.backbones import BACKBONES
 from models.checkpoint import load_checkpoint, transfer
-from models.fernet import PARTS, Architecture, FERNet, describe, pool_at_parts
+from models.fernet import GROUP_SIZES, Architecture, FERNet, describe, pool_at_parts
 from utils.coordinates import to_pixels
 from utils.errors import OptionError, WeightsError
 
@@ -67,7 +67,7 @@ def test_the_narrowest_network_trains_on_an_odd_batch():
     backbone = BACKBONES["resnet18"](width=0.01).to(memory_format=torch.channels_last)
     assert backbone.conv1.out_channels == 16
     pixels = torch.randn(127, 1, 32, 32).contiguous(memory_format=torch.channels_last)
-    backbone(pixels).square().mean().backward()
+    backbone(pixels)[1].square().mean().backward()
     assert all(p.grad.isfinite().all() for p in backbone.parameters())
 
 
@@ -81,7 +81,7 @@ def test_pooling_at_parts_by_hand():
     landmarks[0, 48:60] = torch.tensor([0.5, -0.75])
     landmarks[0, 60:64] = torch.tensor([-0.75, 0.75])  # half of the inner lips
     landmarks[0, 64:68] = torch.tensor([0.75, 0.75])  # the other half
-    pooled = pool_at_parts(features, landmarks)[0].view(len(PARTS), 2)
+    pooled = pool_at_parts(features, landmarks)[0].view(len(GROUP_SIZES), 2)
     middle = [1.5, 15.0]
     expected = [[1.0, 20.0], *[middle] * 5, [2.5, 0.0], [1.5, 30.0]]
     torch.testing.assert_close(pooled, torch.tensor(expected))

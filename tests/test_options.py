@@ -226,6 +226,17 @@ def test_given_options_are_distinguished_from_defaults():
     assert command == CommandLine(replace(Options(), relabel=True), frozenset({"relabel", "beta"}))
 
 
+@pytest.mark.parametrize(
+    ("argv", "name", "value"),
+    [
+        (("--recipe", "sample", "--out", "ema"), "ema", 0.99),
+        (("--recipe", "cpu", "--class_names", "width", "height"), "width", 0.5),
+    ],
+)
+def test_a_value_is_not_taken_for_an_option(argv, name, value):
+    assert getattr(resolve(*argv), name) == value
+
+
 def test_learning_rate_by_hand():
     options = Options(total_epoch=10, warmup_epoch=2, start_lr=0.4)
     assert learning_rate(options, 0.1) == pytest.approx(0.2)  # half of the warm-up
@@ -330,6 +341,18 @@ def test_eta_names_the_shorter_recipe_of_the_full_network(change, epochs, is_nam
     output = capsys.readouterr().out
     assert f"for {epochs} epochs, " in output
     assert ("--recipe cpu takes about" in output) == is_named
+
+
+@pytest.mark.parametrize(("frozen", "hours"), [(0, 3), (2, 5)])
+def test_eta_weights_the_epochs_with_a_frozen_backbone(monkeypatch, capsys, frozen, hours):
+    clock = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    options = Options(total_epoch=3, freeze_epochs=frozen, batch_size=100, image_width=(48,))
+    eta = ETA(torch.device("cpu"), options, 3000, 3)  # 30 batches of 2 minutes: 1 hour per epoch
+    for _ in range(WARM_UP + MEASURED):
+        clock[0] += 120
+        eta.update()
+    assert f"about {hours}.0 h for 3 epochs" in capsys.readouterr().out
 
 
 def test_eta_warns_once_if_other_processes_use_the_cpu(monkeypatch, capsys):

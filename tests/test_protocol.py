@@ -397,6 +397,6 @@ def test_landmarks_are_those_of_the_largest_face(monkeypatch, tmp_path):
     monkeypatch.setattr(dlib, "shape_predictor", lambda path: lambda image, box: Shape(box))
     images, labels = np.zeros((1, 200, 200), np.uint8), np.zeros(1, np.int64)
     dataset = FaceDataset(images, labels, np.array(["Training"]))
-    points = add_landmarks(dataset, tmp_path, jobs=1, progress=False).landmarks
+    points = add_landmarks(dataset, tmp_path, jobs=1).landmarks
     center = sum(LARGEST[::2]) / 2
     np.testing.assert_allclose(points, center, atol=1)

@@ -39,6 +39,7 @@ def trained(tmp_path_factory):
     dataset = synthetic_dataset(training=7, public=3, private=3)
     write_csv(dataset, folder / "images.csv")
     argv = "--gpu_ids=-1 --width 0.125 --batch_size 16 --total_epoch 1 --no_final_test"
+    argv += " --per_class 6"
     run(
         train,
         "--data",
@@ -189,7 +190,8 @@ def test_a_card_describes_the_training(initial, teacher):
     ]
     switches = {"landmarks": not initial, "importance": not initial, "ema": 0.0 if initial else 0.9}
     card = release.write_card(
-        {"clean": scores, "tta": scores, "corruptions": [], "by_class": by_class},
+        {"clean": scores, "tta": scores, "num_views": 5 if initial else 10, "corruptions": []}
+        | {"by_class": by_class},
         network="net",
         dataset=synthetic_dataset(training=1, public=1, private=1),
         epoch=1,
@@ -209,6 +211,7 @@ def test_a_card_describes_the_training(initial, teacher):
     importance = "68 landmarks, and SCN's importance, by which the logits are multiplied"
     assert (importance in " ".join(card.split())) == (not initial)
     assert ("exponential moving average of epoch 1" in card) == (not initial)
+    assert ("PublicTest, 10 views" in card) == ("each plain and mirrored" in card) == (not initial)
     assert ("a color image" in card) == bool(initial)
     assert ("75.00 % by the predicted probability, 25.00 %" in card) == (not initial)
     command = " --model_path INITIAL_WEIGHTS" if initial else ""

@@ -293,11 +293,11 @@ def test_errors(runs, tmp_path):
 def test_reliability_by_hand():
     probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.35, 0.65], [0.6, 0.4]])
     labels = np.array([0, 1, 1, 0])
-    rows = reliability(labels, probabilities, bins=5)
+    rows = reliability(labels, probabilities)
     expected = [(0.6, 1.0, 1), (0.65, 1.0, 1), (0.9, 0.5, 2)]
     np.testing.assert_allclose(rows, expected)
     error = (0.4 + 0.35 + 2 * 0.4) / 4
-    assert expected_calibration_error(labels, probabilities, bins=5) == pytest.approx(error)
+    assert expected_calibration_error(labels, probabilities) == pytest.approx(error)
 
 
 def test_figures_do_not_need_a_notebook(tmp_path):

@@ -36,7 +36,7 @@ def test_interrupted_saving_is_resumed_to_the_bit(reference, faces_csv, tmp_path
                 raise KeyboardInterrupt
 
         context.setattr(saver, "save_checkpoint", interrupted)
-        context.setattr(saver, "MAX_SHARE", math.inf)  # save after each epoch
+        context.setattr(saver, "MAX_TIME_SHARE", math.inf)  # save after each epoch
 
     folder = tmp_path / "resumed"
     with pytest.raises(KeyboardInterrupt):

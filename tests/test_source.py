@@ -353,10 +353,10 @@ def test_cached_computes_once(tmp_path):
         return {"a": np.arange(3), "names": np.array(["x", "\u00e9"])}
 
     for _ in range(2):
-        arrays = cached("kind", "key", compute, tmp_path / "new" / "folder")
+        arrays = cached("kind", "key", compute, tmp_path / "new" / "folder", bool)
         assert arrays["a"].tolist() == [0, 1, 2]
         assert arrays["names"].tolist() == ["x", "\u00e9"]
-    cached("kind", "other", compute, tmp_path / "new" / "folder")
+    cached("kind", "other", compute, tmp_path / "new" / "folder", bool)
     assert len(calls) == 2
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from models.fernet import Architecture, FERNet
-from models.predict import SHIFTS, predict, views
+from models.predict import SHIFTS, num_views, predict, tta_views
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +45,11 @@ def test_no_images(network):
     assert [len(part) for part in empty[:3]] == [0, 0, 0]
 
 
-def test_ten_views():
+def test_ten_views(network):
     image = torch.zeros(1, 1, 48, 48)
     image[..., 20, 10] = 1
-    ten = views(image)
-    assert len(ten) == 2 * len(SHIFTS) == 10
+    ten = tta_views(image)
+    assert len(ten) == num_views(network) == 10
     assert torch.equal(ten[0], image)
     for (x, y), plain, mirrored in zip(SHIFTS, ten[::2], ten[1::2]):
         assert plain.nonzero()[0, 2:].tolist() == [20 + y, 10 + x]
@@ -58,13 +58,13 @@ def test_ten_views():
 
 def test_shifts_repeat_the_border_and_scale_with_the_image():
     columns = torch.arange(96.0).expand(1, 1, 96, 96)
-    right = views(columns)[2 * SHIFTS.index((2, 0))][0, 0, 0]
+    right = tta_views(columns)[2 * SHIFTS.index((2, 0))][0, 0, 0]
     assert right[:6].tolist() == [0, 0, 0, 0, 0, 1]  # 4 pixels of 96
 
 
 def test_tta_averages_the_views(network):
     with torch.no_grad():
-        parts = [network(view).weighted_logits.softmax(1) for view in views(IMAGES.float())]
+        parts = [network(view).weighted_logits.softmax(1) for view in tta_views(IMAGES.float())]
     mean = predict(network, IMAGES, tta=True)
     np.testing.assert_allclose(mean.probabilities, torch.stack(parts).mean(0), rtol=1e-4)
     plain = predict(network, IMAGES)

@@ -469,11 +469,11 @@ def test_detection_continues_while_the_network_predicts(constant_runtime, tmp_pa
     detect, predict, detected = FacePredictor.detect, FacePredictor.predict, []
     all_detected = threading.Event()
 
-    def count_detection(self, image, detection_size):
+    def count_detection(self, image):
         detected.append(1)
         if len(detected) == 24:  # the first batch has 16
             all_detected.set()
-        return detect(self, image, detection_size)
+        return detect(self, image)
 
     def predict_last(self, crops):
         assert all_detected.wait(20)

@@ -418,10 +418,12 @@ def fake_npm(folder, monkeypatch, script):
         ("echo 'ENOTFOUND registry' >&2; exit 1", r"npm could not download .*ENOTFOUND.*network"),
         ("exit 0", "npm could not download"),
         ("echo other > package.tgz", "differs from the registry's"),
+        ("exec sleep 60", r"npm could not download .*not finished after 1 s.*network"),
     ],
 )
 def test_a_failed_download_is_reported(monkeypatch, tmp_path, script, text):
     fake_npm(tmp_path, monkeypatch, script)
+    monkeypatch.setattr(web, "TIMEOUT", 1.0 if "sleep" in script else 60.0)
     with pytest.raises(RunError, match=text):
         web.download("onnxruntime-web@1.30.0")
 

@@ -102,8 +102,7 @@ def printed_table(comparison: pd.DataFrame) -> pd.DataFrame:
 
 
 def _labeled_predictions(folder: Path, split: str) -> pd.DataFrame:
-    types = {"label": str, "predicted": str}  # class names may be numbers
-    table = pd.read_csv(folder / "predictions.csv", keep_default_na=False, dtype=types)
+    table = RunFolder(folder).read_csv("predictions.csv")
     table = table[(table["split"] == split) & (table["label"] != "")]
     if table.empty:
         raise RunError(f"{folder} has no labeled images of {split}, so there is nothing to compare")

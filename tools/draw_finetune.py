@@ -1,14 +1,15 @@
 """Draw fig/finetune.png: the accuracy by the number of images per class, from a comparison table.
 
-python -m tools.draw_finetune
-python -m tools.draw_finetune model_save/finetune/comparison.csv --out curve.png
+    python -m tools.draw_finetune
+    python -m tools.draw_finetune model_save/finetune/comparison.csv --out curve.png
+
+The default table is that of the repository, configs/finetune.results.csv.
 """
 
 from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import pandas as pd
@@ -17,6 +18,7 @@ import tyro
 from utils.cli import parse
 from utils.errors import DataError, run_main
 from utils.figures import BLUE, GRAY, figure_style, new_figure, save_figure
+from utils.files import atomic_write
 from utils.run_folder import ROOT
 
 LABELS = {"finetune": ("fine-tuned", BLUE), "scratch": ("from scratch", GRAY)}
@@ -61,7 +63,9 @@ def main() -> None:
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     panels[0].legend(frameon=False, loc="center right")
-    save_figure(figure, Path(options.out))
+    with atomic_write(options.out) as partial:
+        save_figure(figure, partial)
+    print(f"{options.out}: {len(table)} variants of {options.table}")
 
 
 if __name__ == "__main__":

@@ -18,13 +18,15 @@ import jinja2
 import tyro
 from torch import Tensor
 
-from data.dataset import EMOTIONS, FaceDataset
+from data.dataset import FaceDataset
 from data.landmarks import add_landmarks
 from data.source import HELD_OUT_NOTE, find_source
 from engine.evaluate import evaluate, evaluate_corruptions, load_dataset_for
 from engine.results import summary
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.fernet import FERNet, describe
+from models.predict import num_views
+from utils.classes import EMOTIONS
 from utils.cli import format_command, options_from_json, parse
 from utils.devices import pick_device
 from utils.errors import DataError, OptionError, RunError, WeightsError, run_main
@@ -78,6 +80,7 @@ def main() -> None:
     network = replace(checkpoint, net=net).network().to(pick_device(options.gpu_ids))
     print(f"weights  {run / 'best.pth'} (epoch {checkpoint.epoch})\nnetwork  {describe(network)}")
     dataset = load_fer2013(options.data, checkpoint)
+    dataset = dataset.with_images_per_class(trained_with.per_class, trained_with.seed)
     labeled = dataset.with_label_noise(trained_with.label_noise, trained_with.seed)
     if labeled.digest != last.training.get("data_digest"):
         raise DataError(
@@ -157,8 +160,8 @@ def evaluate_release(network: FERNet, dataset: FaceDataset, batch_size: int) -> 
         | {"precision": (labels[predicted == c] == c).mean() if c in predicted else None}
         for c, name in enumerate(dataset.class_names)
     ]
-    corruptions = table.to_dict("records")
-    return {"clean": scores, "tta": tta, "corruptions": corruptions, "by_class": by_class}
+    results = {"clean": scores, "tta": tta, "num_views": num_views(network)}
+    return results | {"corruptions": table.to_dict("records"), "by_class": by_class}
 
 
 def write_card(results: Mapping[str, Any], **more: Any) -> str:

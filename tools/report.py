@@ -33,7 +33,7 @@ from utils.files import atomic_write
 from utils.metrics import human_agreement, human_relabels
 from utils.run_folder import RunFolder
 from utils.statistics import wilson
-from utils.validation import check_ferplus
+from utils.validation import check_label_options
 
 FIGURES = {
     "learning_curves.png": "Learning curves",
@@ -83,7 +83,7 @@ def main() -> None:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, loader=jinja2.PackageLoader("tools")
     )
-    environment.filters["base64"] = encode
+    environment.filters["base64"] = lambda png: base64.b64encode(png).decode()
     page = environment.get_template("report.html").render(runs=runs, pairs=pairs)
     with atomic_write(options.out) as partial:
         partial.write_text(page, encoding="utf-8")
@@ -106,7 +106,7 @@ def check_options(options: ReportOptions, paths: Sequence[Path]) -> None:
         raise OptionError("a run is given twice; give different folders")
     if (options.ferplus or options.ferplus_test) and not options.data:
         raise OptionError("FER+ has labels for the images of --data; give --data, too")
-    check_ferplus((), options.ferplus, options.ferplus_test)
+    check_label_options((), options.ferplus, options.ferplus_test)
     if options.figure and (not options.data or len(paths) < 2):
         raise OptionError("--figure shows images on which runs differ; give two runs and --data")
 
@@ -123,7 +123,7 @@ def describe_run(run: RunFolder, name: str) -> Result:
         raise RunError(f"{run.path} has no metrics.json, so the run is not finished; resume it")
     scores = run.read_json("metrics.json")
     try:
-        predictions = read_table(run / "predictions.csv")
+        predictions = run.read_csv("predictions.csv")
         splits = [
             describe_split(split, score, predictions[predictions["split"] == split])
             for split, score in scores.items()
@@ -133,7 +133,7 @@ def describe_run(run: RunFolder, name: str) -> Result:
             raise ValueError("no split has labeled images")
         options, relabels = {}, None
         if (run / "relabels.csv").is_file():  # test.py writes none
-            relabels = read_table(run / "relabels.csv")[["row", "from", "to"]]
+            relabels = run.read_csv("relabels.csv")[["row", "from", "to"]]
         if (run / "config.json").is_file():
             options = dict(run.read_json("config.json").get("options", {}))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
@@ -150,12 +150,6 @@ def describe_run(run: RunFolder, name: str) -> Result:
         "figures": {title: file.read_bytes() for title, file in files.items()},
         "predictions": predictions,
     }
-
-
-def read_table(path: Path) -> pd.DataFrame:
-    """Read a CSV file with class names, which may be numbers or "NA"."""
-    types = dict.fromkeys(("label", "predicted", "from", "to"), str)
-    return pd.read_csv(path, keep_default_na=False, dtype=types)
 
 
 def describe_split(name: str, score: Result, rows: pd.DataFrame) -> Result:
@@ -229,11 +223,6 @@ def relabel_agreement(run: Result, dataset: FaceDataset) -> Result:
     rows = dataset.training_rows
     labels = (dataset.human_labels[rows], dataset.labels[rows], final[rows])
     return human_relabels(*labels, dataset.class_names)
-
-
-def encode(png: bytes) -> str:
-    """Return a file in base64."""
-    return base64.b64encode(png).decode()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ the mean face of the training images, so the figure shows nobody.
 
 from __future__ import annotations
 
-import io
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,20 +17,19 @@ import numpy as np
 
 from data.dataset import FaceDataset
 from data.source import find_source, load_dataset
+from inference.align import stack_crops
 from inference.explain import BACKGROUND, PARTS, split_by_part
 from inference.runtime import Runtime, load_runtime
 from utils.cli import parse
 from utils.errors import DataError, run_main
-from utils.figures import escape_math, figure_style, new_figure, save_figure
+from utils.figures import escape_math, figure_style, new_figure, save_figure, to_png
 from utils.files import atomic_write
 from utils.plots import plot_contributions
-from utils.predictions import Predictions
 from utils.run_folder import PHOTO_WEIGHTS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BATCH_SIZE = 256
 OUTLINES = ((0, 17), (17, 22), (22, 27), (27, 31), (31, 36), (36, 42), (42, 48), (48, 60), (60, 68))
 CLOSED = {36, 42, 48, 60}  # first landmarks of closed outlines
 
@@ -52,7 +50,7 @@ def main() -> None:
     options = parse(ExplanationOptions, sys.argv[1:], __doc__)
     runtime = load_runtime(options.model_path, "-1")
     source = find_source(options.data)
-    images = load_dataset(source, runtime.image_width, runtime.channels, ()).subset("PublicTest")
+    images = load_dataset(source, runtime.image_width, runtime.channels).subset("PublicTest")
     figure = plot_mean_explanations(runtime, images)
     with atomic_write(options.out) as partial:
         save_figure(figure, partial)
@@ -67,9 +65,7 @@ def explanation_figure(weights: Path, dataset: FaceDataset) -> bytes:
     runtime = load_runtime(weights, "-1")
     if runtime.mean_face is None or runtime.channels != images.channels:
         return b""
-    file = io.BytesIO()
-    save_figure(plot_mean_explanations(runtime, images.resized(runtime.image_width)), file)
-    return file.getvalue()
+    return to_png(plot_mean_explanations(runtime, images.resized(runtime.image_width)))
 
 
 @figure_style()
@@ -79,9 +75,10 @@ def plot_mean_explanations(runtime: Runtime, dataset: FaceDataset) -> Figure:
         raise DataError("the weights have no landmark head, so there are no facial parts")
     if not len(dataset):
         raise DataError(f"{dataset.source} has no PublicTest images; give another --data")
-    predictions = predict_explained(runtime, dataset)
-    predicted = predictions.probabilities.argmax(1)
     width, names = runtime.image_width, runtime.class_names
+    pixels = stack_crops(dataset.images, width, runtime.channels)
+    predictions = runtime.predict(pixels, explain=True)
+    predicted = predictions.probabilities.argmax(1)
     figure = new_figure(1.75 * len(names), 4.2)
     maps, bars = figure.subplots(2, len(names), height_ratios=(1, 1.1))
     means = []
@@ -115,14 +112,6 @@ def plot_mean_explanations(runtime: Runtime, dataset: FaceDataset) -> Figure:
     figure.colorbar(image, ax=maps, label="Map (red raises the logit)", pad=0.01)
     figure.supxlabel("Mean contribution to the logit of the predicted class", fontsize="medium")
     return figure
-
-
-def predict_explained(runtime: Runtime, dataset: FaceDataset) -> Predictions:
-    """Predict grayscale or RGB images, with decomposed logits."""
-    images = dataset.images
-    pixels = images.transpose(0, 3, 1, 2) if images.ndim == 4 else images[:, None]
-    batches = np.array_split(pixels, max(1, len(pixels) // BATCH_SIZE))
-    return Predictions.concatenate([runtime(batch, explain=True) for batch in batches])
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import pandas as pd
 
 from data.dataset import FaceDataset
 from utils.errors import DataError
-from utils.figures import save_figure
+from utils.figures import to_png
 from utils.image_grids import plot_disagreements
 from utils.statistics import bootstrap, mcnemar
 
@@ -77,9 +76,7 @@ def plot_pair(pair: dict[str, Any], dataset: FaceDataset) -> bytes:
         f"{pair['split']}: {len(shown)} of the {len(differ)} images that only one run predicts "
         "correctly",
     )
-    file = io.BytesIO()
-    save_figure(figure, file)
-    return file.getvalue()
+    return to_png(figure)
 
 
 def has_labels(dataset: FaceDataset, rows: pd.DataFrame) -> bool:

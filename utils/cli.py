@@ -97,7 +97,8 @@ def parse(kind: type[T], argv: Sequence[str], description: str) -> T:
 def parse_train_options(argv: Sequence[str], description: str) -> CommandLine:
     """Parse train.py's command line, once."""
     options = parse(Options, argv, description)
-    words = {word.split("=")[0].replace("-", "_").removeprefix("__") for word in argv}
+    words = [word for word in argv if word.startswith("--")]  # a value may equal an option's name
+    words = {word[2:].split("=")[0].replace("-", "_") for word in words}
     names = {field.name for field in fields(Options)}
     given = {word if word in names else word.removeprefix("no_") for word in words}
     return CommandLine(options, frozenset(given & names))

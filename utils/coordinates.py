@@ -12,6 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 Points = TypeVar("Points")  # a NumPy array or a tensor
+NUM_LANDMARKS = 68
 
 # A horizontal flip swaps the 68 iBUG landmarks in pairs (jaw, brows, nose, eyes, mouth):
 # landmarks[FLIP] with x -> W - 1 - x are the landmarks of the flipped image.

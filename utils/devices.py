@@ -161,9 +161,9 @@ def set_threads(threads: int) -> int:
     return torch.get_num_threads()
 
 
-def idle_cores(seconds: float = 0.3) -> int:
-    """Return the number of cores that are idle, measured for some seconds; at least 1."""
-    idle = 1 - psutil.cpu_percent(seconds) / 100
+def idle_cores() -> int:
+    """Return the number of cores that are idle, measured for 0.3 s; at least 1."""
+    idle = 1 - psutil.cpu_percent(0.3) / 100
     return max(1, round(idle * (psutil.cpu_count() or 1)))
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -63,6 +64,13 @@ def save_figure(figure: Figure, file: Path | BinaryIO) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a character in no font is drawn as a box
         figure.savefig(file, format="png", dpi=120, bbox_inches="tight")
+
+
+def to_png(figure: Figure) -> bytes:
+    """Return a figure as PNG."""
+    file = BytesIO()
+    save_figure(figure, file)
+    return file.getvalue()
 
 
 def escape_math(text: str) -> str:

@@ -87,26 +87,22 @@ def correctness_auroc(value: np.ndarray, correct: np.ndarray) -> float | None:
     return float(roc_auc_score(correct, value))
 
 
-def expected_calibration_error(
-    labels: np.ndarray, probabilities: np.ndarray, bins: int = ECE_BINS
-) -> float:
+def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Return the expected calibration error (Guo et al., 2017, arXiv:1706.04599).
 
     It is the mean absolute difference of confidence and accuracy over bins, weighted by the number
     of images in each. Bins are equal intervals (low, high] of the largest probability.
     """
-    rows = reliability(labels, probabilities, bins)
+    rows = reliability(labels, probabilities)
     return sum(count * abs(share - confidence) for confidence, share, count in rows) / len(labels)
 
 
-def reliability(
-    labels: np.ndarray, probabilities: np.ndarray, bins: int = ECE_BINS
-) -> list[tuple[float, float, int]]:
+def reliability(labels: np.ndarray, probabilities: np.ndarray) -> list[tuple[float, float, int]]:
     """Return mean confidence, accuracy and number of images of each bin that is not empty."""
     confidence = probabilities.max(1).astype(np.float64)
     correct = probabilities.argmax(1) == labels
-    edges = np.linspace(0, 1, bins + 1)
-    index = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
+    edges = np.linspace(0, 1, ECE_BINS + 1)
+    index = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, ECE_BINS - 1)
     return [
         (float(confidence[mask].mean()), float(correct[mask].mean()), int(mask.sum()))
         for mask in (index == i for i in np.unique(index))

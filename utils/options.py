@@ -227,6 +227,5 @@ def with_recipe(recipe: str) -> Options:
 
 def min_image_width(backbone: str) -> int:
     """Return the smallest image width in pixels that a backbone accepts."""
-    return (
-        24 if backbone.startswith("resnet") else 32
-    )  # a VGG, and most timm networks halve the image five times
+    # A VGG and most timm networks halve the image five times.
+    return 24 if backbone.startswith("resnet") else 32

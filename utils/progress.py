@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from typing import TextIO
 
 from tqdm import tqdm
 
@@ -40,9 +41,9 @@ def progress_bar(
     return _LogLines(iterable, **shared, **every, ascii=True, ncols=80)
 
 
-def write(text: str) -> None:
+def print_line(text: str, file: TextIO | None = None) -> None:
     """Print a line without breaking a progress bar."""
     if sys.stderr.isatty():
-        tqdm.write(text)
+        tqdm.write(text, file=file)
     else:
-        print(text, flush=True)
+        print(text, file=file, flush=True)

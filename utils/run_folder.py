@@ -153,6 +153,11 @@ class RunFolder:
         with atomic_write(self.path / name) as partial:
             table.to_csv(partial, index=False, lineterminator="\n")
 
+    def read_csv(self, name: str) -> pd.DataFrame:
+        """Read a table as it was written; class names may be numbers, or "NA"."""
+        types = dict.fromkeys(("label", "predicted", "human_label", "from", "to"), str)
+        return pd.read_csv(self.path / name, keep_default_na=False, dtype=types)
+
     def write_figure(self, name: str, figure: Any) -> None:
         """Write a Matplotlib figure as PNG, atomically."""
         from utils.figures import save_figure  # noqa: PLC0415  (Matplotlib takes a second to import)

@@ -23,7 +23,7 @@ def validate_options(options: Options) -> Options:
         OptionError: A value is out of range, or options contradict each other.
     """
     validate_types(asdict(options))
-    _check_backbone(options)
+    _check_architecture(options)
     widths, epochs = options.image_width, options.total_epoch
     least = min_image_width(options.backbone)
     if not widths or min(widths) < least or widths[-1] < 32 or len(widths) > epochs:
@@ -42,7 +42,7 @@ def validate_options(options: Options) -> Options:
             f"--mix {options.mix} is off in the last tenth of the epochs, which are all of "
             f"--total_epoch {epochs}; give more epochs"
         )
-    check_ferplus(options.class_names, options.ferplus, options.ferplus_test)
+    check_label_options(options.class_names, options.ferplus, options.ferplus_test)
     if options.ferplus_target != "majority":
         if not options.ferplus:
             raise OptionError("--ferplus_target needs the votes: --ferplus PATH")
@@ -63,7 +63,7 @@ def validate_options(options: Options) -> Options:
     return options
 
 
-def _check_backbone(options: Options) -> None:
+def _check_architecture(options: Options) -> None:
     """Raise an OptionError if backbone, width, stem and initial weights contradict each other."""
     is_timm = options.backbone.startswith("timm:")
     changes = {"--mirror": options.mirror, "--downsample pool": options.downsample == "pool"}
@@ -73,8 +73,8 @@ def _check_backbone(options: Options) -> None:
         raise OptionError(f"{changed[0]} is for resnet18, not {options.backbone}")
     if options.mirror and options.stem == "imagenet":
         raise OptionError("--mirror needs --stem small: a convolution of stride 2 is not symmetric")
-    if options.init and options.downsample == "pool":
-        raise OptionError("--init needs --downsample stride, as the initial weights have it")
+    if options.init and (options.mirror or options.downsample == "pool"):
+        raise OptionError("--init needs --downsample stride and no --mirror, as in its weights")
     if options.width != 1 and (is_timm or options.init):
         kind = f"--backbone {options.backbone}" if is_timm else f"--init {options.init}"
         raise OptionError(f"{kind} needs --width 1, not {options.width:g}")
@@ -86,13 +86,11 @@ def print_notes(options: Options) -> None:
     """Print which options have no effect."""
     if options.relabel and options.relabel_epoch > options.total_epoch:
         print(f"note     no relabeling: --relabel_epoch {options.relabel_epoch} is never reached")
-    if options.ferplus_target != "majority":
-        print("note     no relabeling: the targets are distributions of votes, not labels")
     if options.warmup_epoch >= options.total_epoch:
         print(f"note     the learning rate never falls: --warmup_epoch {options.warmup_epoch:g}")
 
 
-def check_ferplus(class_names: Sequence[str], ferplus: str, ferplus_test: str) -> None:
+def check_label_options(class_names: Sequence[str], ferplus: str, ferplus_test: str) -> None:
     """Check the names of the classes, and the options for FER+.
 
     Raises:

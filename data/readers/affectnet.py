@@ -11,23 +11,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from data.dataset import (
-    EMOTIONS,
-    NUM_LANDMARKS,
-    FaceDataset,
-    canonical_class,
-    quoted,
-    resize_landmarks,
-)
+from data.dataset import FaceDataset, match_classes, quoted, resize_landmarks
 from data.readers.folders import list_visible
 from data.readers.images import clip_box, image_size, read_images
 from data.readers.lists import check_landmarks
+from utils.classes import EMOTIONS
+from utils.coordinates import NUM_LANDMARKS
 from utils.errors import DataError
 
 CLASSES = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "angry", "contempt")
 OTHERS = ("none", "uncertain", "no face")  # labels 8 to 10
 SPLIT_OF_FOLDER = {"train_set": "Training", "val_set": "PublicTest"}
-SPLIT_OF_LIST = {"training.csv": "Training", "validation.csv": "PublicTest"}
+SPLIT_OF_CSV = {"training.csv": "Training", "validation.csv": "PublicTest"}
 PICTURES = "Manually_Annotated_Images"
 COLUMNS = [
     *("subDirectory_filePath", "face_x", "face_y", "face_width", "face_height"),
@@ -87,7 +82,7 @@ class ListedAffectNet:
 
     def files(self) -> list[Path]:
         """Return the lists and pictures; an invalid row or a missing picture is a DataError."""
-        lists = [self.root / name for name in SPLIT_OF_LIST if (self.root / name).is_file()]
+        lists = [self.root / name for name in SPLIT_OF_CSV if (self.root / name).is_file()]
         table, labels = self._read_lists()
         return lists + list(dict.fromkeys(self._pictures(table[labels < len(CLASSES)])))
 
@@ -111,7 +106,7 @@ class ListedAffectNet:
     def _read_lists(self) -> tuple[pd.DataFrame, np.ndarray]:
         """Return all rows as text, with `split` and `where` (file and row), and their labels."""
         tables = []
-        for name, split in SPLIT_OF_LIST.items():
+        for name, split in SPLIT_OF_CSV.items():
             if (file := self.root / name).is_file():
                 has_header = _first_line(file).startswith(COLUMNS[0])
                 shared = {"dtype": str, "encoding": "utf-8-sig", "na_filter": False}
@@ -140,7 +135,7 @@ def find_affectnet(folder: Path) -> CroppedAffectNet | ListedAffectNet | None:
     """Return AffectNet if its folders or lists lie directly in a folder, or None."""
     if any((folder / name / "annotations").is_dir() for name in SPLIT_OF_FOLDER):
         return CroppedAffectNet(folder)
-    lists = [folder / name for name in SPLIT_OF_LIST if (folder / name).is_file()]
+    lists = [folder / name for name in SPLIT_OF_CSV if (folder / name).is_file()]
     if any(_first_line(file).startswith(COLUMNS[0]) for file in lists):
         return ListedAffectNet(folder)
     return None
@@ -154,15 +149,16 @@ def _select(
     `labels` are AffectNet's, 0 to 10. The number of the other images is printed.
     """
     classes = tuple(class_names) or (*EMOTIONS, "contempt")
-    label_of = {canonical_class(c) or c.strip().lower(): label for label, c in enumerate(classes)}
-    new = np.array([label_of.get(name, -1) for name in (*CLASSES, *OTHERS)])[labels]
+    names = CLASSES + OTHERS
+    index = match_classes(names, classes)
+    new = np.array([index.get(i, -1) for i in range(len(names))])[labels]
     rows = np.flatnonzero(new >= 0)
     if not len(rows):
         fault = f"AffectNet has no image of {quoted(classes)}, only of {quoted(CLASSES)}"
         raise DataError(f"{fault}; correct --class_names")
     if len(rows) < len(labels):
-        counts = np.bincount(labels[new < 0], minlength=len(CLASSES + OTHERS))
-        dropped = [f"{n:,} {name}" for n, name in zip(counts, CLASSES + OTHERS) if n]
+        counts = np.bincount(labels[new < 0], minlength=len(names))
+        dropped = [f"{n:,} {name}" for n, name in zip(counts, names) if n]
         print(f"note     AffectNet: {counts.sum():,} images are dropped ({', '.join(dropped)})")
     return classes, new[rows], rows
 

@@ -1,5 +1,6 @@
 """Safe unpacking of a .zip or .tar archive of a data set into a temporary folder."""
 
+import shutil
 import stat
 import tarfile
 import tempfile
@@ -77,23 +78,15 @@ def _unpack(path: Path, folder: Path) -> None:
             target.mkdir(parents=True, exist_ok=True)
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
-        limit = MAX_BYTES - total
-        with member.open() as source, open(target, "wb") as file:
-            # The declared size may be wrong, so the bytes are counted, too.
-            size = _copy(source, file, limit) if member.size <= limit else member.size
-        if size > limit:
+        total += member.size
+        if total > MAX_BYTES:
             raise DataError(f"{path} has more than {MAX_BYTES / 2**30:g} GiB, {remedy}")
+        # zipfile and tarfile read at most the declared size.
+        with member.open() as source, open(target, "wb") as file:
+            shutil.copyfileobj(source, file, 1 << 20)
+            size = file.tell()
         if size != member.size:
             raise EOFError(f"{member.name} has {size} of its {member.size} bytes")
-        total += size
-
-
-def _copy(source: IO[bytes], target: IO[bytes], limit: int) -> int:
-    """Copy until the end, or until `limit` is exceeded; return the number of bytes."""
-    size = 0
-    while size <= limit and (block := source.read(1 << 20)):
-        size += target.write(block)
-    return size
 
 
 def _safe_name(path: Path, member: _Member) -> PurePath:

@@ -14,7 +14,8 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from data.dataset import EMOTIONS, SPLITS, UNLABELED, FaceDataset
+from data.dataset import SPLITS, UNLABELED, FaceDataset
+from utils.classes import EMOTIONS
 from utils.errors import DataError
 
 CHUNK_ROWS = 128  # 1 MB of FER2013: the arrays stay in the processor's cache

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data.dataset import EMOTIONS, SPLITS, FaceDataset, canonical_class, quoted
+from data.dataset import SPLITS, FaceDataset, canonical_class, quoted
 from data.readers.images import is_image, read_images
+from utils.classes import EMOTIONS
 from utils.errors import DataError
 
 # Folders of Linux and Windows at the root of a disk, which only the system may open.

@@ -10,7 +10,7 @@ import numpy as np
 
 from data.cache import CACHE_DIR
 from data.dataset import FaceDataset
-from data.readers.affectnet import SPLIT_OF_LIST, find_affectnet
+from data.readers.affectnet import SPLIT_OF_CSV, find_affectnet
 from data.readers.archives import is_archive, unpacked
 from data.readers.fer_csv import read_csv, read_header
 from data.readers.folders import find_folders, list_visible, split_of_name
@@ -115,7 +115,7 @@ def _locate_file(path: Path) -> Layout | None:
         return ArchiveLayout(path)
     if path.name == LABEL_FILE.name:
         return find_raf_db(Path(os.path.abspath(path.parent)).parent)
-    if path.name in SPLIT_OF_LIST and (affectnet := find_affectnet(path.parent)):
+    if path.name in SPLIT_OF_CSV and (affectnet := find_affectnet(path.parent)):
         return affectnet
     is_list = path.name.endswith(("_images.txt", "_labels.txt"))
     return find_lists(path.parent) if is_list else CsvLayout(path, (path,))

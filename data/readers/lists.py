@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data.dataset import EMOTIONS, NUM_LANDMARKS, FaceDataset, resize_landmarks
+from data.dataset import FaceDataset, resize_landmarks
 from data.readers.images import image_size, read_images
+from utils.classes import EMOTIONS
+from utils.coordinates import NUM_LANDMARKS
 from utils.errors import DataError
 
 SPLIT_OF_LIST = {"train": "Training", "validation": "PublicTest", "test": "PrivateTest"}

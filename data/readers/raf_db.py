@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data.dataset import EMOTIONS, FaceDataset, canonical_class, quoted
+from data.dataset import FaceDataset, match_classes, quoted
 from data.readers.images import read_images
 from data.readers.lists import SPLIT_OF_LIST, read_lines
+from utils.classes import EMOTIONS
 from utils.errors import DataError
 
 LABEL_FILE = Path("EmoLabel", "list_patition_label.txt")  # sic
@@ -34,15 +35,15 @@ class RafDbLayout:
     def read(self, width: int, channels: int, class_names: Sequence[str] = ()) -> FaceDataset:
         """Read the aligned images as width x width pixels, grayscale or RGB."""
         classes = tuple(class_names) or EMOTIONS
-        index = {canonical_class(name) or name: label for label, name in enumerate(classes)}
-        if missing := [name for name in CLASSES if name not in index]:
+        index = match_classes(CLASSES, classes)
+        if missing := [name for i, name in enumerate(CLASSES) if i not in index]:
             raise DataError(
                 f"{self.root} is RAF-DB, and its {quoted(missing)} are none of the classes "
                 f"{quoted(classes)} of the weights or --class_names; name all seven"
             )
         paths, labels, split = zip(*self._samples())
         images = read_images(paths, width, channels)
-        labels = np.array([index[CLASSES[label - 1]] for label in labels], np.int64)
+        labels = np.array([index[label - 1] for label in labels], np.int64)
         return FaceDataset(images, labels, np.array(split, "U12"), classes, source=str(self.root))
 
     def _samples(self) -> list[tuple[Path, int, str]]:

@@ -7,10 +7,12 @@ shape, a person's features, the action units of an expression, and a pose
 
 import numpy as np
 
-from data.dataset import EMOTIONS, NUM_LANDMARKS, SPLITS, FaceDataset
+from data.dataset import SPLITS, FaceDataset
 from data.synthetic import anatomy
 from data.synthetic.anatomy import ACTION_UNIT_NUMBERS, EYES, JAW, LOWER, UPPER, Appearance
 from data.synthetic.portrait import Portrait
+from utils.classes import EMOTIONS
+from utils.coordinates import NUM_LANDMARKS
 
 
 def synthetic_dataset(

@@ -1,4 +1,4 @@
-"""Benchmarks of training and inference, and the choice of the crop margin.
+"""Benchmarks of training, inference, the web page and explanations, and choices of constants.
 
 Run them as modules, such as `python -m tools.benchmarks.throughput`.
 """

@@ -5,15 +5,28 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from data.dataset import UNLABELED, FaceDataset
+from data.in_memory import InMemoryDataset
+from data.loader import BatchLoader
 from data.source import find_source, load_dataset
-from inference.predictor import FaceCrops, FacePredictor
+from engine.build import build_state, wrap_model
+from engine.distill import Teachers
+from engine.distributed import DistributedContext
+from engine.optim import build_optimizer
+from engine.trainer import train_one_epoch
+from inference.face import FaceCrops
+from inference.predictor import FacePredictor
 from inference.runtime import Runtime
+from models.fernet import FERNet
+from utils.devices import autocast, use_bf16
 from utils.errors import DataError
+from utils.options import Options
 
 
 def seconds_per_call(function: Callable[[], object], device: torch.device) -> float:
@@ -44,7 +57,7 @@ def median_and_range(values: Sequence[float], digits: int = 0) -> str:
 def public_test(data: str, runtime: Runtime, model_path: str) -> FaceDataset:
     """Load the labeled PublicTest images in grayscale, with the classes of the weights."""
     source = find_source(data)
-    dataset = load_dataset(source, runtime.image_width, 1, ()).subset("PublicTest")
+    dataset = load_dataset(source, runtime.image_width, 1).subset("PublicTest")
     dataset = dataset.select(dataset.labels != UNLABELED)
     if not len(dataset) or dataset.class_names != runtime.class_names:
         raise DataError(
@@ -58,3 +71,49 @@ def public_test(data: str, runtime: Runtime, model_path: str) -> FaceDataset:
 def predict_largest(predictor: FacePredictor, crops: Sequence[FaceCrops]) -> np.ndarray:
     """Return the probabilities [N, C] of the largest face of each image."""
     return np.stack([faces[0].probabilities for faces in predictor.predict(crops)])
+
+
+def bare_loop(
+    network: FERNet, options: Options, steps: int, device: torch.device
+) -> Callable[[], None]:
+    """Return a function that trains on one fixed batch: the network's computation only."""
+    network = network.train().to(device, memory_format=torch.channels_last)
+    model = wrap_model(network, options, DistributedContext())
+    optimizer = build_optimizer(network, options)
+    n, width, a = options.batch_size, options.eval_image_width, network.architecture
+    images = torch.rand(n, a.channels, width, width, device=device) * 255
+    labels = torch.arange(n, device=device) % a.classes
+
+    def run() -> None:
+        for _ in range(steps):
+            with autocast(device, use_bf16(options.amp, device)):
+                output = model(images)
+            loss = F.cross_entropy(output.weighted_logits, labels)
+            if output.landmarks is not None:
+                loss = loss + output.landmarks.square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    return run
+
+
+def trainer(
+    network: FERNet,
+    options: Options,
+    dataset: FaceDataset,
+    images_of_epoch: Callable[[], InMemoryDataset],
+) -> Callable[[], None]:
+    """Return a function that trains an epoch, with all modules of the training."""
+    context, teachers = DistributedContext(), Teachers()
+    state = build_state(network, images_of_epoch(), dataset, options, context)
+    model = wrap_model(state.network, options, context)
+    eta = SimpleNamespace(update=lambda: None)  # prints nothing
+
+    def run() -> None:
+        images = images_of_epoch()
+        state.labels = images.labels.clone()
+        loader = BatchLoader(images, options, state.epoch + 1, equal_lengths=options.compile)
+        train_one_epoch(state, model, loader, options, teachers, context, eta, [])
+
+    return run

@@ -15,14 +15,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from inference.align import stack_crops
 from inference.runtime import Runtime, load_runtime
 from tools.benchmarks.common import public_test
 from utils.cli import parse
 from utils.errors import run_main
 from utils.run_folder import PHOTO_WEIGHTS
 from utils.statistics import bootstrap_mean
-
-BATCH_SIZE = 256
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,8 @@ def main() -> None:
     dataset = public_test(options.data, runtime, options.model_path)
     rng = np.random.default_rng(0)
     images = dataset.images[rng.permutation(len(dataset))[: options.images]]
-    pixels = np.repeat(images[:, None], runtime.channels, 1)
-    predictions = runtime(pixels, explain=True)
+    pixels = stack_crops(images, runtime.image_width, runtime.channels)
+    predictions = runtime.predict(pixels, explain=True)
     predicted = predictions.probabilities.argmax(1)
     maps = predictions.maps[np.arange(len(images)), predicted]
     cells = maps.reshape(len(maps), -1)
@@ -90,9 +89,7 @@ def deletion_curve(
     curve = []
     for number in np.linspace(0, order.shape[1], steps + 1).round():
         changed = np.where(rank < number, means, pixels)
-        batches = np.array_split(changed, max(1, len(changed) // BATCH_SIZE))
-        probabilities = np.concatenate([runtime(batch).probabilities for batch in batches])
-        curve.append(probabilities[np.arange(len(classes)), classes])
+        curve.append(runtime.predict(changed).probabilities[np.arange(len(classes)), classes])
     return np.stack(curve)
 
 

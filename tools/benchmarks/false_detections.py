@@ -19,7 +19,7 @@ from skimage import data as pictures
 from sklearn.datasets import load_sample_images
 
 from data.dataset import resize_image
-from inference.align import MAX_SHIFT, landmark_shifts
+from inference.align import MAX_SHIFT
 from inference.detector import MIN_SCORE
 from inference.predictor import FacePredictor
 from tools.benchmarks.common import public_test
@@ -55,7 +55,7 @@ class FalseDetectionOptions:
 def main() -> None:
     options = parse(FalseDetectionOptions, sys.argv[1:], __doc__)
     predictor = FacePredictor(options.model_path, gpu_ids="-1", views=1, threads=1)
-    dataset = public_test(options.data, predictor._runtime, options.model_path)
+    dataset = public_test(options.data, predictor.runtime, options.model_path)
     rows = np.random.default_rng(1).permutation(len(dataset))[: options.images]
     photographs = (resize_image(image, 192) for image in dataset.images[rows])
     faces, _ = shifts_of(predictor, photographs, MIN_SCORE, largest=True)
@@ -87,16 +87,13 @@ def shifts_of(
     predictor: FacePredictor, images: Iterator[np.ndarray], min_score: float, largest: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the landmark shifts and the scores of all detections, or of each image's largest."""
-    predictor.min_score, width = min_score, predictor._runtime.image_width
+    predictor.min_score = min_score
     shifts, scores = [np.zeros(0)], [np.zeros(0)]
     for crops in map(predictor.detect, images):
         if len(crops.boxes):
-            first = predictor._run(crops.pixels)
-            repeated = [crops.image] * len(crops.boxes)
-            matrices, second = predictor._refit(repeated, crops.matrices, first)
-            passes = (crops.matrices, first.landmarks), (matrices, second.landmarks)
+            *_, moves = predictor.predict_passes([crops])
             count = 1 if largest else len(crops.boxes)
-            shifts.append(landmark_shifts(*passes, width)[:count])
+            shifts.append(moves[:count])
             scores.append(crops.scores[:count])
     return np.concatenate(shifts), np.concatenate(scores)
 

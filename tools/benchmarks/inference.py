@@ -22,13 +22,13 @@ from pathlib import Path
 import joblib
 import numpy as np
 
-from data.dataset import EMOTIONS
 from inference.detector import detect_faces
 from inference.onnx_export import quantize, to_onnx
 from inference.runtime import load_runtime
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.fernet import Architecture, FERNet
 from tools.benchmarks.common import calls_per_second, median_and_range
+from utils.classes import EMOTIONS
 from utils.cli import parse
 from utils.errors import run_main
 from utils.run_folder import PHOTO_WEIGHTS
@@ -85,7 +85,8 @@ def write_untrained(width: float, path: Path) -> Path:
 
 def print_rates(paths: Mapping[str, Path], options: InferenceOptions) -> None:
     """Print images per second by runtime and batch size, and the ratio to PyTorch."""
-    runtimes = {name: load_runtime(path, "-1", options.threads) for name, path in paths.items()}
+    threads = options.threads or joblib.cpu_count()  # the same for PyTorch and ONNX Runtime
+    runtimes = {name: load_runtime(path, "-1", threads) for name, path in paths.items()}
     rng, width = np.random.default_rng(0), runtimes["PyTorch"].image_width
     rates: dict[tuple[str, int], list[float]] = {}
     for _, size in product(range(options.rounds), options.batch_sizes):

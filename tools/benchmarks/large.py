@@ -17,27 +17,21 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import patch
 
 import cv2
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from data import mapped
-from data.dataset import EMOTIONS, FaceDataset
+from data.dataset import FaceDataset
 from data.in_memory import InMemoryDataset
-from data.loader import BatchLoader
 from data.source import find_source, load_dataset
-from engine.build import build_network, build_state
-from engine.distill import Teachers
-from engine.distributed import DistributedContext
-from engine.optim import build_optimizer
-from engine.trainer import train_one_epoch
-from tools.benchmarks.common import median_and_range, seconds_per_call
+from engine.build import build_network
+from tools.benchmarks.common import bare_loop, median_and_range, seconds_per_call, trainer
+from utils.classes import EMOTIONS
 from utils.cli import parse
-from utils.devices import autocast, pick_device, use_bf16
+from utils.devices import pick_device
 from utils.errors import run_main
 from utils.options import Options
 from utils.validation import validate_options
@@ -72,14 +66,20 @@ def main() -> None:
         folder = Path(name)
         write_jpegs(folder / "set", options.images)
         # No images fit into memory.
-        stack.enter_context(patch.multiple(mapped, MAX_SHARE=0.0, CACHE_DIR=folder / "cache"))
+        stack.enter_context(
+            patch.multiple(mapped, MAX_MEMORY_SHARE=0.0, CACHE_DIR=folder / "cache")
+        )
         start = time.perf_counter()
         dataset = load_dataset(find_source(str(folder / "set")), 224, 3, cache=folder / "cache")
         rate = len(dataset) / (time.perf_counter() - start)
         print(f"decoded and loaded: {rate:.0f} images/s", flush=True)
         (file,) = (folder / "cache" / "images").glob("*.npy")
-        functions = bare_loop(options, dataset, device), trainer(options, dataset, device)
-        n, rates = options.batch_size * options.steps, []
+        n, rates, training = options.batch_size * options.steps, [], options.training
+        networks = [build_network(training, dataset) for _ in range(2)]
+        functions = (
+            bare_loop(networks[0], training, options.steps, device),
+            trainer(networks[1], training, dataset, random_part(dataset, n, device)),
+        )
         for i in range(options.rounds + 1):  # the first one to warm up
             drop_from_cache(file)
             rates.append([n / np.array(seconds(function, device)) for function in functions])
@@ -113,57 +113,24 @@ def write_jpegs(root: Path, n: int) -> None:
             cv2.imwrite(str(root / split / EMOTIONS[i % len(EMOTIONS)] / f"{i}.jpg"), image)
 
 
+def random_part(
+    dataset: FaceDataset, n: int, device: torch.device
+) -> Callable[[], InMemoryDataset]:
+    """Return a function that chooses n other random Training images each time."""
+    rng = np.random.default_rng(0)
+
+    def choose() -> InMemoryDataset:
+        rows = rng.choice(dataset.training_rows, n, replace=False)
+        return InMemoryDataset(dataset, rows, device, storage="mmap")
+
+    return choose
+
+
 def drop_from_cache(file: Path) -> None:
     """Let the next accesses to a file read from the disk, where the system can do it."""
     if hasattr(os, "posix_fadvise"):
         with open(file, "rb") as opened:
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def bare_loop(
-    options: LargeOptions, dataset: FaceDataset, device: torch.device
-) -> Callable[[], None]:
-    """Return a function that trains on one fixed batch: the network's computation only."""
-    training = options.training
-    network = build_network(training, dataset).train()
-    network = network.to(device, memory_format=torch.channels_last)
-    optimizer = build_optimizer(network, training)
-    images = torch.rand(options.batch_size, 3, 224, 224, device=device) * 255
-    labels = torch.arange(options.batch_size, device=device) % len(EMOTIONS)
-
-    def run() -> None:
-        for _ in range(options.steps):
-            with autocast(device, use_bf16(training.amp, device)):
-                output = network(images)
-            optimizer.zero_grad()
-            F.cross_entropy(output.weighted_logits, labels).backward()
-            optimizer.step()
-
-    return run
-
-
-def trainer(
-    options: LargeOptions, dataset: FaceDataset, device: torch.device
-) -> Callable[[], None]:
-    """Return a function that trains one epoch on other random images of the data set each time."""
-    training, context = options.training, DistributedContext()
-    network = build_network(training, dataset)
-    rng, size = np.random.default_rng(0), options.batch_size * options.steps
-
-    def choose() -> InMemoryDataset:
-        rows = rng.choice(dataset.training_rows, size, replace=False)
-        return InMemoryDataset(dataset, rows, device, storage="mmap")
-
-    state = build_state(network, choose(), dataset, training, context)
-    eta = SimpleNamespace(update=lambda: None)  # prints nothing
-
-    def run() -> None:
-        images = choose()
-        state.labels = images.labels
-        loader = BatchLoader(images, training, 1)
-        train_one_epoch(state, network, loader, training, Teachers(), context, eta, [])
-
-    return run
 
 
 if __name__ == "__main__":

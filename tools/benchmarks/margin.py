@@ -19,6 +19,7 @@ import joblib
 import numpy as np
 
 from data.dataset import resize_image
+from inference.align import stack_crops
 from inference.detector import MARGIN, crop, expand_boxes
 from inference.predictor import FacePredictor
 from inference.runtime import Runtime
@@ -47,7 +48,7 @@ class MarginOptions:
 def main() -> None:
     options = parse(MarginOptions, sys.argv[1:], __doc__)
     predictor = FacePredictor(options.model_path, max_shift=math.inf, gpu_ids="-1")  # keeps all
-    runtime = predictor._runtime
+    runtime = predictor.runtime
     dataset = public_test(options.data, runtime, options.model_path)
     photographs = [resize_image(image, options.side) for image in dataset.images]
     with ThreadPoolExecutor(joblib.cpu_count()) as pool:
@@ -64,19 +65,18 @@ def main() -> None:
         mark = " *" if margin == MARGIN else ""
         print_accuracy(f"{margin:g} times the box{mark}", runtime, crops, labels)
     print("* the margin of predict.py")
-    for predictor.views in options.views:
+    for views in options.views:
+        predictor.views = views
         predicted = predict_largest(predictor, [faces[i] for i in rows]).argmax(1)
-        print_row(f"--views {predictor.views}", predicted == labels)
+        print_row(f"--views {views}", predicted == labels)
 
 
 def print_accuracy(
     name: str, runtime: Runtime, images: Sequence[np.ndarray], labels: np.ndarray
 ) -> None:
     """Print the accuracy on grayscale images [N, W, W], and its standard error."""
-    pixels = np.repeat(np.stack(images)[:, None], runtime.channels, axis=1)
-    batches = np.array_split(pixels, max(1, len(pixels) // 64))
-    predicted = np.concatenate([runtime(batch).probabilities.argmax(1) for batch in batches])
-    print_row(name, predicted == labels)
+    pixels = stack_crops(images, runtime.image_width, runtime.channels)
+    print_row(name, runtime.predict(pixels).probabilities.argmax(1) == labels)
 
 
 def print_row(name: str, is_correct: np.ndarray) -> None:

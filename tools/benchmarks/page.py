@@ -25,8 +25,8 @@ import cv2
 import numpy as np
 
 from data.dataset import resize_image
-from data.source import find_source, load_dataset
 from inference.predictor import FacePredictor
+from tools.benchmarks.common import public_test
 from utils.cli import parse
 from utils.errors import OptionError, run_main
 from utils.run_folder import PHOTO_WEIGHTS
@@ -114,7 +114,7 @@ def measure_times(page: Page, address: str) -> None:
 def compare_accuracy(page: Page, options: PageOptions) -> None:
     """Print how many faces the page and `predict.py` find, and their accuracy."""
     predictor = FacePredictor(options.model_path, gpu_ids="-1")
-    dataset = load_dataset(find_source(options.data), 48, 1, ()).subset("PublicTest")
+    dataset = public_test(options.data, predictor.runtime, options.model_path)
     rows = np.random.default_rng(0).permutation(len(dataset))[: options.images]
     page.evaluate(SETUP)
     predicted = np.full((len(rows), 2), -1)

@@ -20,7 +20,8 @@ import cv2
 import joblib
 import numpy as np
 
-from inference.predictor import FaceCrops, FacePredictor
+from inference.face import FaceCrops
+from inference.predictor import FacePredictor
 from tools.benchmarks.common import predict_largest, public_test
 from utils.cli import parse
 from utils.errors import DataError, run_main
@@ -49,14 +50,14 @@ class StabilityOptions:
     views: tuple[int, ...] = (0, 1, 2, 4, 8)
     """Values of --views to compare."""
     threads: int = 0
-    """CPU threads; 0 is one per core."""
+    """CPU threads of the network; 0 is one per idle core (.pth) or one per core (.onnx)."""
 
 
 def main() -> None:
     options = parse(StabilityOptions, sys.argv[1:], __doc__)
     shared = {"gpu_ids": "-1", "threads": options.threads}
     predictor = FacePredictor(options.model_path, max_shift=math.inf, **shared)  # keeps all
-    dataset = public_test(options.data, predictor._runtime, options.model_path)
+    dataset = public_test(options.data, predictor.runtime, options.model_path)
     rows = np.random.default_rng(0).permutation(len(dataset))[: options.images]
     images, labels = dataset.images[rows], dataset.labels[rows]
     crops = detect_variants(predictor, images, VARIANTS, options.threads)
@@ -75,10 +76,11 @@ def main() -> None:
     for k, (*_, angle) in enumerate(LARGE_ROTATIONS):
         found = [i for i, faces in enumerate(crops) if len(faces[k].boxes)]
         print(f"{angle:6.0f} (n = {len(found)})", end="")
-        for predictor.views in options.views:
+        for views in options.views:
+            predictor.views = views
             predicted = predict_largest(predictor, [crops[i][k] for i in found]).argmax(1)
             accuracy = 100 * (predicted == labels[found]).mean()
-            print(f"  views {predictor.views}: {accuracy:.2f}", end="")
+            print(f"  views {views}: {accuracy:.2f}", end="")
         print(flush=True)
 
 

@@ -12,29 +12,21 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Literal
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from data.dataset import EMOTIONS, NUM_LANDMARKS, FaceDataset
+from data.dataset import FaceDataset
 from data.in_memory import InMemoryDataset
-from data.loader import BatchLoader
-from engine.build import wrap_model
-from engine.distill import Teachers
-from engine.distributed import DistributedContext
-from engine.optim import EMA, build_optimizer
-from engine.state import TrainingState
-from engine.trainer import train_one_epoch
 from models.fernet import Architecture, FERNet, describe
-from tools.benchmarks.common import median_and_range, seconds_per_call
+from tools.benchmarks.common import bare_loop, median_and_range, seconds_per_call, trainer
+from utils.classes import EMOTIONS
 from utils.cli import parse
-from utils.devices import autocast, describe_device, pick_device, report_compile_errors, use_bf16
+from utils.coordinates import NUM_LANDMARKS
+from utils.devices import describe_device, pick_device, report_compile_errors
 from utils.errors import run_main
 from utils.options import Options
 from utils.validation import validate_options
@@ -65,11 +57,16 @@ class ThroughputOptions:
 def main() -> None:
     options = parse(ThroughputOptions, sys.argv[1:], __doc__)
     device = pick_device(options.gpu_ids)
-    network = build_network(options).to(device)
+    network = new_network(options).to(device)
     print(f"PyTorch {torch.__version__} on {describe_device(device)}")
     print(f"{describe(network)}; {options.image_width} px, batch size {options.batch_size}")
+    training, dataset = training_options(options), random_dataset(options)
+    images = InMemoryDataset(dataset, np.arange(len(dataset)), device)
     with report_compile_errors():
-        functions = {"bare loop": bare_loop(options, device), "trainer": trainer(options, device)}
+        functions = {
+            "bare loop": bare_loop(new_network(options), training, options.steps, device),
+            "trainer": trainer(new_network(options), training, dataset, lambda: images),
+        }
         rates: dict[str, list[float]] = {name: [] for name in functions}
         for i in range(options.rounds + 1):  # the first one to warm up
             for name, function in functions.items():
@@ -105,7 +102,7 @@ def matmul_rate(device: torch.device) -> float:
     return 2 * n**3 / min(seconds_per_call(lambda: matrix @ matrix, device) for _ in range(5))
 
 
-def build_network(options: ThroughputOptions) -> FERNet:
+def new_network(options: ThroughputOptions) -> FERNet:
     torch.manual_seed(0)
     return FERNet(Architecture(width=options.width, dropout=0.2)).train()
 
@@ -114,46 +111,6 @@ def training_options(options: ThroughputOptions) -> Options:
     shared = {name: getattr(options, name) for name in ("batch_size", "compile", "amp")}
     shared |= {"relabel_epoch": 1, "total_epoch": 1000}
     return validate_options(Options(image_width=(options.image_width,), **shared))
-
-
-def bare_loop(options: ThroughputOptions, device: torch.device) -> Callable[[], None]:
-    """Return a function that trains on one fixed batch: the network's computation only."""
-    width, training = options.image_width, training_options(options)
-    network = build_network(options).to(device, memory_format=torch.channels_last)
-    optimizer = build_optimizer(network, training)
-    model = wrap_model(network, training, DistributedContext())
-    images = torch.rand(options.batch_size, 1, width, width, device=device) * 255
-    labels = torch.arange(options.batch_size, device=device) % len(EMOTIONS)
-
-    def run() -> None:
-        for _ in range(options.steps):
-            with autocast(device, use_bf16(training.amp, device)):
-                output = model(images)
-            loss = F.cross_entropy(output.weighted_logits, labels)
-            loss = loss + output.landmarks.square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-
-    return run
-
-
-def trainer(options: ThroughputOptions, device: torch.device) -> Callable[[], None]:
-    """Return a function that trains an epoch of `options.steps` batches."""
-    training, dataset = training_options(options), random_dataset(options)
-    network = build_network(options).to(device, memory_format=torch.channels_last)
-    images = InMemoryDataset(dataset, np.arange(len(dataset)), device)
-    ema, optimizer = EMA(network, training.ema), build_optimizer(network, training)
-    state = TrainingState(network=network, ema=ema, optimizer=optimizer, labels=images.labels)
-    context, teachers = DistributedContext(), Teachers()
-    model = wrap_model(network, training, context)
-    eta = SimpleNamespace(update=lambda: None)  # prints nothing
-
-    def run() -> None:
-        loader = BatchLoader(images, training, state.epoch + 1, equal_lengths=training.compile)
-        train_one_epoch(state, model, loader, training, teachers, context, eta, [])
-
-    return run
 
 
 def random_dataset(options: ThroughputOptions) -> FaceDataset:
