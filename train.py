@@ -22,7 +22,6 @@ from data.ferplus import training_targets, with_ferplus
 from data.in_memory import InMemoryDataset
 from data.landmarks import add_landmarks
 from data.loader import check_batch_size
-from data.neighbors import mix_with_neighbors
 from data.source import find_source, load_dataset
 from engine.build import build_network, build_state, load_initial_weights
 from engine.calibrate import calibrate
@@ -106,7 +105,6 @@ def run(
                 mean_face = to_normalized(dataset.mean_face(), width)
                 network.set_mean_face(torch.from_numpy(mean_face))
         targets = training_targets(dataset, options.ferplus_target)
-        targets = mix_with_neighbors(dataset, targets, options.neighbor_weight)
         images = InMemoryDataset(dataset, dataset.training_rows, device, targets)
         state = build_state(network, images, dataset, options, context, teachers.digests)
         if last:

@@ -129,9 +129,6 @@ class Options:
     """Add features pooled at the predicted landmarks to the globally pooled features."""
     landmark_weight: NonNegative = 2.0
     """Weight of the landmark loss (L1 in normalized coordinates)."""
-    neighbor_weight: Fraction = 0.0
-    """Mix the training targets with the mean target of the 50 Training images with the most similar
-    landmarks, with this weight. Nothing is relabeled then."""
 
     total_epoch: Count = 200
     """Number of epochs."""

@@ -53,9 +53,7 @@ def validate_options(options: Options) -> Options:
             )
         options = replace(options, relabel=False)
     if not options.landmarks:
-        options = replace(options, landmark_pool=False, neighbor_weight=0.0)
-    if options.neighbor_weight:  # the targets are distributions
-        options = replace(options, relabel=False)
+        options = replace(options, landmark_pool=False)
     if not options.importance:
         options = replace(options, rank_weight=0.0)
     if not (options.model_path or options.init):
