@@ -200,36 +200,6 @@ def test_a_playlist_cannot_open_other_files(tmp_path, moving):
             VideoFile(tmp_path / f"{name}.mp4")
 
 
-@pytest.mark.parametrize(("suffix", "code"), [(".mp4", "mp4v"), (".avi", "MJPG")])
-def test_a_video_is_recognized_without_its_suffix(tmp_path, moving, suffix, code):
-    file = write_video(tmp_path / f"film{suffix}", moving, code).rename(tmp_path / "film")
-    assert is_video(file)
-    assert frames_of(file)
-
-
-@pytest.mark.parametrize(
-    ("name", "head", "expected"),
-    [
-        ("a.heic", b"\0\0\0\x18ftypheic", False),
-        ("a.avif", b"\0\0\0\x1cftypavif", False),
-        ("a.3gp", b"", True),
-        ("a", b"\0\0\0\x18ftyp3gp4", True),
-        ("a", b"\x1a\x45\xdf\xa3\x9f\x42\x86\x81", True),
-        ("a", b"RIFF\0\0\0\0WEBPVP8 ", False),
-        ("a", b"\xff\xd8\xff\xe0", False),
-        ("a.ts", 2 * (b"G" + bytes(187)), True),
-        ("a.ts", b"G" + bytes(300), False),
-        ("a.jpg", b"\0\0\0\x18ftypisom", False),
-        ("a", b"", False),
-    ],
-)
-def test_the_first_bytes_decide_where_the_suffix_is_unknown(tmp_path, name, head, expected):
-    (tmp_path / name).write_bytes(head)
-    assert is_video(tmp_path / name) == expected
-    assert not is_video(tmp_path / "none")
-    assert not is_video(tmp_path)
-
-
 # Damaged files
 
 
