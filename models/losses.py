@@ -19,33 +19,26 @@ def weighted_cross_entropy(
     importance: Tensor,
     targets: Tensor,
     label_smoothing: float = 0.0,
-    importance_smoothing: bool = True,
     weights: Tensor | None = None,
 ) -> Tensor:
     """Compute SCN's logit-weighted cross-entropy: -mean log softmax(importance * logits)[y].
 
     A small importance flattens the softmax and shrinks the image's gradient. The gradient on the
     importance raises it where z_y > sum_c p_c z_c (logits z, label y, softmax p), and lowers it
-    otherwise. With smoothed labels it also lowers that of confident, correct images,
-    unless `importance_smoothing` is False.
+    otherwise. With smoothed labels it also lowers that of confident, correct images.
 
     Args:
         logits: [N, C], unweighted.
         importance: [N, 1], in (0, 1).
         targets: Labels [N], or class probabilities [N, C].
         label_smoothing: Share of each label that is spread over all classes.
-        importance_smoothing: Whether that share has a gradient on the importance. The value of
-            the loss is the same.
         weights: [N], of the images in the mean, or None. Their sum does not divide the loss.
     """
-    reduction = "mean" if weights is None else "none"
-    options = {"reduction": reduction, "label_smoothing": label_smoothing * importance_smoothing}
-    loss = F.cross_entropy(importance * logits, targets, **options)
-    if not importance_smoothing:
-        uniform = -(importance.detach() * logits).log_softmax(1)
-        uniform = uniform.mean() if weights is None else uniform.mean(1)
-        loss = loss.lerp(uniform, label_smoothing)
-    return loss if weights is None else (weights * loss).mean()
+    options = {"label_smoothing": label_smoothing}
+    if weights is None:
+        return F.cross_entropy(importance * logits, targets, **options)
+    loss = F.cross_entropy(importance * logits, targets, reduction="none", **options)
+    return (weights * loss).mean()
 
 
 def rank_regularization(importance: Tensor, beta: float, margin_1: float) -> Tensor:
@@ -188,18 +181,17 @@ def compute_losses(
     Returns:
         Scalars by name: `loss`, and each term as `loss_<name>`.
     """
-    logits, importance, smooth = output.logits, output.importance, options.importance_smoothing
+    logits, importance = output.logits, output.importance
     weights = None
     if class_weights is not None:
         weights = class_weights[targets] if targets.ndim == 1 else targets @ class_weights
     expression = shard_weight * weighted_cross_entropy(
-        logits, importance, targets, options.label_smoothing, smooth, weights
+        logits, importance, targets, options.label_smoothing, weights
     )
     losses = {"loss": expression, "loss_expression": expression}
     if soft_targets is not None:
-        source = importance if smooth else importance.detach()
         distillation = shard_weight * weighted_cross_entropy(
-            logits, source, soft_targets, weights=weights
+            logits, importance, soft_targets, weights=weights
         )
         losses["loss_distillation"] = distillation
         losses["loss"] = expression.lerp(distillation, options.teacher_weight)

@@ -79,22 +79,6 @@ def test_distillation_loss_by_hand():
     )
 
 
-def test_without_importance_smoothing_only_labels_move_the_importance():
-    rows = torch.tensor([[0.3, -1.2]])
-    gradients = []
-    for options in (
-        Options(landmarks=False, rank_weight=0, label_smoothing=0, teacher_weight=0),
-        Options(landmarks=False, rank_weight=0, label_smoothing=0, importance_smoothing=False),
-    ):
-        importance = torch.tensor([[0.5]], requires_grad=True)
-        output = Output(rows, importance, None, rows)
-        soft_targets = torch.tensor([[0.2, 0.8]])
-        losses = compute_losses(output, torch.tensor([0]), None, options, soft_targets=soft_targets)
-        losses["loss"].backward()
-        gradients.append(importance.grad)
-    torch.testing.assert_close(gradients[1], (1 - options.teacher_weight) * gradients[0])
-
-
 def test_rotation_has_the_expected_loss_of_the_mean_prediction():
     logits = [0.3, -1.2]
     one, other = [0.9, 0.1], [0.2, 0.8]

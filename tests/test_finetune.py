@@ -219,11 +219,10 @@ def test_balanced_class_weights():
     assert weights[labels].mean() == pytest.approx(1)
 
 
-@pytest.mark.parametrize("smooth", [True, False])
-def test_class_weights_by_hand(smooth):
+def test_class_weights_by_hand():
     logits = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
     output = Output(logits, torch.ones(2, 1), None, logits)
-    options = Options(landmarks=False, rank_weight=0, importance_smoothing=smooth)
+    options = Options(landmarks=False, rank_weight=0)
     class_weights = torch.tensor([3.0, 0.5])
     losses = compute_losses(
         output, torch.tensor([0, 1]), None, options, class_weights=class_weights

@@ -35,27 +35,6 @@ def test_weighted_cross_entropy_smooths_labels():
     assert loss.item() == pytest.approx(0.9 * (log_sum - 1) + 0.1 * log_sum, rel=1e-6)
 
 
-@pytest.mark.parametrize("soft", [False, True])
-def test_smoothing_without_a_gradient_on_the_importance(soft):
-    labels = torch.tensor([0, 2])
-    if soft:
-        labels = torch.tensor([[0.7, 0.3, 0.0], [0.0, 0.5, 0.5]])
-    results = []
-    for importance_smoothing in (True, False):
-        logits = torch.tensor([[2.0, -1.0, 0.5], [0.0, 1.0, 0.3]], requires_grad=True)
-        importance = torch.tensor([[0.4], [0.9]], requires_grad=True)
-        loss = weighted_cross_entropy(logits, importance, labels, 0.2, importance_smoothing)
-        loss.backward()
-        results.append((loss.detach(), logits.grad, importance.grad))
-    (loss, on_logits, smoothed), (other_loss, other_on_logits, by_labels) = results
-    torch.testing.assert_close(other_loss, loss)
-    torch.testing.assert_close(other_on_logits, on_logits)
-    assert not torch.allclose(by_labels, smoothed)
-    importance = torch.tensor([[0.4], [0.9]], requires_grad=True)
-    weighted_cross_entropy(logits.detach(), importance, labels).backward()
-    torch.testing.assert_close(by_labels, 0.8 * importance.grad)
-
-
 def test_small_importance_has_a_small_gradient():
     logits = torch.tensor([[0.0, 3.0]]).repeat(2, 1).requires_grad_()
     importance = torch.tensor([[0.1], [0.9]])

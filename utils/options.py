@@ -99,8 +99,6 @@ class Options:
 
     importance: bool = True
     """SCN's importance weighting of the logits."""
-    importance_smoothing: bool = True
-    """Let label smoothing and soft targets have a gradient on the importance, too."""
     rank_weight: NonNegative = 1.0
     """Weight of SCN's rank regularization in the loss; 0 turns it off."""
     beta: Annotated[float, Field(gt=0, lt=1)] = 0.7
