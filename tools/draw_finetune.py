@@ -59,10 +59,11 @@ def main() -> None:
             style = {"color": color, "label": label, "marker": "o", "capsize": 3}
             axes.errorbar(rows["n"], values, yerr=error, **style)
         axes.set(xscale="log", xlabel="Training images per class", ylabel=f"PublicTest {name} (%)")
+        axes.set_ylim(0, 100)
         axes.set_xticks(ticks, ticks)
         axes.minorticks_off()
         axes.grid(alpha=0.3)
-    panels[0].legend(frameon=False, loc="center right")
+    panels[0].legend(frameon=False, loc="lower right")
     with atomic_write(options.out) as partial:
         save_figure(figure, partial)
     print(f"{options.out}: {len(table)} variants of {options.table}")
