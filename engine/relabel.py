@@ -31,8 +31,9 @@ def end_epoch(
     """Update the mean predictions of the Training images and, from `relabel_epoch` on, the labels.
 
     The labels are a function of the given labels and the mean predictions, so a label may move
-    back. The mean is that of the first NUM_EPOCHS epochs, then a moving average with the weight
-    1 / NUM_EPOCHS for the last epoch (temporal ensembling: Laine and Aila, 2017, arXiv:1610.02242).
+    back. From epoch `first` on, the mean is that of up to NUM_EPOCHS epochs, then a moving average
+    with the weight 1 / NUM_EPOCHS for the last epoch (temporal ensembling: Laine and Aila, 2017,
+    arXiv:1610.02242).
     """
     first = max(1, options.relabel_epoch - NUM_EPOCHS + 1)
     if not options.relabel or options.relabel_rule == "scn" or state.epoch < first:

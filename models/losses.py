@@ -25,7 +25,7 @@ def weighted_cross_entropy(
 
     A small importance flattens the softmax and shrinks the image's gradient. The gradient on the
     importance raises it where z_y > sum_c p_c z_c (logits z, label y, softmax p), and lowers it
-    otherwise. With smoothed labels it also lowers that of confident, correct images.
+    otherwise. With smoothed labels it also lowers the importance of confident, correct images.
 
     Args:
         logits: [N, C], unweighted.
@@ -62,7 +62,7 @@ def relabel(
     importance: Tensor | None = None,
     beta: float = 0.0,
 ) -> Tensor:
-    """Relabel (SCN): take the prediction where it exceeds the label by `margin_2`.
+    """Relabel (SCN): take the predicted class where its probability exceeds the label's by more.
 
     With `importance` and `beta` only the low-importance group is relabeled, as in the paper. Its
     authors' code relabels every image.
@@ -145,7 +145,7 @@ def landmark_loss(
         predicted: [N, 68, 2], normalized coordinates.
         landmarks: [N, 68, 2], NaN for an image without landmarks.
         num_with_landmarks: Images with landmarks in the whole batch / number of processes, so that
-            the mean gradient of the processes is that of the batch. None: these images.
+            the mean gradient of the processes is that of the batch. None: those in `landmarks`.
     """
     valid = ~landmarks.isnan().flatten(1).any(1)  # [N]
     target = torch.where(valid[:, None, None], landmarks, predicted.detach())

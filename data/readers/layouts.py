@@ -20,7 +20,7 @@ from utils.errors import DataError
 
 LAYOUTS = (
     "a CSV (fer2013.csv, icml_face_data.csv, or train.csv with test.csv); "
-    "folders train/<class>/*.jpg with test/ or validation/; "
+    "folders train/<class>/*.jpg (validation/ and test/ may be missing); "
     "lists (train_images.txt with train_labels.txt); RAF-DB (EmoLabel/ and Image/); "
     "AffectNet (train_set/ and val_set/, or training.csv with Manually_Annotated_Images/); "
     "or a .zip or .tar.gz of one of these"
