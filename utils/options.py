@@ -106,8 +106,7 @@ class Options:
     margin_1: NonNegative = 0.15
     """Margin between the mean importances of the two groups."""
     relabel: bool = False
-    """Relabel Training images. Only the rule scn was evaluated, and it lowered the accuracy
-    (docs/experiments.md)."""
+    """Relabel Training images. docs/experiments.md has the effect of the rules ema and scn."""
     relabel_rule: Literal["ema", "soft", "scn"] = "ema"
     """ema relabels at the end of an epoch, by the mean predictions of the EMA of three epochs. soft
     mixes these with the given labels, as targets. scn relabels the low-importance group of each
