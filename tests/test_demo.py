@@ -253,6 +253,7 @@ def test_an_image_of_the_camera(chromium, server, weights, tmp_path):
     flags += (f"--use-file-for-fake-video-capture={film}",)
     with chromium(*flags) as browser, opened(browser, server) as page:
         open_camera(page)
+        page.wait_for_function("document.querySelector('video')?.videoWidth > 0")
         page.get_by_label("capture photo").click()
         [(title, shown)] = cards(page, 1)
         image = result(page)
