@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from kills import write_csv
+from votes import write_votes
 
 import test
 import train
@@ -30,20 +31,7 @@ from utils.errors import DataError, OptionError
 from utils.metrics import human_agreement
 
 REAL = Path(__file__).resolve().parents[2] / "shared/fer2013"
-HEADER = (
-    "Usage,Image name,neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF"
-)
 TINY = ("--gpu_ids", "-1", "--width", "0.1", "--image_width", "32", "--batch_size", "16")
-
-
-def write_votes(path, dataset, votes):
-    """Write votes [N, 10] in the order of the columns of the file."""
-    rows = [
-        f"{split},f{i}.png,{','.join(map(str, counts))}"
-        for i, (split, counts) in enumerate(zip(dataset.split, votes))
-    ]
-    path.write_text("\n".join([HEADER, *rows]) + "\n")
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,16 @@ import shutil
 import sys
 from dataclasses import replace
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from kills import write_csv
+from votes import HEADER, write_votes
 
 import test
 import train
+from data.ferplus import CLASSES, COLUMNS
 from data.synthetic.generate import synthetic_dataset
 from models.checkpoint import load_checkpoint, save_checkpoint
 from tools import release
@@ -96,6 +100,46 @@ def test_rounded_weights_are_half_as_large_with_similar_outputs(trained):
     assert str(trained) not in str(small.options)
 
 
+def test_a_network_for_the_labels_of_ferplus(trained, tmp_path):
+    dataset = synthetic_dataset(training=7, public=3, private=3)
+    labels = np.where(np.arange(len(dataset)) % 9 == 0, CLASSES.index("contempt"), dataset.labels)
+    columns = HEADER.split(",")[2:]
+    votes = 10 * np.eye(10, dtype=int)[[columns.index(COLUMNS[label]) for label in labels]]
+    write_votes(tmp_path / "votes.csv", dataset, votes)
+    data = ("--data", trained / "images.csv", "--gpu_ids", "-1")
+    argv = "--width 0.125 --batch_size 16 --total_epoch 1 --no_final_test --no_landmarks"
+    argv = (*argv.split(), "--rank_weight", 0, "--ferplus", tmp_path / "votes.csv")
+    run(train, *data, *argv, "--out", tmp_path / "run")
+    out = ("--out", tmp_path / "w.pth")
+    with pytest.raises(OptionError, match="trained on FER\\+'s labels; give --ferplus"):
+        run(release, tmp_path / "run", *data, *out)
+    run(release, tmp_path / "run", *data, "--ferplus", tmp_path / "votes.csv", *out)
+    card = (tmp_path / "w.md").read_text()
+    assert "--ferplus data/fer2013new.csv" in card
+    assert "on the 49 Training images of FER2013 with a label of FER+" in " ".join(card.split())
+    assert re.search(r"^\| contempt \| \d+ \|", card, re.M)
+    weights = ("--model_path", tmp_path / "w.pth", "--splits", "PrivateTest", "--no_landmarks")
+    run(test, *weights, *data, "--ferplus", tmp_path / "votes.csv", "--out", tmp_path / "test")
+    scores = json.loads((tmp_path / "test/metrics.json").read_text())["PrivateTest"]
+    assert f"| PrivateTest | {scores['n']} | {100 * scores['accuracy']:.2f} |" in card
+    predictions = pd.read_csv(tmp_path / "test/predictions.csv")
+    shared = predictions[predictions.label != "contempt"]
+    agreement = 100 * (shared.label == shared.predicted).mean()
+    assert f"| n = {len(shared)} | {agreement:.2f} |" in card
+
+
+def test_the_card_has_the_human_agreement(trained, tmp_path):
+    dataset = synthetic_dataset(training=7, public=3, private=3)
+    columns = HEADER.split(",")[2:]
+    votes = 10 * np.eye(10, dtype=int)[[columns.index(COLUMNS[c]) for c in dataset.labels]]
+    path = write_votes(tmp_path / "votes.csv", dataset, votes)
+    argv = ("--data", trained / "images.csv", "--gpu_ids", "-1", "--ferplus", path)
+    run(release, trained / "run", *argv, "--out", tmp_path / "w.pth")
+    card = (tmp_path / "w.md").read_text()
+    accuracy = re.search(r"\| PrivateTest \| 21 \| ([\d.]+) \|", card)[1]
+    assert f"| n = 21 | {accuracy} |" in card  # the annotators agree with the labels
+
+
 @pytest.mark.usefixtures("small_sample")
 def test_scores_on_synthetic_images_have_a_note_for_released_weights(trained, tmp_path, capsys):
     argv = ("--data", "sample", "--no_landmarks", "--gpu_ids", "-1", "--splits", "PrivateTest")
@@ -165,7 +209,7 @@ def test_errors(trained, tmp_path):
     assert (trained / "resnet18.pth").read_bytes() == before
     own = replace(load_checkpoint(run_folder / "best.pth"), class_names=tuple("abcdefg"))
     save_checkpoint(run_folder / "best.pth", own)
-    with pytest.raises(WeightsError, match="the model card is for FER2013"):
+    with pytest.raises(WeightsError, match="the model card is for angry, disgust"):
         run(release, run_folder, *data, "--out", tmp_path / "w.pth")
     shutil.copy(trained / "run/best.pth", run_folder / "best.pth")
     with pytest.raises(OptionError, match="--batch_size 0"):

@@ -1,6 +1,8 @@
 """Prepare the best weights of a run for publication: round, evaluate, and write a model card.
 
     python -m tools.release RUN --data data/fer2013.csv --out weights.pth      also weights.md
+    ... --ferplus data/fer2013new.csv      the labels of a network for FER+'s classes; for FER2013's
+                                           classes, the card has the human agreement
 
 The weights are rounded to half precision before they are evaluated. PrivateTest is evaluated here,
 so train the run, and all runs that led to it, with --no_final_test.
@@ -15,10 +17,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import jinja2
+import numpy as np
 import tyro
 from torch import Tensor
 
-from data.dataset import FaceDataset
+from data.dataset import UNLABELED, FaceDataset
+from data.ferplus import CLASSES, with_ferplus_labels, with_human_labels
 from data.landmarks import add_landmarks
 from data.source import HELD_OUT_NOTE, find_source
 from engine.evaluate import evaluate, evaluate_corruptions, load_dataset_for
@@ -37,8 +41,7 @@ from utils.statistics import wilson
 SPLITS = ("PublicTest", "PrivateTest")
 # Options that name paths of the machine. The released weights do not have them.
 PATH_OPTIONS: dict[str, Any] = dict.fromkeys(("data", "out", "resume", "gpu_ids"), "")
-PATH_OPTIONS |= {"ferplus": "", "ferplus_test": ""}
-PATH_OPTIONS |= {"model_path": (), "teacher": ()}
+PATH_OPTIONS |= {"ferplus_test": "", "model_path": (), "teacher": ()}
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class ReleaseOptions:
     """The folder of a finished run of train.py."""
     data: str = ""
     """The data set, as for train.py."""
+    ferplus: str = ""
+    """FER+'s fer2013new.csv."""
     out: str = str(RELEASED_WEIGHTS)
     """The weight file to write. The model card has the same name with .md."""
     note: str = ""
@@ -79,7 +84,7 @@ def main() -> None:
     net = to_half(checkpoint.net)
     network = replace(checkpoint, net=net).network().to(pick_device(options.gpu_ids))
     print(f"weights  {run / 'best.pth'} (epoch {checkpoint.epoch})\nnetwork  {describe(network)}")
-    dataset = load_fer2013(options.data, checkpoint)
+    dataset = load_fer2013(options.data, options.ferplus, checkpoint)
     dataset = dataset.with_images_per_class(trained_with.per_class, trained_with.seed)
     labeled = dataset.with_label_noise(trained_with.label_noise, trained_with.seed)
     if labeled.digest != last.training.get("data_digest"):
@@ -99,20 +104,27 @@ def main() -> None:
         channels=checkpoint.channels,
         note=options.note,
     )
-    portable = checkpoint.options | PATH_OPTIONS
+    portable = checkpoint.options | PATH_OPTIONS | {"ferplus": Path(trained_with.ferplus).name}
     save_checkpoint(out, replace(checkpoint, net=net, training={}, options=portable, card=card))
     with atomic_write(out.with_suffix(".md")) as partial:
         partial.write_text(card, encoding="utf-8")
     print(f"\n{out}: {out.stat().st_size / 1e6:.1f} MB; model card: {out.with_suffix('.md')}")
 
 
-def load_fer2013(data: str, checkpoint: Checkpoint) -> FaceDataset:
-    """Load the data set, and check that it has FER2013's splits and classes."""
-    if checkpoint.class_names != EMOTIONS:
+def load_fer2013(data: str, ferplus: str, checkpoint: Checkpoint) -> FaceDataset:
+    """Load the data set, and check that it has the splits and classes of FER2013 or FER+.
+
+    With `ferplus`, it has `human_labels`.
+    """
+    has_votes = bool(checkpoint.options.get("ferplus"))
+    names = CLASSES if has_votes else EMOTIONS
+    if checkpoint.class_names != names:
         raise WeightsError(
             f"the weights have the classes {', '.join(checkpoint.class_names)}, and the model card "
-            f"is for FER2013's {', '.join(EMOTIONS)}; publish best.pth with a card of your own"
+            f"is for {', '.join(names)}; publish best.pth with a card of your own"
         )
+    if has_votes and not ferplus:
+        raise OptionError("the weights were trained on FER+'s labels; give --ferplus")
     source = find_source(data)
     print(f"data     {source.description}")
     if source.is_synthetic:
@@ -123,6 +135,12 @@ def load_fer2013(data: str, checkpoint: Checkpoint) -> FaceDataset:
             f"{dataset.source}; the model card is for FER2013's own PublicTest; publish best.pth "
             "with a card of your own"
         )
+    if has_votes:
+        dataset = with_ferplus_labels(dataset, ferplus)
+        shared = np.where(dataset.labels < len(EMOTIONS), dataset.labels, UNLABELED)
+        dataset = replace(dataset, human_labels=shared)
+    elif ferplus:
+        dataset = with_human_labels(dataset, ferplus)
     for split in ("Training", *SPLITS):
         labels = dataset.labels[dataset.split == split]
         if missing := [name for c, name in enumerate(dataset.class_names) if c not in labels]:
