@@ -1,6 +1,6 @@
 """Predict expressions in the browser, for uploaded photographs or a camera.
 
-    python demo.py                                       the weights model_save/resnet18_photos.pth
+    python demo.py                                       the weights model_save/resnet18_ferplus.pth
     python demo.py --model_path RUN/best.pth --port 8000
 
 The page is only reachable from this machine, and loads nothing from elsewhere. Ctrl-C ends it.

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from data.dataset import UNLABELED, FaceDataset
+from data.ferplus import with_ferplus_labels
 from data.source import Source, find_source, load_dataset
 from engine.evaluate import load_dataset_for
 from inference.align import stack_crops
@@ -48,6 +49,8 @@ class ExportOptions:
     """Only write the static web page with the network, into this folder; needs npm."""
     data: str = ""
     """Data set for the comparison with PyTorch and for --int8; by default as in train.py."""
+    ferplus: str = ""
+    """FER+'s fer2013new.csv, for the accuracy of weights with FER+'s classes."""
 
 
 def main() -> None:
@@ -72,6 +75,8 @@ def main() -> None:
     source = find_source(options.data)
     print(f"data     {source.description}")
     dataset = load_any_dataset(checkpoint, source)
+    if options.ferplus:
+        dataset = with_ferplus_labels(dataset, options.ferplus)
     split = "PublicTest" if "PublicTest" in dataset.counts() else next(iter(dataset.counts()))
     images, shape = dataset.subset(split), (checkpoint.image_width, checkpoint.channels)
     label = f"{'synthetic ' if source.is_synthetic else ''}{split} images"

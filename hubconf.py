@@ -23,10 +23,10 @@ dependencies += ["joblib", "psutil"]
 
 ROOT = pathlib.Path(__file__).resolve().parent
 PACKAGES = ("data", "engine", "inference", "models", "tools", "utils")
-RELEASED = ("resnet18", "resnet18_half", "resnet18_photos")
+RELEASED = ("resnet18", "resnet18_ferplus")
 
 
-def face_predictor(weights: str = "resnet18_photos", **options: typing.Any) -> typing.Any:
+def face_predictor(weights: str = "resnet18_ferplus", **options: typing.Any) -> typing.Any:
     """Return a FacePredictor: predictor(image) gives the faces of an image. It cannot be pickled.
 
     Args:

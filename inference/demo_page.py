@@ -30,7 +30,7 @@ EXAMPLES_SEED = 2  # of the synthetic faces: clear ones of light and dark skin
 
 TITLE = "Facial expressions and landmarks"
 NOTICE = f"""# {TITLE}
-The result is how FER2013's labels would describe a face, not what a person feels, and it is often
+The result is how annotators would describe a face, not what a person feels, and it is often
 wrong. For research only: do not judge people by it. Images stay on this machine, and are deleted
 when the demo ends."""
 WAITING = '<p class="message">The prediction for each face will appear here.</p>'

@@ -2,7 +2,7 @@
 
 from inference.predictor import FacePredictor
 
-predictor = FacePredictor("model_save/resnet18_photos.pth")
+predictor = FacePredictor("model_save/resnet18_ferplus.pth")
 for face in predictor(image):
     print(face.expression, face.box)
 """

@@ -77,7 +77,7 @@ def test_a_program_that_imports_its_own_packages_later(program):
         "import data.files, models, utils\n"
         "assert data.OWNER == 'caller data' and data.files.OWNER == 'caller files'\n"
         "assert models.OWNER == 'caller models' and utils.OWNER == 'caller utils'\n"
-        "torch.hub.load(PATH, 'face_predictor', source='local', weights='resnet18_half')\n"
+        "torch.hub.load(PATH, 'face_predictor', source='local', weights='resnet18_ferplus')\n"
         "assert sys.modules['models'] is models\n"
     )
 

@@ -52,7 +52,7 @@ def test_every_option_has_help(capsys):
     assert "--teacher [PATH ...] Weights" in words
     assert "--out PATH The run folder. Default: a new folder under model_save/. --" in words
     assert "STR" not in words
-    assert "two hours on two cores), cpu" in words  # a line of the source ends here
+    assert "two hours on two cores), ferplus" in words  # a line of the source ends here
     assert "Random-erasing probability. (default: 0.5)" in words
 
 
@@ -72,7 +72,7 @@ def test_help_names_scripts_and_modules_without_their_folder(
         parse(PredictOptions, ["--help"], "about")
     text = capsys.readouterr().out
     assert text.startswith(f"usage: {usage} [-h]")
-    assert "(default: model_save/resnet18_photos.pth)" in " ".join(
+    assert "(default: model_save/resnet18_ferplus.pth)" in " ".join(
         text.replace("\u2502", "").split()
     )
     assert str(ROOT) not in text
@@ -115,8 +115,12 @@ def parse_target(kind):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipes_are_valid_and_can_be_overridden(recipe):
-    argv = ("--recipe", recipe, "--model_path", "w.pth")  # finetune needs weights
-    default = replace(with_recipe(recipe), model_path=("w.pth",))
+    argv = ("--recipe", recipe)
+    default = with_recipe(recipe)
+    if recipe == "finetune":
+        argv, default = (*argv, "--model_path", "w.pth"), replace(default, model_path=("w.pth",))
+    if recipe == "ferplus":
+        argv, default = (*argv, "--ferplus", "v.csv"), replace(default, ferplus="v.csv")
     assert validate_options(default) == default
     assert resolve(*argv) == default
     # An option with the full recipe's value is an override, too.

@@ -176,7 +176,7 @@ def resized(image, size):
 # The same results as predict.py
 
 
-@pytest.mark.parametrize(("bits", "tolerance"), [(8, 0.02), (32, 1e-3)])
+@pytest.mark.parametrize(("bits", "tolerance"), [(8, 0.04), (32, 1e-3)])
 def test_crops_have_the_probabilities_of_predict(browser, address, library, dist, bits, tolerance):
     images, predictor = crops(), FacePredictor(PHOTO_WEIGHTS, cropped=True, gpu_ids="-1")
     if bits == 8:

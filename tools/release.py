@@ -96,6 +96,7 @@ def main() -> None:
         dataset = add_landmarks(dataset)
     card = write_card(
         evaluate_release(network, dataset, options.batch_size),
+        name=out.name,
         network=describe(network),
         dataset=dataset,
         epoch=checkpoint.epoch,
@@ -170,7 +171,7 @@ def evaluate_release(network: FERNet, dataset: FaceDataset, batch_size: int) -> 
     table = evaluate_corruptions([network], dataset, clean, batch_size)
     print("\naccuracy and accuracy drop, in percent:")
     print(table.round(2).to_string(index=False), flush=True)
-    private = clean.split == "PrivateTest"
+    private = (clean.split == "PrivateTest") & (clean.labels != UNLABELED)
     labels, predicted = clean.labels[private], clean.predicted[private]
     by_class = [
         {"name": name, "recall": scores["PrivateTest"]["recall"][name]}

@@ -106,7 +106,7 @@ def plot_mean_explanations(runtime: Runtime, dataset: FaceDataset) -> Figure:
         axes.set(title=f"{escape_math(name)}\n(n = {n:,})", xticks=[], yticks=[])
         axes.set(xlim=extent[:2], ylim=extent[2:])
         plot_contributions(bar_axes, parts)
-        bar_axes.set_xlim(min(values) - 0.3 * span, max(values) + 0.3 * span)
+        bar_axes.set_xlim(min(values) - 0.4 * span, max(values) + 0.4 * span)
         if bar_axes is not bars[0]:
             bar_axes.set_yticks([])
     figure.colorbar(image, ax=maps, label="Map (red raises the logit)", pad=0.01)

@@ -30,10 +30,11 @@ class Options:
 
     __pydantic_config__: ClassVar = {"allow_inf_nan": False}
 
-    recipe: Literal["auto", "full", "release", "cpu", "sample", "finetune"] = "auto"
+    recipe: Literal["auto", "full", "release", "ferplus", "cpu", "sample", "finetune"] = "auto"
     """Defaults for the options below: full (for a GPU), release (width 0.5, two hours on two
-    cores), cpu (width 0.5, few epochs), sample (a minute on the synthetic data set), finetune
-    (few epochs from trained weights). auto is finetune with --model_path, else sample for the
+    cores), ferplus (the same for FER+'s labels and photographs; needs --ferplus), cpu (width 0.5,
+    few epochs), sample (a minute on the synthetic data set), finetune (few epochs from trained
+    weights). auto is finetune with --model_path, else sample for the
     synthetic data set and full otherwise."""
     data: str = ""
     """A data set (CSV, folders, list files, zip, tar.gz), or "sample" for the synthetic one.
@@ -142,8 +143,8 @@ class Options:
     weight_decay: NonNegative = 5e-4
     """Weight decay of convolution and linear weights; biases and batch norm have none."""
     clip: NonNegative = 1.0
-    """Maximum gradient norm; 0 for none. Without it, the importances of a
-    full-width ResNet-18 may collapse to 0 with sgd (docs/experiments.md)."""
+    """Maximum gradient norm; 0 for none. Without it, the importances may collapse to 0 with sgd, at
+    full width or with --mirror (docs/experiments.md)."""
     label_smoothing: BelowOne = 0.1
     """Label smoothing."""
     class_weights: Literal["none", "balanced"] = "none"
@@ -197,11 +198,17 @@ _SHORT: dict[str, Any] = {
     **{"batch_size": 32, "affine": (10.0, 0.05, 0.1)},
     **{"optimizer": "adam", "start_lr": 0.001, "warmup_epoch": 1.0, "clip": 0.0},
 }
+_RELEASE: dict[str, Any] = {
+    **{"width": 0.5, "erasing": 0.25, "degraded": 0.1},
+    **{"total_epoch": 51, "image_width": (32, 40, 48), "warmup_epoch": 3.0, "clip": 0.0},
+}
 RECIPES: dict[str, dict[str, Any]] = {
     "full": {},
-    "release": {
-        **{"width": 0.5, "landmark_pool": True, "erasing": 0.25, "degraded": 0.1},
-        **{"total_epoch": 51, "image_width": (32, 40, 48), "warmup_epoch": 3.0, "clip": 0.0},
+    "release": _RELEASE | {"landmark_pool": True},
+    "ferplus": {
+        **_RELEASE,
+        **{"mirror": True, "downsample": "pool", "jpeg": 0.3, "mild_epochs": 6, "clip": 1.0},
+        **{"ferplus_target": "distribution", "label_smoothing": 0.0},
     },
     "cpu": _SHORT | {"width": 0.5, "total_epoch": 20, "relabel_epoch": 15, "erasing": 0.25},
     "sample": {

@@ -45,7 +45,9 @@ def validate_options(options: Options) -> Options:
     check_label_options(options.class_names, options.ferplus, options.ferplus_test)
     if options.ferplus_target != "majority":
         if not options.ferplus:
-            raise OptionError("--ferplus_target needs the votes: --ferplus PATH")
+            name = "recipe" if options.recipe == "ferplus" else "ferplus_target"
+            value = getattr(options, name)
+            raise OptionError(f"--{name} {value} needs the votes: --ferplus PATH")
         if options.label_noise:
             raise OptionError(
                 "--label_noise changes labels, and --ferplus_target uses votes, too; "

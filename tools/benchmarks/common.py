@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from data.dataset import UNLABELED, FaceDataset
+from data.ferplus import with_ferplus_labels
 from data.in_memory import InMemoryDataset
 from data.loader import BatchLoader
 from data.source import find_source, load_dataset
@@ -27,6 +29,19 @@ from models.fernet import FERNet
 from utils.devices import autocast, use_bf16
 from utils.errors import DataError
 from utils.options import Options
+from utils.run_folder import PHOTO_WEIGHTS
+
+
+@dataclass(frozen=True)
+class FaceOptions:
+    """Options of the benchmarks that predict the faces of PublicTest."""
+
+    data: str = ""
+    """The data set, as for train.py."""
+    ferplus: str = ""
+    """FER+'s fer2013new.csv, for weights with FER+'s classes."""
+    model_path: str = str(PHOTO_WEIGHTS)
+    """The weights."""
 
 
 def seconds_per_call(function: Callable[[], object], device: torch.device) -> float:
@@ -54,15 +69,17 @@ def median_and_range(values: Sequence[float], digits: int = 0) -> str:
     return f"{middle:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
 
 
-def public_test(data: str, runtime: Runtime, model_path: str) -> FaceDataset:
+def public_test(options: FaceOptions, runtime: Runtime) -> FaceDataset:
     """Load the labeled PublicTest images in grayscale, with the classes of the weights."""
-    source = find_source(data)
-    dataset = load_dataset(source, runtime.image_width, 1).subset("PublicTest")
-    dataset = dataset.select(dataset.labels != UNLABELED)
+    source = find_source(options.data)
+    dataset = load_dataset(source, runtime.image_width, 1)
+    if options.ferplus:
+        dataset = with_ferplus_labels(dataset, options.ferplus)
+    dataset = dataset.select((dataset.split == "PublicTest") & (dataset.labels != UNLABELED))
     if not len(dataset) or dataset.class_names != runtime.class_names:
         raise DataError(
-            f"{dataset.source} has no PublicTest images with the classes of {model_path}; "
-            "give another --data"
+            f"{dataset.source} has no PublicTest images with the classes of {options.model_path}; "
+            "give another --data, or --ferplus for FER+'s classes"
         )
     print(f"data     {source.description}")
     return dataset

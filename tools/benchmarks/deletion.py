@@ -17,21 +17,16 @@ import numpy as np
 
 from inference.align import stack_crops
 from inference.runtime import Runtime, load_runtime
-from tools.benchmarks.common import public_test
+from tools.benchmarks.common import FaceOptions, public_test
 from utils.cli import parse
 from utils.errors import run_main
-from utils.run_folder import PHOTO_WEIGHTS
 from utils.statistics import bootstrap_mean
 
 
 @dataclass(frozen=True)
-class DeletionOptions:
+class DeletionOptions(FaceOptions):
     """Options of the benchmark."""
 
-    data: str = ""
-    """The data set, as for train.py."""
-    model_path: str = str(PHOTO_WEIGHTS)
-    """The weights."""
     images: int = 1000
     """Images, drawn at random from PublicTest."""
     steps: int = 12
@@ -41,7 +36,7 @@ class DeletionOptions:
 def main() -> None:
     options = parse(DeletionOptions, sys.argv[1:], __doc__)
     runtime = load_runtime(options.model_path, "-1")
-    dataset = public_test(options.data, runtime, options.model_path)
+    dataset = public_test(options, runtime)
     rng = np.random.default_rng(0)
     images = dataset.images[rng.permutation(len(dataset))[: options.images]]
     pixels = stack_crops(images, runtime.image_width, runtime.channels)

@@ -22,10 +22,9 @@ from data.dataset import resize_image
 from inference.align import MAX_SHIFT
 from inference.detector import MIN_SCORE
 from inference.predictor import FacePredictor
-from tools.benchmarks.common import public_test
+from tools.benchmarks.common import FaceOptions, public_test
 from utils.cli import parse
 from utils.errors import run_main
-from utils.run_folder import PHOTO_WEIGHTS
 from utils.statistics import wilson
 
 # Without people in them; `camera` and `coins` show some.
@@ -35,13 +34,9 @@ FACE = slice(60, 190), slice(150, 300)  # of the astronaut, whose suit has a fla
 
 
 @dataclass(frozen=True)
-class FalseDetectionOptions:
+class FalseDetectionOptions(FaceOptions):
     """Options of the benchmark."""
 
-    data: str = ""
-    """The data set, as for train.py."""
-    model_path: str = str(PHOTO_WEIGHTS)
-    """The weights."""
     images: int = 500
     """Images, drawn at random from PublicTest."""
     scales: tuple[float, ...] = (0.35, 0.5, 0.7, 1.0, 1.4)
@@ -55,7 +50,7 @@ class FalseDetectionOptions:
 def main() -> None:
     options = parse(FalseDetectionOptions, sys.argv[1:], __doc__)
     predictor = FacePredictor(options.model_path, gpu_ids="-1", views=1, threads=1)
-    dataset = public_test(options.data, predictor.runtime, options.model_path)
+    dataset = public_test(options, predictor.runtime)
     rows = np.random.default_rng(1).permutation(len(dataset))[: options.images]
     photographs = (resize_image(image, 192) for image in dataset.images[rows])
     faces, _ = shifts_of(predictor, photographs, MIN_SCORE, largest=True)

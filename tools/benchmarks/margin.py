@@ -23,20 +23,15 @@ from inference.align import stack_crops
 from inference.detector import MARGIN, crop, expand_boxes
 from inference.predictor import FacePredictor
 from inference.runtime import Runtime
-from tools.benchmarks.common import predict_largest, public_test
+from tools.benchmarks.common import FaceOptions, predict_largest, public_test
 from utils.cli import parse
 from utils.errors import DataError, run_main
-from utils.run_folder import PHOTO_WEIGHTS
 
 
 @dataclass(frozen=True)
-class MarginOptions:
+class MarginOptions(FaceOptions):
     """Options of the benchmark."""
 
-    data: str = ""
-    """The data set, as for train.py."""
-    model_path: str = str(PHOTO_WEIGHTS)
-    """The weights."""
     margins: tuple[float, ...] = (0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5)
     """Sides of the crop, as multiples of the box's side."""
     side: int = 192
@@ -49,7 +44,7 @@ def main() -> None:
     options = parse(MarginOptions, sys.argv[1:], __doc__)
     predictor = FacePredictor(options.model_path, max_shift=math.inf, gpu_ids="-1")  # keeps all
     runtime = predictor.runtime
-    dataset = public_test(options.data, runtime, options.model_path)
+    dataset = public_test(options, runtime)
     photographs = [resize_image(image, options.side) for image in dataset.images]
     with ThreadPoolExecutor(joblib.cpu_count()) as pool:
         faces = list(pool.map(predictor.detect, photographs))

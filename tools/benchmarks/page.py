@@ -26,10 +26,9 @@ import numpy as np
 
 from data.dataset import resize_image
 from inference.predictor import FacePredictor
-from tools.benchmarks.common import public_test
+from tools.benchmarks.common import FaceOptions, public_test
 from utils.cli import parse
 from utils.errors import OptionError, run_main
-from utils.run_folder import PHOTO_WEIGHTS
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -50,15 +49,11 @@ SETUP = """async () => {
 
 
 @dataclass(frozen=True)
-class PageOptions:
+class PageOptions(FaceOptions):
     """Options of the benchmark."""
 
     page: str = "web/dist"
     """The folder that export.py --web has written."""
-    data: str = ""
-    """The data set, as for train.py; its classes are those of the weights."""
-    model_path: str = str(PHOTO_WEIGHTS)
-    """The weights of the page."""
     images: int = 400
     """Number of random PublicTest images; 0 measures the times only."""
     side: int = 192
@@ -114,7 +109,7 @@ def measure_times(page: Page, address: str) -> None:
 def compare_accuracy(page: Page, options: PageOptions) -> None:
     """Print how many faces the page and `predict.py` find, and their accuracy."""
     predictor = FacePredictor(options.model_path, gpu_ids="-1")
-    dataset = public_test(options.data, predictor.runtime, options.model_path)
+    dataset = public_test(options, predictor.runtime)
     rows = np.random.default_rng(0).permutation(len(dataset))[: options.images]
     page.evaluate(SETUP)
     predicted = np.full((len(rows), 2), -1)

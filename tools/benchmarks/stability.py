@@ -22,10 +22,9 @@ import numpy as np
 
 from inference.face import FaceCrops
 from inference.predictor import FacePredictor
-from tools.benchmarks.common import predict_largest, public_test
+from tools.benchmarks.common import FaceOptions, predict_largest, public_test
 from utils.cli import parse
 from utils.errors import DataError, run_main
-from utils.run_folder import PHOTO_WEIGHTS
 from utils.statistics import bootstrap_mean
 
 CANVAS, FACE = 288, 192  # widths of the photograph and, at scale 1, of FER2013's image in pixels
@@ -38,13 +37,9 @@ LARGE_ROTATIONS = [(1.0, 0.0, 0.0, angle) for angle in (0.0, 20.0, 30.0, 45.0)]
 
 
 @dataclass(frozen=True)
-class StabilityOptions:
+class StabilityOptions(FaceOptions):
     """Options of the benchmark."""
 
-    data: str = ""
-    """The data set, as for train.py."""
-    model_path: str = str(PHOTO_WEIGHTS)
-    """The weights."""
     images: int = 500
     """Images, drawn at random from PublicTest."""
     views: tuple[int, ...] = (0, 1, 2, 4, 8)
@@ -57,7 +52,7 @@ def main() -> None:
     options = parse(StabilityOptions, sys.argv[1:], __doc__)
     shared = {"gpu_ids": "-1", "threads": options.threads}
     predictor = FacePredictor(options.model_path, max_shift=math.inf, **shared)  # keeps all
-    dataset = public_test(options.data, predictor.runtime, options.model_path)
+    dataset = public_test(options, predictor.runtime)
     rows = np.random.default_rng(0).permutation(len(dataset))[: options.images]
     images, labels = dataset.images[rows], dataset.labels[rows]
     crops = detect_variants(predictor, images, VARIANTS, options.threads)
