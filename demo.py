@@ -23,7 +23,7 @@ from inference.demo_page import STYLE, UploadHandler, build_page, write_examples
 from inference.predictor import FacePredictor
 from utils.cli import parse
 from utils.errors import OptionError, run_main
-from utils.run_folder import PHOTO_WEIGHTS
+from utils.run_folder import FERPLUS_WEIGHTS
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -36,7 +36,7 @@ MAX_UPLOAD = "20mb"
 class DemoOptions:
     """Options of demo.py."""
 
-    model_path: str = str(PHOTO_WEIGHTS)
+    model_path: str = str(FERPLUS_WEIGHTS)
     """Weights: a best.pth, the resnet18.pth of RainbowRui's repository, or an .onnx file of
     export.py."""
     port: int = 7860

@@ -29,7 +29,7 @@ from models.fernet import describe
 from utils.cli import parse
 from utils.errors import DataError, OptionError, run_main
 from utils.files import atomic_write
-from utils.run_folder import PHOTO_WEIGHTS
+from utils.run_folder import FERPLUS_WEIGHTS
 
 NUM_CALIBRATION = 512  # Training images that determine the range of each activation
 TOLERANCE = 1e-3  # of a probability; of a landmark in pixels, ten times that
@@ -39,7 +39,7 @@ TOLERANCE = 1e-3  # of a probability; of a landmark in pixels, ten times that
 class ExportOptions:
     """Options of export.py."""
 
-    model_path: str = str(PHOTO_WEIGHTS)
+    model_path: str = str(FERPLUS_WEIGHTS)
     """Weights: a best.pth or last.pth, or those of RainbowRui's repository."""
     out: str = "model.onnx"
     """The file to write."""

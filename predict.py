@@ -33,7 +33,7 @@ from inference.runner import VIDEO_DETECTION_SIZE, InferenceRunner
 from utils.cli import parse
 from utils.errors import OptionError, run_main
 from utils.files import printable
-from utils.run_folder import PHOTO_WEIGHTS, RunFolder
+from utils.run_folder import FERPLUS_WEIGHTS, RunFolder
 
 DEFAULT_FOLDER = Path("predictions")
 
@@ -44,7 +44,7 @@ class PredictOptions:
 
     paths: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Images, folders, patterns such as "*.jpg", videos, or the number of a camera."""
-    model_path: str = str(PHOTO_WEIGHTS)
+    model_path: str = str(FERPLUS_WEIGHTS)
     """Weights: a best.pth, the resnet18.pth of RainbowRui's repository, or an .onnx file of
     export.py."""
     out: str = ""
@@ -64,8 +64,8 @@ class PredictOptions:
     draw: bool = True
     """Write annotated images and videos."""
     confidence: Literal["probability", "importance"] = "probability"
-    """Confidence of a prediction: the probability of its expression, or SCN's importance, which is
-    misleading with the released weights (docs/experiments.md)."""
+    """Confidence of a prediction: the probability of its expression, or SCN's importance, a
+    worse measure (docs/experiments.md)."""
     min_confidence: float = 0.0
     """Leave out faces with less confidence in their image or frame."""
     every: int = 1

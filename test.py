@@ -28,7 +28,7 @@ from models.predict import num_views
 from utils.cli import parse
 from utils.devices import describe_device, pick_device, set_threads
 from utils.errors import DataError, OptionError, run_main
-from utils.run_folder import RELEASED_WEIGHTS, RunFolder
+from utils.run_folder import FER2013_WEIGHTS, RunFolder
 from utils.validation import check_label_options
 
 
@@ -36,7 +36,7 @@ from utils.validation import check_label_options
 class EvalOptions:
     """Options of test.py."""
 
-    model_path: tuple[str, ...] = (str(RELEASED_WEIGHTS),)
+    model_path: tuple[str, ...] = (str(FER2013_WEIGHTS),)
     """The weights: a best.pth or last.pth, or those of RainbowRui's repository. Several are an
     ensemble (train.py merges them)."""
     data: str = ""
@@ -89,7 +89,7 @@ def main() -> None:
     print_data_notes(checkpoints, source, dataset, options)
     dataset = with_ferplus(dataset, options.ferplus, options.ferplus_test)
     if dataset.class_names != checkpoint.class_names:
-        needs_ferplus = "contempt" in checkpoint.class_names
+        needs_ferplus = checkpoint.options.get("ferplus")
         hint = "; those are FER+ classes: give --ferplus" if needs_ferplus else ""
         raise DataError(
             f"{dataset.source} has the classes {', '.join(dataset.class_names)}, and "

@@ -31,6 +31,7 @@ def calibrate(checkpoint: Checkpoint, dataset: FaceDataset, device: torch.device
         return checkpoint
     network = checkpoint.network().to(device)
     images = images_to_device(public.images, device)
+    # Up to a constant per image, these are the logits.
     logits = np.log(np.maximum(predict(network, images).probabilities.astype(float), 1e-30))
     temperature = fit_temperature(logits, public.labels)
     probabilities = softmax(logits / temperature, axis=1)
@@ -58,7 +59,7 @@ def unsure_below(confidence: np.ndarray, correct: np.ndarray) -> float:
     """Return the confidence from which on at least half of the predictions are right.
 
     The share of right predictions [N] as a function of the confidence [N] is estimated by isotonic
-    regression. Returns 0 if they are right more often at every confidence, and 1 if at none.
+    regression. Returns 0 if at least half are right at every confidence, and 1 if at none.
     """
     fit = IsotonicRegression(out_of_bounds="clip").fit(confidence, correct)
     is_right = fit.y_thresholds_ >= 0.5

@@ -40,7 +40,7 @@ from inference.face import Face, FaceCrops
 from inference.runtime import load_runtime
 from utils.errors import DataError, OptionError
 from utils.predictions import Predictions
-from utils.run_folder import PHOTO_WEIGHTS
+from utils.run_folder import FERPLUS_WEIGHTS
 
 
 class FacePredictor:
@@ -75,7 +75,7 @@ class FacePredictor:
 
     def __init__(
         self,
-        model_path: str | Path = PHOTO_WEIGHTS,
+        model_path: str | Path = FERPLUS_WEIGHTS,
         *,
         cropped: bool = False,
         detector: str = "dlib",

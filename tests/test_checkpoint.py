@@ -11,7 +11,7 @@ from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, tran
 from models.fernet import Architecture, FERNet
 from utils.errors import RunError, WeightsError
 from utils.files import atomic_write
-from utils.run_folder import PHOTO_WEIGHTS, RELEASED_WEIGHTS, RUNS
+from utils.run_folder import FER2013_WEIGHTS, FERPLUS_WEIGHTS, RUNS
 
 SMALL = Architecture(width=0.125)
 NAMES = tuple("abcdefg")
@@ -40,12 +40,12 @@ def test_saved_checkpoint_is_loaded_unchanged(tmp_path):
 # Outputs for the two images below: logits and importances, and x, y of landmark 30 (the tip of the
 # nose) in the first. The version that wrote the files computed them.
 RELEASED = {
-    RELEASED_WEIGHTS.name: (
+    FER2013_WEIGHTS.name: (
         [[-0.0039, -1.6825, 0.6210, -0.1448, 1.6515, -1.8665, 1.2671],
          [-0.3142, -1.1859, -0.3746, 0.7056, 0.7921, -1.2411, 1.4612]],
         [0.85007, 0.80075], [-0.13920, 0.04951],
     ),
-    PHOTO_WEIGHTS.name: (
+    FERPLUS_WEIGHTS.name: (
         [[2.3575, -1.9019, -2.9979, 2.5462, 0.4351, -0.3129, 2.7053, -3.1661],
          [1.1613, -2.9093, -2.3506, 3.0573, 1.1903, 0.1144, 3.2871, -3.9364]],
         [0.97262, 0.97448], [0.01004, 0.00640],

@@ -16,7 +16,7 @@ from models.checkpoint import load_checkpoint
 from models.fernet import FERNet
 from models.predict import predict
 from utils.errors import WeightsError
-from utils.run_folder import PHOTO_WEIGHTS, RELEASED_WEIGHTS
+from utils.run_folder import FER2013_WEIGHTS, FERPLUS_WEIGHTS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -64,7 +64,7 @@ def test_a_program_with_its_own_data_utils_and_models(program, astronaut):
         "print(*output.weighted_logits.shape, *output.landmarks.shape, network.training)\n"
     )
     first, second = output.splitlines()
-    (face,) = FacePredictor(PHOTO_WEIGHTS, gpu_ids="-1")(astronaut)
+    (face,) = FacePredictor(FERPLUS_WEIGHTS, gpu_ids="-1")(astronaut)
     expression, *numbers = first.split()
     assert expression == face.expression
     np.testing.assert_allclose(np.float32(numbers), [*face.box, face.confidence], rtol=1e-5)
@@ -103,11 +103,11 @@ def test_the_network_has_the_released_weights_in_evaluation_mode():
     assert isinstance(network, FERNet)  # the caller has imported this repository itself
     assert not network.training
     assert network.class_names == EMOTIONS
-    released = load_checkpoint(RELEASED_WEIGHTS).network()
+    released = load_checkpoint(FER2013_WEIGHTS).network()
     pixels = torch.randint(0, 256, (4, 1, 48, 48), dtype=torch.uint8)
     one, other = predict(network, pixels), predict(released, pixels)
     np.testing.assert_array_equal(one.probabilities, other.probabilities)
-    by_path = torch.hub.load(str(ROOT), "resnet18_fer", source="local", weights=RELEASED_WEIGHTS)
+    by_path = torch.hub.load(str(ROOT), "resnet18_fer", source="local", weights=FER2013_WEIGHTS)
     np.testing.assert_array_equal(predict(by_path, pixels).probabilities, other.probabilities)
 
 

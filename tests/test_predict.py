@@ -38,7 +38,7 @@ from models.fernet import Architecture, FERNet
 from models.predict import predict
 from utils.errors import DataError, OptionError, ProjectError, RunError, WeightsError
 from utils.plots import plot_confusion_matrix, plot_expressions_over_time
-from utils.run_folder import PHOTO_WEIGHTS
+from utils.run_folder import FERPLUS_WEIGHTS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -571,13 +571,13 @@ def test_results_are_written_to_predictions_and_never_overwritten(
 ):
     monkeypatch.chdir(tmp_path)
     image = save(tmp_path / "a.png", np.zeros((48, 48), np.uint8))
-    weights_before = sorted(PHOTO_WEIGHTS.parent.iterdir())
+    weights_before = sorted(FERPLUS_WEIGHTS.parent.iterdir())
     for _ in range(3):  # within one second
         assert run(image, "--cropped") == 0
     folders = list((tmp_path / "predictions").iterdir())
     assert len(folders) == 3
     assert all(len(table(folder)) == 1 for folder in folders)
-    assert sorted(PHOTO_WEIGHTS.parent.iterdir()) == weights_before
+    assert sorted(FERPLUS_WEIGHTS.parent.iterdir()) == weights_before
     assert run(tmp_path, "--cropped") == 0  # the results are not images to predict
     assert len(list((tmp_path / "predictions").iterdir())) == 4
 

@@ -25,7 +25,7 @@ from inference.tracking import box_iou
 from models.checkpoint import Checkpoint
 from models.fernet import Architecture, FERNet
 from utils.errors import OptionError, ProjectError, RunError, WeightsError
-from utils.run_folder import PHOTO_WEIGHTS
+from utils.run_folder import FERPLUS_WEIGHTS
 
 CROP_SIZES = ((48, 48), (31, 31), (96, 96), (133, 133), (200, 160), (144, 50))
 CAMERA = ("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream")
@@ -178,7 +178,7 @@ def resized(image, size):
 
 @pytest.mark.parametrize(("bits", "tolerance"), [(8, 0.04), (32, 1e-3)])
 def test_crops_have_the_probabilities_of_predict(browser, address, library, dist, bits, tolerance):
-    images, predictor = crops(), FacePredictor(PHOTO_WEIGHTS, cropped=True, gpu_ids="-1")
+    images, predictor = crops(), FacePredictor(FERPLUS_WEIGHTS, cropped=True, gpu_ids="-1")
     if bits == 8:
         faces = [library.evaluate("predictCropped", encoded(image))[0] for image in images]
     else:
@@ -205,7 +205,7 @@ def test_pictures_are_resized_as_by_opencv(library, size):
 
 
 def test_photographs_have_the_faces_of_predict(library, astronaut, both):
-    predictor = FacePredictor(PHOTO_WEIGHTS, gpu_ids="-1")
+    predictor = FacePredictor(FERPLUS_WEIGHTS, gpu_ids="-1")
     for image in (astronaut, both):
         faces, expected = library.evaluate("predictPicture", encoded(image)), predictor(image)
         assert len(faces) == len(expected)
@@ -227,7 +227,7 @@ def test_without_a_detection_the_crop_follows_the_landmarks(library, astronaut):
 
 
 def test_the_heat_map_is_that_of_predict(library, astronaut):
-    [expected] = FacePredictor(PHOTO_WEIGHTS, cropped=True, explain=True, gpu_ids="-1")(astronaut)
+    [expected] = FacePredictor(FERPLUS_WEIGHTS, cropped=True, explain=True, gpu_ids="-1")(astronaut)
     [face] = library.evaluate("predictCropped", encoded(astronaut))
     heat = np.array(face["maps"])[np.argmax(face["probabilities"])]
     size = np.abs(expected.explanation.map).max()

@@ -35,7 +35,7 @@ from utils.cli import format_command, options_from_json, parse
 from utils.devices import pick_device
 from utils.errors import DataError, OptionError, RunError, WeightsError, run_main
 from utils.files import atomic_write
-from utils.run_folder import RELEASED_WEIGHTS, RunFolder
+from utils.run_folder import RunFolder
 from utils.statistics import wilson
 
 SPLITS = ("PublicTest", "PrivateTest")
@@ -50,12 +50,12 @@ class ReleaseOptions:
 
     run: Annotated[str, tyro.conf.Positional]
     """The folder of a finished run of train.py."""
+    out: str
+    """The weight file to write. The model card has the same name with .md."""
     data: str = ""
     """The data set, as for train.py."""
     ferplus: str = ""
-    """FER+'s fer2013new.csv."""
-    out: str = str(RELEASED_WEIGHTS)
-    """The weight file to write. The model card has the same name with .md."""
+    """FER+'s fer2013new.csv: needed for weights for its labels; else, adds the human agreement."""
     note: str = ""
     """A sentence for the card, such as the duration and the hardware of the training."""
     gpu_ids: str = ""
@@ -115,7 +115,7 @@ def main() -> None:
 def load_fer2013(data: str, ferplus: str, checkpoint: Checkpoint) -> FaceDataset:
     """Load the data set, and check that it has the splits and classes of FER2013 or FER+.
 
-    With `ferplus`, it has `human_labels`.
+    With `ferplus`, it has `human_labels`: FER+'s majority where that is one of FER2013's classes.
     """
     has_votes = bool(checkpoint.options.get("ferplus"))
     names = CLASSES if has_votes else EMOTIONS
@@ -138,6 +138,7 @@ def load_fer2013(data: str, ferplus: str, checkpoint: Checkpoint) -> FaceDataset
         )
     if has_votes:
         dataset = with_ferplus_labels(dataset, ferplus)
+        # Human agreement is that of FER2013's classes, so that all networks can be compared.
         shared = np.where(dataset.labels < len(EMOTIONS), dataset.labels, UNLABELED)
         dataset = replace(dataset, human_labels=shared)
     elif ferplus:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train the released weights: four runs under FOLDER, about nine hours on two CPU cores.
+# Train model_save/resnet18.pth: four runs under FOLDER, about nine hours on two CPU cores.
 #   bash tools/release.sh FOLDER --data data/fer2013.csv
 # Arguments after FOLDER go to each new run. A repeated call resumes the interrupted run.
 set -euo pipefail
@@ -25,11 +25,11 @@ train() { # train NAME OPTIONS: start or resume a run, unless it is finished
 }
 
 first="$folder/first/best.pth" second="$folder/second/best.pth" third="$folder/third/best.pth"
-# model_save/resnet18_half.pth
+# The first teacher, from scratch.
 train first "$@"
 # A second teacher: fine-tuned with JPEG compression, so that it differs from the first.
 train second --model_path "$first" --jpeg 0.3 "$@"
-# Distillation of both teachers: model_save/resnet18_photos.pth
+# Distillation of both teachers.
 train third --model_path "$second" --teacher "$first" "$second" \
   --jpeg 0.5 --image_width 48 --total_epoch 27 --start_lr 0.05 --warmup_epoch 1 "$@"
 # The first and the third run, merged block-diagonally into width 1: model_save/resnet18.pth

@@ -25,7 +25,7 @@ from utils.errors import DataError, run_main
 from utils.figures import escape_math, figure_style, new_figure, save_figure, to_png
 from utils.files import atomic_write
 from utils.plots import plot_contributions
-from utils.run_folder import PHOTO_WEIGHTS
+from utils.run_folder import FERPLUS_WEIGHTS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,7 +40,7 @@ class ExplanationOptions:
 
     data: str = ""
     """The data set, as for train.py."""
-    model_path: str = str(PHOTO_WEIGHTS)
+    model_path: str = str(FERPLUS_WEIGHTS)
     """The weights, .pth or .onnx."""
     out: str = "explanations.png"
     """The figure to write."""

@@ -32,10 +32,9 @@ class Options:
 
     recipe: Literal["auto", "full", "release", "ferplus", "cpu", "sample", "finetune"] = "auto"
     """Defaults for the options below: full (for a GPU), release (width 0.5, two hours on two
-    cores), ferplus (the same for FER+'s labels and photographs; needs --ferplus), cpu (width 0.5,
-    few epochs), sample (a minute on the synthetic data set), finetune (few epochs from trained
-    weights). auto is finetune with --model_path, else sample for the
-    synthetic data set and full otherwise."""
+    cores), ferplus (width 0.5, for FER+'s labels; needs --ferplus), cpu (width 0.5, few epochs),
+    sample (a minute on the synthetic data set), finetune (few epochs from trained weights). auto is
+    finetune with --model_path, else sample for the synthetic data set and full otherwise."""
     data: str = ""
     """A data set (CSV, folders, list files, zip, tar.gz), or "sample" for the synthetic one.
     Default: the data set in data/, else a download, else the synthetic data set."""
@@ -45,9 +44,9 @@ class Options:
     """The run folder. Default: a new folder under model_save/."""
     model_path: tuple[str, ...] = ()
     """Initial weights: a best.pth of this project, or the resnet18.pth of RainbowRui's repository.
-    They define backbone, width, channels, pooling and normalization. The classes may differ: the
-    classifier keeps those of the same name. Several files are merged block-diagonally into one
-    network, whose width is the sum of theirs."""
+    They define the network (such as --width and --mirror) and the normalization. The classes may
+    differ: the classifier keeps those of the same name. Several files are merged block-diagonally
+    into one network, whose width is the sum of theirs."""
     freeze_epochs: Annotated[int, Field(ge=0)] = 0
     """With --model_path or --init: train only the heads in this many epochs at the start. The
     backbone and its batch-norm statistics are frozen."""

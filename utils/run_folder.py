@@ -20,8 +20,8 @@ from utils.files import atomic_write, partial_files
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "model_save"
-RELEASED_WEIGHTS = RUNS / "resnet18.pth"  # the most accurate ones on FER2013's labels
-PHOTO_WEIGHTS = RUNS / "resnet18_ferplus.pth"  # for photographs and videos
+FER2013_WEIGHTS = RUNS / "resnet18.pth"  # the most accurate ones on FER2013's labels
+FERPLUS_WEIGHTS = RUNS / "resnet18_ferplus.pth"  # for photographs and videos
 LOCK = ".lock"
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # on some network drives
 SYSTEM_FILES = (".DS_Store", "Thumbs.db", "desktop.ini")  # file managers create them

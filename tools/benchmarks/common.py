@@ -29,7 +29,7 @@ from models.fernet import FERNet
 from utils.devices import autocast, use_bf16
 from utils.errors import DataError
 from utils.options import Options
-from utils.run_folder import PHOTO_WEIGHTS
+from utils.run_folder import FERPLUS_WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class FaceOptions:
     """The data set, as for train.py."""
     ferplus: str = ""
     """FER+'s fer2013new.csv, for weights with FER+'s classes."""
-    model_path: str = str(PHOTO_WEIGHTS)
+    model_path: str = str(FERPLUS_WEIGHTS)
     """The weights."""
 
 

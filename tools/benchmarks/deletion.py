@@ -1,6 +1,6 @@
 """Deletion metric of the explanations: remove cells of the map, most important first.
 
-    python -m tools.benchmarks.deletion --data data/fer2013.csv
+    python -m tools.benchmarks.deletion --data data/fer2013.csv --ferplus data/fer2013new.csv
 
 Each step replaces cells of the image, 8 x 8 of its 48 x 48 pixels, by the image's mean. The
 deletion AUC is the mean probability of the class predicted for the whole image, over all steps. A

@@ -1,6 +1,7 @@
 """Choose the threshold of false detections, on faces and on pictures without people.
 
-    python -m tools.benchmarks.false_detections --data data/fer2013.csv
+    python -m tools.benchmarks.false_detections --data data/fer2013.csv \
+        --ferplus data/fer2013new.csv
 
 Faces are detected in photographs made of PublicTest, with the default minimum score. Non-faces are
 what dlib detects, with a very low minimum score, in pictures of scikit-image and scikit-learn at

@@ -31,14 +31,14 @@ from tools.benchmarks.common import calls_per_second, median_and_range
 from utils.classes import EMOTIONS
 from utils.cli import parse
 from utils.errors import run_main
-from utils.run_folder import PHOTO_WEIGHTS
+from utils.run_folder import FERPLUS_WEIGHTS
 
 
 @dataclass(frozen=True)
 class InferenceOptions:
     """Options of the benchmark."""
 
-    model_path: str = str(PHOTO_WEIGHTS)
+    model_path: str = str(FERPLUS_WEIGHTS)
     """The weights."""
     width: float = 0.0
     """Use a ResNet-18 with this factor on its channels instead, not trained, which is as fast."""

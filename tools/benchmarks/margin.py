@@ -1,6 +1,6 @@
 """Compare crop margins around dlib's box, on photographs made of PublicTest.
 
-    python -m tools.benchmarks.margin --data data/fer2013.csv
+    python -m tools.benchmarks.margin --data data/fer2013.csv --ferplus data/fer2013new.csv
 
 Each PublicTest image is enlarged to the size of a photograph, in which dlib detects the face. The
 accuracy on the crops is compared with that on FER2013's own crops of the same faces, and with that

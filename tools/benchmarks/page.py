@@ -1,7 +1,7 @@
 """Measure the static web page in Chromium: time of the first prediction, camera, accuracy.
 
     python export.py --web web/dist
-    python -m tools.benchmarks.page --data data/fer2013.csv
+    python -m tools.benchmarks.page --data data/fer2013.csv --ferplus data/fer2013new.csv
 
 The accuracy is that on photographs made of PublicTest images, with the page's face detector and
 with dlib. It needs `pip install playwright` and a Chromium.

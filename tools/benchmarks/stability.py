@@ -1,6 +1,6 @@
 """Measure how stable predictions are when the same face is scaled, shifted or rotated.
 
-    python -m tools.benchmarks.stability --data data/fer2013.csv
+    python -m tools.benchmarks.stability --data data/fer2013.csv --ferplus data/fer2013new.csv
 
 PublicTest images become photographs at eight scales, five shifts and three rotations, in which dlib
 detects the faces. A row for each `--views` has, over the faces that are detected in all variants:
