@@ -16,7 +16,7 @@ JITTER = (
     *((1.0, 0.0, 0.03, -4.0), (1.0, 0.0, -0.03, 4.0), (1.05, 0.03, 0.03, 0.0)),
 )
 MAX_SCALE_CHANGE = 2.0
-MAX_SHIFT = 0.025  # widths of the crop; chosen by tools.benchmarks.false_detections
+MAX_SHIFT = 0.04  # widths of the crop; chosen by tools.benchmarks.false_detections
 MAX_VIEWS = 1 + len(JITTER)
 
 
