@@ -52,12 +52,12 @@ class PredictOptions:
     cropped: bool = False
     """Each image is one tightly cropped face; no faces are detected."""
     views: int = -1
-    """Crops per face, aligned with the landmarks of a first pass, over which the probabilities are
+    """Crops per face, aligned with the predicted landmarks, over which the probabilities are
     averaged. With 0, the prediction is that of the detector's crop. By default 1, and 0 for videos
     and --cropped."""
     max_shift: float = MAX_SHIFT
     """With --views 1 or more: leave out detections whose landmarks move by more than this fraction
-    of the crop between the passes, because most are no faces; inf keeps all."""
+    of the crop in the last alignment, because most are no faces; inf keeps all."""
     explain: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="[CLASS]")] = None
     """Write contributions of facial parts to the logit of the predicted class, or of CLASS, and
     figures of them."""

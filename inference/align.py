@@ -16,8 +16,9 @@ JITTER = (
     *((1.0, 0.0, 0.03, -4.0), (1.0, 0.0, -0.03, 4.0), (1.05, 0.03, 0.03, 0.0)),
 )
 MAX_SCALE_CHANGE = 2.0
-MAX_SHIFT = 0.04  # widths of the crop; chosen by tools.benchmarks.false_detections
+MAX_SHIFT = 0.025  # widths of the crop; chosen by tools.benchmarks.false_detections
 MAX_VIEWS = 1 + len(JITTER)
+NUM_ALIGNMENTS = 2  # each with the landmarks of the crop before; one is too few for rotated faces
 
 
 def box_matrix(box: np.ndarray, width: int) -> np.ndarray:
@@ -44,19 +45,20 @@ def fit_similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     return np.column_stack([linear, target_mean - linear @ mean])
 
 
-def align(matrix: np.ndarray, landmarks: np.ndarray, mean_face: np.ndarray) -> np.ndarray:
+def align(matrix: np.ndarray, landmarks: np.ndarray, mean_face: np.ndarray) -> np.ndarray | None:
     """Return the matrix of a crop in which the landmarks of another crop are at the mean face.
 
+    None if they would change the scale more than MAX_SCALE_CHANGE times: there is no face.
+
     Args:
-        matrix: Of the other crop. It is returned if the landmarks would change the scale more than
-            MAX_SCALE_CHANGE times, as they may where there is no face.
+        matrix: Of the other crop.
         landmarks: [L, 2] in pixels of the other crop.
         mean_face: [L, 2] in pixels.
     """
     change = fit_similarity(mean_face, landmarks)
     scale = math.sqrt(np.linalg.det(change[:, :2]))
     is_valid = 1 / MAX_SCALE_CHANGE <= scale <= MAX_SCALE_CHANGE
-    return compose(matrix, change) if is_valid else matrix
+    return compose(matrix, change) if is_valid else None
 
 
 def landmark_shifts(

@@ -18,6 +18,7 @@ import numpy as np
 from inference.align import (
     MAX_SHIFT,
     MAX_VIEWS,
+    NUM_ALIGNMENTS,
     align,
     box_matrix,
     crop_aligned,
@@ -54,11 +55,11 @@ class FacePredictor:
         detector: "dlib", or the path of a CenterFace .onnx file.
         detection_size: As in `inference.detector.detect_faces`.
         min_score: Minimum score of a detected face.
-        views: Crops per face, aligned with the landmarks of a first pass, over which the
-            probabilities are averaged. With 0, the prediction is that of the detector's crop. -1 is
-            1, and 0 if `cropped`.
-        max_shift: Detections whose landmarks move by more between the first two passes are left
-            out, because most are no faces. In widths of the crop, root mean square.
+        views: Crops per face, aligned with the predicted landmarks, over which the probabilities
+            are averaged. With 0, the prediction is that of the detector's crop. -1 is 1, and 0 if
+            `cropped`.
+        max_shift: Detections whose landmarks move by more in the last alignment are left out,
+            because most are no faces, unless `cropped`. In widths of the crop, root mean square.
         explain: Explain the predicted class, or the class of this name.
         batch_size: Faces per step of the network.
         threads: CPU threads of the network; 0 is one per idle core (.pth) or one per core (.onnx).
@@ -103,7 +104,8 @@ class FacePredictor:
         if self.detector != "dlib" and not cropped:
             load_centerface(self.detector)  # an invalid file is an error here
         self.cropped, self.detection_size, self.min_score = cropped, detection_size, min_score
-        self.batch_size, self.explain, self.max_shift = batch_size, explain, max_shift
+        self.batch_size, self.explain = batch_size, explain
+        self.max_shift = math.inf if cropped else max_shift
         self.views = (0 if cropped else 1) if views < 0 else views
         if isinstance(explain, str) and explain not in self.class_names:
             names = ", ".join(self.class_names)
@@ -159,36 +161,35 @@ class FacePredictor:
     ) -> tuple[np.ndarray, Predictions, np.ndarray]:
         """Return the matrices, predictions and landmark shifts of the F > 0 faces of all images.
 
-        The matrices [F, 2, 3] are those of the last pass. The shifts [F], see `landmark_shifts`,
-        are 0 if there is one pass only, no detector, or no landmarks.
+        The matrices [F, 2, 3] are those of the aligned crops. The shifts [F] are those of
+        `landmark_shifts` in the last alignment, infinite if it failed, and 0 without alignment.
         """
         matrices = np.concatenate([image_crops.matrices for image_crops in crops])
-        first = self._run(np.concatenate([image_crops.pixels for image_crops in crops]))
+        predictions = self._run(np.concatenate([image_crops.pixels for image_crops in crops]))
         shifts = np.zeros(len(matrices))
         if not self.views:
-            return matrices, first, shifts
+            return matrices, predictions, shifts
         images = [image_crops.image for image_crops in crops for _ in image_crops.boxes]
-        aligned, predictions = self._refit(images, matrices, first)
-        if first.landmarks is not None and not self.cropped:
-            passes = (matrices, first.landmarks), (aligned, predictions.landmarks)
-            shifts = landmark_shifts(*passes, self.runtime.image_width)
-        return aligned, predictions, shifts
-
-    def _refit(
-        self, images: Sequence[np.ndarray], matrices: np.ndarray, first: Predictions
-    ) -> tuple[np.ndarray, Predictions]:
-        """Align the crops with the landmarks of a first pass, and predict their views."""
         width, mean_face = self.runtime.image_width, self.runtime.mean_face
-        if first.landmarks is not None:
-            pairs = zip(matrices, first.landmarks)
-            matrices = np.stack([align(matrix, points, mean_face) for matrix, points in pairs])
-        views = []
-        for view in range(self.views):
+        for _ in range(0 if predictions.landmarks is None else NUM_ALIGNMENTS):
+            last = matrices, predictions.landmarks
+            aligned = [align(m, points, mean_face) for m, points in zip(*last)]
+            is_face = [matrix is not None for matrix in aligned]
+            matrices = np.stack([m if new is None else new for m, new in zip(matrices, aligned)])
+            predictions = self._run(self._crop(images, matrices))
+            shifts = landmark_shifts(last, (matrices, predictions.landmarks), width)
+            shifts = np.where(is_face, shifts, math.inf)
+        probabilities = [predictions.probabilities]
+        for view in range(1, self.views):
             moved = [jitter(matrix, width, view) for matrix in matrices]
-            crops = [crop_aligned(image, m, width) for image, m in zip(images, moved)]
-            views.append(self._run(stack_crops(crops, width, self.runtime.channels)))
-        mean = np.mean([view.probabilities for view in views], axis=0)
-        return matrices, views[0]._replace(probabilities=mean)
+            probabilities.append(self._run(self._crop(images, moved)).probabilities)
+        return matrices, predictions._replace(probabilities=np.mean(probabilities, axis=0)), shifts
+
+    def _crop(self, images: Sequence[np.ndarray], matrices: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the crops of matrices, one of each image, as uint8 [F, C, W, W]."""
+        width = self.runtime.image_width
+        crops = [crop_aligned(image, m, width) for image, m in zip(images, matrices)]
+        return stack_crops(crops, width, self.runtime.channels)
 
     def _run(self, pixels: np.ndarray) -> Predictions:
         """Predict uint8 [N, C, W, W] in batches."""

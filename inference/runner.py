@@ -144,7 +144,7 @@ class InferenceRunner:
     def warn(self, text: str) -> None:
         """Print a warning about an input, and count it as failed."""
         self.num_failed += 1
-        print_line(f"warning: {text}", sys.stderr)
+        print_line(f"warning: {printable(text)}", sys.stderr)
 
     def _detect_file(self, path: Path) -> Item:
         try:

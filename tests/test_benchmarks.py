@@ -10,9 +10,18 @@ from kills import write_csv
 from data.synthetic.generate import synthetic_dataset
 from inference.runtime import Runtime
 from models.fernet import Architecture, FERNet
-from tools.benchmarks import deletion, inference, large, margin, stability, throughput
+from tools.benchmarks import (
+    deletion,
+    inference,
+    large,
+    margin,
+    prediction,
+    stability,
+    throughput,
+)
 from tools.benchmarks.deletion import deletion_curve
 from tools.benchmarks.inference import write_untrained
+from utils.errors import ProjectError
 from utils.predictions import Predictions
 
 
@@ -109,3 +118,13 @@ def test_a_data_set_larger_than_memory(run):
     ratios = re.findall(r"relative to the bare loop of its round: ([0-9.]+) \(", output)
     assert len(ratios) == 2
     assert all(float(ratio) > 0 for ratio in ratios)
+
+
+def test_prediction_prints_the_times_of_options(run, tmp_path):
+    write_untrained(0.1, tmp_path / "w.pth")
+    argv = ("--photographs", 1, "--frames", 1, "--rounds", 1, "--variants=--views 2 --explain")
+    output = run(prediction, "--model_path", tmp_path / "w.pth", *argv)
+    rows = [line for line in output.splitlines() if line.startswith("--views 2 --explain  ")]
+    assert [row.count(" to ") for row in rows] == [2, 2]
+    with pytest.raises(ProjectError, match=r"predict.py failed: error: .*no\.pth"):
+        run(prediction, "--model_path", tmp_path / "no.pth")

@@ -1,6 +1,7 @@
 """Explanations: exact decompositions of the logits, facial parts, and aligned crops."""
 
 import json
+import math
 import re
 from dataclasses import replace
 
@@ -126,13 +127,13 @@ def test_a_similarity_transform_is_recovered():
     np.testing.assert_allclose(fit_similarity(points, transform(expected, points)), expected)
 
 
-def test_implausible_landmarks_do_not_move_the_crop():
+def test_landmarks_of_an_implausible_size_are_no_face():
     matrix, mean_face = box_matrix(np.array([10, 20, 106, 116]), 48), np.eye(3, 2) * 20
     moved = align(matrix, mean_face * 1.5 + 2, mean_face)
     np.testing.assert_allclose(moved, [[3, 0, 14.5], [0, 3, 24.5]], atol=1e-9)
     for landmarks in (mean_face * 2.1, mean_face * 0, mean_face * 0.4):
-        assert align(matrix, landmarks, mean_face) is matrix
-    assert align(matrix, mean_face, mean_face * 0) is matrix  # of an untrained network
+        assert align(matrix, landmarks, mean_face) is None
+    assert align(matrix, mean_face, mean_face * 0) is None  # of an untrained network
 
 
 def test_the_aligned_crop_of_a_box_is_its_crop(astronaut):
@@ -151,20 +152,21 @@ def test_views_are_jittered_around_the_center():
 
 
 class ShiftedRuntime(Runtime):
-    """Predicts the mean face, 6 pixels to the right; stores the crops that it was given."""
+    """Predicts the mean face, 6 pixels to the right in the first crop; stores its crops."""
 
     class_names, image_width, channels, unsure_below = EMOTIONS, 48, 1, 0.0
     mean_face = np.float32([[10, 10], [40, 10], [24, 40]])
-    second_shift = 0
+    later_shift = 0  # in pixels of the crop, so that the landmarks follow it
+    scale = 1
 
     def __init__(self):
         self.crops = []
 
     def __call__(self, faces, explain=False):
         self.crops.append(faces)
-        shift = [6, 0] if len(self.crops) == 1 else [self.second_shift, 0]
+        shift = [6, 0] if len(self.crops) == 1 else [self.later_shift, 0]
         n = len(faces)
-        landmarks = np.tile(self.mean_face + np.float32(shift), (n, 1, 1))
+        landmarks = np.tile(self.mean_face * self.scale + np.float32(shift), (n, 1, 1))
         probabilities = np.eye(7, dtype=np.float32)[[len(self.crops) % 7] * n]
         return Predictions(probabilities, np.ones(n, np.float32), landmarks)
 
@@ -174,12 +176,13 @@ def test_crops_follow_the_landmarks_of_the_first_pass(monkeypatch):
     monkeypatch.setattr("inference.predictor.load_runtime", lambda *args: runtime)
     image = np.random.default_rng(0).integers(0, 255, (96, 96), np.uint8)
     (face,) = FacePredictor(cropped=True, views=1)(image)
-    first, second = (crops[0, 0].astype(int) for crops in runtime.crops)
+    first, second, third = (crops[0, 0].astype(int) for crops in runtime.crops)
     np.testing.assert_allclose(second[:, :42], first[:, 6:], atol=1)
+    np.testing.assert_array_equal(third, second)
     np.testing.assert_allclose(face.landmarks, runtime.mean_face * 2 + 0.5 + [12, 0], atol=1e-4)
     runtime.crops.clear()
-    (face,) = FacePredictor(cropped=True, views=3)(image)  # classes 2, 3 and 4
-    np.testing.assert_allclose(face.probabilities, np.array([0, 0, 1, 1, 1, 0, 0]) / 3, atol=1e-6)
+    (face,) = FacePredictor(cropped=True, views=3)(image)  # classes 3, 4 and 5
+    np.testing.assert_allclose(face.probabilities, np.array([0, 0, 0, 1, 1, 1, 0]) / 3, atol=1e-6)
     runtime.crops.clear()
     FacePredictor(cropped=True)(image)
     assert len(runtime.crops) == 1  # a cropped face is predicted as it is
@@ -188,16 +191,21 @@ def test_crops_follow_the_landmarks_of_the_first_pass(monkeypatch):
 
 
 def test_detections_whose_landmarks_follow_the_crop_are_left_out(monkeypatch, astronaut):
-    runtime = ShiftedRuntime()  # in the second crop, too, the mean face is predicted
+    runtime = ShiftedRuntime()
     monkeypatch.setattr("inference.predictor.load_runtime", lambda *args: runtime)
-    assert len(FacePredictor()(astronaut)) == 1  # the same face: the crop moved by 6 pixels
-    runtime.second_shift = 2  # pixels of 48, 0.042 of the crop
-    runtime.crops.clear()
-    assert FacePredictor()(astronaut) == []
-    runtime.crops.clear()
-    assert len(FacePredictor(max_shift=0.05)(astronaut)) == 1
-    runtime.crops.clear()
-    assert len(FacePredictor(cropped=True, views=1)(astronaut)) == 1
+
+    def faces(**options):
+        runtime.crops.clear()
+        return FacePredictor(**options)(astronaut)
+
+    assert len(faces()) == 1  # the landmarks stay where the first crop has them
+    runtime.later_shift = 2  # of 48 pixels: 0.042
+    assert faces() == []
+    assert len(faces(max_shift=0.05)) == 1
+    assert len(faces(cropped=True, views=1)) == 1
+    runtime.later_shift, runtime.scale = 0, 3
+    assert faces() == []  # three times the mean face
+    assert len(faces(max_shift=math.inf)) == 1
 
 
 def test_landmark_shifts_by_hand():
@@ -227,7 +235,7 @@ def test_mean_explanations_of_each_class(weights, tmp_path):
 
 def test_explanations_of_photographs(weights, both, tmp_path):
     image = save(tmp_path / "both.png", both)
-    argv = ("--model_path", weights, "--gpu_ids", "-1")
+    argv = ("--model_path", weights, "--gpu_ids", "-1", "--max_shift", "inf")
     assert run("--explain", image, *argv, "--out", tmp_path / "a") == 0
     records = json.loads((tmp_path / "a/predictions.json").read_text())
     assert len(records) == 2
@@ -275,7 +283,7 @@ def test_a_class_that_does_not_exist_is_named(weights, tmp_path):
 
 
 def test_heat_maps_are_red_where_the_logit_is_raised(weights, astronaut):
-    (face,) = FacePredictor(weights, explain=True, gpu_ids="-1")(astronaut)
+    (face,) = FacePredictor(weights, explain=True, views=0, gpu_ids="-1")(astronaut)
     heat = np.zeros((6, 6), np.float32)
     heat[1, 1], heat[4, 4] = 1, -1
     explanation = face.explanation._replace(map=heat)

@@ -47,6 +47,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def weights(tmp_path_factory):
     torch.manual_seed(0)
     network = FERNet(Architecture(width=0.1))
+    torch.nn.init.uniform_(network.mean_face, -0.5, 0.5)  # also its prediction
     path = tmp_path_factory.mktemp("weights") / "w.pth"
     save_checkpoint(path, Checkpoint(network.architecture, network.state_dict(), EMOTIONS, 48))
     return path
