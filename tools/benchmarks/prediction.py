@@ -65,14 +65,14 @@ def main() -> None:
             for path, n in zip(paths, (SMALL, SMALL + count)):
                 inputs = write_photographs if unit == "photograph" else write_video
                 inputs(path, image, n)
-            print(f"{f'ms per {unit}':40}{'wall clock':>20}{'CPU':>20}")
+            print(f"{f'ms per {unit}':40}{'wall clock':>22}{'CPU':>22}")
             measured = [
                 [per_item(paths, count, [*shared, *shlex.split(text)]) for text in variants]
                 for _ in range(options.rounds)
             ]
             for variant, *rounds in zip(variants, *measured):
                 texts = [median_and_range(values, 1) for values in zip(*rounds)]
-                print(f"{variant:40}{texts[0]:>20}{texts[1]:>20}", flush=True)
+                print(f"{variant:40}{texts[0]:>22}{texts[1]:>22}", flush=True)
 
 
 def write_photographs(folder: Path, image: np.ndarray, count: int) -> None:
