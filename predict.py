@@ -53,8 +53,8 @@ class PredictOptions:
     """Each image is one tightly cropped face; no faces are detected."""
     views: int = -1
     """Crops per face, aligned with the predicted landmarks, over which the probabilities are
-    averaged. With 0, the prediction is that of the detector's crop. By default 1, and 0 for videos
-    and --cropped."""
+    averaged. With 0, the prediction is that of the detector's crop. -1 is 1, but 0 for videos and
+    --cropped."""
     max_shift: float = MAX_SHIFT
     """With --views 1 or more: leave out detections whose landmarks move by more than this fraction
     of the crop in the last alignment, because most are no faces; inf keeps all."""
@@ -77,10 +77,10 @@ class PredictOptions:
     faces, too (docs/inference.md)."""
     detection_size: int = 0
     """Longer side in pixels to which images are resized for the detection. Faces must be 80 pixels
-    wide there; a larger size finds smaller faces and takes longer. By default 1000, and 640 for
+    wide there; a larger size finds smaller faces and takes longer. 0 is 1000, but 640 for
     videos."""
     min_score: float = MIN_SCORE
-    """Minimum score of a detected face; 0 finds more faces, and more false positives."""
+    """Minimum score of a detected face; 0 finds more faces, and more false detections."""
     batch_size: int = 64
     """Faces per step of the network."""
     threads: int = 0

@@ -1,7 +1,7 @@
 """Evaluate trained weights: accuracy, calibration, landmark error, predictions and figures.
 
     python test.py                                       the released model_save/resnet18.pth
-    python test.py --model_path RUN/best.pth --data D    your own run, on a data set in any layout
+    python test.py --model_path RUN/best.pth --data D    your own run, on a data set in any format
     python test.py --model_path A.pth B.pth C.pth        an ensemble: their mean probabilities
     python test.py --corruptions                         also common corruptions
 
@@ -24,7 +24,7 @@ from engine.evaluate import check_compatible, evaluate, evaluate_corruptions, lo
 from engine.results import Evaluation, summary
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.fernet import describe
-from models.predict import num_views
+from models.predict import num_copies
 from utils.cli import parse
 from utils.devices import describe_device, pick_device, set_threads
 from utils.errors import DataError, OptionError, run_main
@@ -40,7 +40,7 @@ class EvalOptions:
     """The weights: a best.pth or last.pth, or those of RainbowRui's repository. Several are an
     ensemble (train.py merges them)."""
     data: str = ""
-    """The data set in any layout. Default: as for train.py."""
+    """The data set in any format. Default: as for train.py."""
     out: str = ""
     """The folder for the results. Default: a new one under model_save/."""
     splits: tuple[Literal["Training", "PublicTest", "PrivateTest"], ...] = (
@@ -97,7 +97,7 @@ def main() -> None:
             f"{hint}"
         )
     notes = [f"{len(networks)} networks"] if len(networks) > 1 else []
-    notes += [f"TTA, mean of {num_views(networks[0])} copies"] if options.tta else []
+    notes += [f"TTA, mean of {num_copies(networks[0])} copies"] if options.tta else []
     RunFolder.check_out(options.out)  # before the evaluation, which may take long
     evaluation = evaluate(networks, dataset, options.splits, options.batch_size, options.tta)
     print(f"\n{', '.join([dataset.source, *notes])}:\n{summary(evaluation.scores())}", flush=True)

@@ -130,7 +130,7 @@ def final_evaluation(
     folder: RunFolder,
     title: str,
 ) -> None:
-    """Evaluate the best epoch on PublicTest and, once, on PrivateTest, as test.py does."""
+    """Calibrate best.pth on PublicTest; evaluate it there and, once, on PrivateTest."""
     if state.relabels:
         figure = plot_relabeled(state.relabels, dataset.images, dataset.class_names, title)
         folder.write_figure("relabels.png", figure)

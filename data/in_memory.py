@@ -25,7 +25,7 @@ class InMemoryDataset:
     """N labeled images of a data set, from which batches are taken.
 
     The attributes `labels` int64 [N], `has_landmarks` bool [N], and `targets` float32 [N, C] or
-    None are on the device.
+    None are on the device. `labels` are the given ones: relabeling changes `TrainingState.labels`.
 
     Args:
         dataset: The whole data set, of M square images.

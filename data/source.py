@@ -13,7 +13,7 @@ from data.cache import CACHE_DIR, Arrays, cached
 from data.dataset import UNLABELED, FaceDataset, validate, validation_errors
 from data.download import KAGGLE_URL, download
 from data.readers.folders import split_of_name
-from data.readers.layouts import LAYOUTS, Layout, locate, unknown_layout_error
+from data.readers.layouts import SUPPORTED_FORMATS, Layout, locate, unknown_layout_error
 from utils.classes import EMOTIONS
 from utils.errors import DataError
 
@@ -76,7 +76,7 @@ def find_source(data: str = "") -> Source:
         path = Path(data).expanduser()
         with _readable(path):
             if not path.exists():
-                raise DataError(f"--data {path}: no such file or folder; give {LAYOUTS}")
+                raise DataError(f"--data {path}: no such file or folder; give {SUPPORTED_FORMATS}")
             layout = locate(path)
             if layout is None:
                 raise unknown_layout_error(path)

@@ -24,7 +24,7 @@ from models.timm_backbone import PREFIX, check_image_widths, convert_timm_sync_b
 from utils.devices import compile_module
 from utils.options import Options
 
-MODULES = {
+MODULES = {  # names of the network's modules, as they are printed
     "backbone": "backbone",
     "part_layer": "pooling at landmarks",
     "attention": "importance head",

@@ -1,4 +1,4 @@
-"""Relabeling at the end of an epoch, by the mean predictions of the EMA network."""
+"""The relabeling rules ema and soft, at the end of an epoch; scn is in `train_one_epoch`."""
 
 from __future__ import annotations
 

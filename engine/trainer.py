@@ -126,9 +126,9 @@ def train_one_epoch(
 ) -> dict[str, float] | None:
     """Train on every Training image once; return the mean metrics, or None after a signal.
 
-    An interrupted epoch continues after its last finished batch. `model` is `state.network` as it
-    is called: compiled, or distributed. Metrics are summed on the GPU. With one process, only every
-    50th step waits for it, to check divergence.
+    An interrupted epoch continues after its last finished batch. `model` calls `state.network`,
+    which may be compiled or distributed. Metrics are summed on the GPU. With one process, only
+    every 50th step waits for it, to check divergence.
     """
     epoch = state.begin_epoch(loader.equal_lengths)
     relabels_batches = options.relabel and options.relabel_rule == "scn"

@@ -36,11 +36,12 @@ def transform(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
 def fit_similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Return the matrix of the similarity transform that maps points [N, 2] to others best.
 
-    It has scale, rotation and translation, and minimizes the squared distances.
+    It has scale, rotation and translation, and minimizes the squared distances. Points are complex
+    numbers x + iy here, so that scale and rotation are one factor.
     """
     mean, target_mean = source.mean(0), target.mean(0)
     z, w = ((points @ (1, 1j)) for points in (source - mean, target - target_mean))
-    factor = np.vdot(z, w) / (np.vdot(z, z).real or 1.0)  # of complex numbers: scale and rotation
+    factor = np.vdot(z, w) / (np.vdot(z, z).real or 1.0)
     linear = np.array([[factor.real, -factor.imag], [factor.imag, factor.real]])
     return np.column_stack([linear, target_mean - linear @ mean])
 

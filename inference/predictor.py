@@ -47,6 +47,9 @@ from utils.run_folder import FERPLUS_WEIGHTS
 class FacePredictor:
     """Detects faces in images, and predicts their expressions and landmarks.
 
+    `detect` crops the faces of an image. `predict` predicts the crops, aligns them twice with the
+    predicted landmarks, leaves out false detections, and averages over `views`.
+
     On a CPU, PyTorch weights make glibc keep up to 1 GiB of freed memory for the next batch.
 
     Args:
@@ -58,8 +61,9 @@ class FacePredictor:
         views: Crops per face, aligned with the predicted landmarks, over which the probabilities
             are averaged. With 0, the prediction is that of the detector's crop. -1 is 1, and 0 if
             `cropped`.
-        max_shift: Detections whose landmarks move by more in the last alignment are left out,
-            because most are no faces, unless `cropped`. In widths of the crop, root mean square.
+        max_shift: A detection is left out if its landmarks move by more than this in the last
+            alignment (root mean square, in widths of the crop), because most such detections are no
+            faces. No effect with `cropped` or with 0 views.
         explain: Explain the predicted class, or the class of this name.
         batch_size: Faces per step of the network.
         threads: CPU threads of the network; 0 is one per idle core (.pth) or one per core (.onnx).
@@ -98,6 +102,8 @@ class FacePredictor:
             raise OptionError(f"views {views} must be 0 to {MAX_VIEWS}, or -1")
         if not math.isfinite(min_score):
             raise OptionError(f"min_score {min_score} must be a finite number")
+        if not max_shift >= 0:
+            raise OptionError(f"max_shift {max_shift} must be 0 or more; inf keeps all detections")
         self.runtime = load_runtime(model_path, str(gpu_ids), threads)
         self.class_names = self.runtime.class_names
         self.detector = str(detector)
@@ -144,7 +150,7 @@ class FacePredictor:
         """Predict the faces of several images, in batches that combine them."""
         if not any(len(image_crops.boxes) for image_crops in crops):
             return [[] for _ in crops]
-        matrices, predictions, shifts = self.predict_passes(crops)
+        matrices, predictions, shifts = self.predict_aligned(crops)
         results, row = [], 0
         for image_crops in crops:
             faces = []
@@ -156,13 +162,14 @@ class FacePredictor:
             results.append(faces)
         return results
 
-    def predict_passes(
+    def predict_aligned(
         self, crops: Sequence[FaceCrops]
     ) -> tuple[np.ndarray, Predictions, np.ndarray]:
         """Return the matrices, predictions and landmark shifts of the F > 0 faces of all images.
 
-        The matrices [F, 2, 3] are those of the aligned crops. The shifts [F] are those of
-        `landmark_shifts` in the last alignment, infinite if it failed, and 0 without alignment.
+        The matrices [F, 2, 3] are those of the aligned crops, or of the detector's with 0 views.
+        The shifts [F] are those of `landmark_shifts` in the last alignment, infinite if it failed,
+        and 0 without alignment.
         """
         matrices = np.concatenate([image_crops.matrices for image_crops in crops])
         predictions = self._run(np.concatenate([image_crops.pixels for image_crops in crops]))

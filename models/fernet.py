@@ -71,7 +71,7 @@ class FERNet(nn.Module):
         self.backbone = _build_backbone(a)
         if a.mirror:
             self.register_buffer("flip", torch.from_numpy(FLIP), persistent=False)
-        features, num_landmarks = self.backbone.out_channels, NUM_LANDMARKS * a.landmarks
+        features, num_landmarks = self.backbone.out_channels, NUM_LANDMARKS if a.landmarks else 0
         self.classifier = nn.Linear(features, a.classes)
         self.attention = nn.Linear(features, 1) if a.importance else None  # importance head
         self.landmark_head = nn.Linear(features, 2 * num_landmarks) if a.landmarks else None
@@ -95,7 +95,7 @@ class FERNet(nn.Module):
         self.mean_face.copy_(landmarks)
 
     def forward(self, pixels: Tensor) -> Output:
-        """Predict images [N, C, W, W], 0 to 255; grayscale is expanded to RGB if needed."""
+        """Predict images [N, channels, W, W], 0 to 255; grayscale is expanded to RGB if needed."""
         return self.forward_heads(*self.forward_backbone(pixels))
 
     def forward_backbone(self, pixels: Tensor) -> tuple[Tensor, Tensor]:

@@ -55,14 +55,14 @@ def rank_regularization(importance: Tensor, beta: float, margin_1: float) -> Ten
     return F.relu(margin_1 - (ranked[:high].mean() - ranked[high:].mean()))
 
 
-def relabel(
+def relabel_by_logits(
     logits: Tensor,
     labels: Tensor,
     margin_2: float,
     importance: Tensor | None = None,
     beta: float = 0.0,
 ) -> Tensor:
-    """Relabel (SCN): take the predicted class where its probability exceeds the label's by more.
+    """Relabel (SCN) where the largest probability exceeds the label's by more than `margin_2`.
 
     With `importance` and `beta` only the low-importance group is relabeled, as in the paper. Its
     authors' code relabels every image.
@@ -216,5 +216,5 @@ def relabel_batch(
     """
     importance = output.importance if options.importance else None
     logits = output.logits_without_dropout
-    relabeled = relabel(logits, labels, options.margin_2, importance, options.beta)
+    relabeled = relabel_by_logits(logits, labels, options.margin_2, importance, options.beta)
     return relabeled if lam is None else torch.where(lam == 1, relabeled, labels)

@@ -33,7 +33,7 @@ def predict(
         network: In evaluation mode, on the images' device.
         images: uint8 [N, C, W, W].
         batch_size: Images per step.
-        tta: Average the probabilities over `tta_views`; the landmarks are those of the plain view.
+        tta: Average the probabilities over `tta_copies`; the landmarks are those of the plain copy.
         bf16: Compute in bfloat16. Reported figures are computed in float32.
         progress: Show a progress bar.
     """
@@ -50,20 +50,20 @@ def predict(
     return Predictions(probabilities.cpu().numpy(), importance.cpu().numpy(), landmarks)
 
 
-def num_views(network: FERNet) -> int:
-    """Return the number of views over which test-time augmentation averages."""
+def num_copies(network: FERNet) -> int:
+    """Return the number of copies over which test-time augmentation averages."""
     return len(SHIFTS) * (1 if network.architecture.mirror else 2)
 
 
-def tta_views(images: Tensor, mirror: bool = True) -> list[Tensor]:
-    """Return ten views of float images [N, C, W, W], the plain one first. Borders are repeated.
+def tta_copies(images: Tensor, mirror: bool = True) -> list[Tensor]:
+    """Return ten copies of float images [N, C, W, W], the plain one first. Borders are repeated.
 
     Without `mirror` there are five: a mirror-equivariant network predicts the same for the others.
     """
     step = images.shape[-1] / 48
     offsets = [(round(x * step), round(y * step)) for x, y in SHIFTS]
     shifted = [F.pad(images, (x, -x, y, -y), mode="replicate") for x, y in offsets]
-    return [view for image in shifted for view in (image, image.flip(-1))[: 1 + mirror]]
+    return [copy for image in shifted for copy in (image, image.flip(-1))[: 1 + mirror]]
 
 
 def _predict_batch(
@@ -71,7 +71,7 @@ def _predict_batch(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     with autocast(images.device, bf16):
         mirror = not network.architecture.mirror
-        outputs = [network(view) for view in (tta_views(images, mirror) if tta else [images])]
+        outputs = [network(copy) for copy in (tta_copies(images, mirror) if tta else [images])]
     probabilities = torch.stack([output.weighted_logits.softmax(1) for output in outputs]).mean(0)
     importance = torch.stack([output.importance for output in outputs]).mean(0)[:, 0]
     return probabilities, importance, outputs[0].landmarks

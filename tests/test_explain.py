@@ -188,6 +188,9 @@ def test_crops_follow_the_landmarks_of_the_first_pass(monkeypatch):
     assert len(runtime.crops) == 1  # a cropped face is predicted as it is
     with pytest.raises(OptionError, match="views 99 must be 0 to 8"):
         FacePredictor(views=99)
+    for value in (-0.1, math.nan):
+        with pytest.raises(OptionError, match="max_shift .* must be 0 or more; inf keeps all"):
+            FacePredictor(max_shift=value)
 
 
 def test_detections_whose_landmarks_follow_the_crop_are_left_out(monkeypatch, astronaut):

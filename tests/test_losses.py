@@ -9,7 +9,7 @@ from models.losses import (
     high_group_size,
     landmark_loss,
     rank_regularization,
-    relabel,
+    relabel_by_logits,
     relabel_by_mean,
     soft_labels,
     weighted_cross_entropy,
@@ -96,17 +96,17 @@ LOGITS = torch.tensor([[0.5, 0.3, 0.2], [0.2, 0.1, 0.7], [0.6, 0.3, 0.1]]).log()
 
 def test_relabel_by_hand():
     labels = torch.tensor([1, 1, 0])  # best minus given: 0.2, 0.6, 0
-    assert relabel(LOGITS, labels, 0.25).tolist() == [1, 2, 0]
-    assert relabel(LOGITS, labels, 0.1).tolist() == [0, 2, 0]
-    assert relabel(LOGITS, labels, 0.65).tolist() == [1, 1, 0]
+    assert relabel_by_logits(LOGITS, labels, 0.25).tolist() == [1, 2, 0]
+    assert relabel_by_logits(LOGITS, labels, 0.1).tolist() == [0, 2, 0]
+    assert relabel_by_logits(LOGITS, labels, 0.65).tolist() == [1, 1, 0]
 
 
 def test_relabel_keeps_the_labels_of_the_high_group():
     labels = torch.tensor([1, 1, 0])
     importance = torch.tensor([[0.1], [0.9], [0.2]])
     # beta 0.4 of 3 images: the second is the high group.
-    assert relabel(LOGITS, labels, 0.1, importance, 0.4).tolist() == [0, 1, 0]
-    assert relabel(LOGITS[:1], labels[:1], 0.1, importance[:1], 0.4).tolist() == [0]
+    assert relabel_by_logits(LOGITS, labels, 0.1, importance, 0.4).tolist() == [0, 1, 0]
+    assert relabel_by_logits(LOGITS[:1], labels[:1], 0.1, importance[:1], 0.4).tolist() == [0]
 
 
 def test_relabel_by_mean_by_hand():
@@ -131,7 +131,7 @@ def test_relabel_by_mean_by_hand():
 
 def test_relabel_does_not_change_its_arguments():
     labels = torch.tensor([1, 1, 0])
-    relabel(LOGITS, labels, 0.1)
+    relabel_by_logits(LOGITS, labels, 0.1)
     assert labels.tolist() == [1, 1, 0]
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from models.checkpoint import Checkpoint
 from models.fernet import Architecture, FERNet, mirror_landmarks
 from models.mirror import MirrorConv2d, invariant, swap
-from models.predict import num_views, predict, tta_views
+from models.predict import num_copies, predict, tta_copies
 from utils.cli import parse_train_options, resolve_options
 from utils.coordinates import FLIP
 from utils.errors import OptionError
@@ -124,8 +124,8 @@ def test_half_of_the_weights_and_all_of_the_gradients():
 def test_five_views_equal_ten():
     network = build().eval()
     images = torch.randint(0, 256, (3, 1, 48, 48), dtype=torch.uint8)
-    assert len(tta_views(images.float(), mirror=False)) == num_views(network) == 5
-    ten = torch.stack([network(v).weighted_logits.softmax(1) for v in tta_views(images.float())])
+    assert len(tta_copies(images.float(), mirror=False)) == num_copies(network) == 5
+    ten = torch.stack([network(v).weighted_logits.softmax(1) for v in tta_copies(images.float())])
     five = predict(network, images, tta=True, progress=False).probabilities
     torch.testing.assert_close(torch.from_numpy(five), ten.mean(0).detach(), rtol=0, atol=1e-5)
 

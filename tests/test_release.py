@@ -236,7 +236,7 @@ def test_a_card_describes_the_training(initial, teacher):
     ]
     switches = {"landmarks": not initial, "importance": not initial, "ema": 0.0 if initial else 0.9}
     card = release.write_card(
-        {"clean": scores, "tta": scores, "num_views": 5 if initial else 10, "corruptions": []}
+        {"clean": scores, "tta": scores, "num_copies": 5 if initial else 10, "corruptions": []}
         | {"by_class": by_class},
         name="w.pth",
         network="net",

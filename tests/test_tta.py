@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from models.fernet import Architecture, FERNet
-from models.predict import SHIFTS, num_views, predict, tta_views
+from models.predict import SHIFTS, num_copies, predict, tta_copies
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +48,8 @@ def test_no_images(network):
 def test_ten_views(network):
     image = torch.zeros(1, 1, 48, 48)
     image[..., 20, 10] = 1
-    ten = tta_views(image)
-    assert len(ten) == num_views(network) == 10
+    ten = tta_copies(image)
+    assert len(ten) == num_copies(network) == 10
     assert torch.equal(ten[0], image)
     for (x, y), plain, mirrored in zip(SHIFTS, ten[::2], ten[1::2]):
         assert plain.nonzero()[0, 2:].tolist() == [20 + y, 10 + x]
@@ -58,13 +58,13 @@ def test_ten_views(network):
 
 def test_shifts_repeat_the_border_and_scale_with_the_image():
     columns = torch.arange(96.0).expand(1, 1, 96, 96)
-    right = tta_views(columns)[2 * SHIFTS.index((2, 0))][0, 0, 0]
+    right = tta_copies(columns)[2 * SHIFTS.index((2, 0))][0, 0, 0]
     assert right[:6].tolist() == [0, 0, 0, 0, 0, 1]  # 4 pixels of 96
 
 
 def test_tta_averages_the_views(network):
     with torch.no_grad():
-        parts = [network(view).weighted_logits.softmax(1) for view in tta_views(IMAGES.float())]
+        parts = [network(view).weighted_logits.softmax(1) for view in tta_copies(IMAGES.float())]
     mean = predict(network, IMAGES, tta=True)
     np.testing.assert_allclose(mean.probabilities, torch.stack(parts).mean(0), rtol=1e-4)
     plain = predict(network, IMAGES)

@@ -29,7 +29,7 @@ from engine.evaluate import evaluate, evaluate_corruptions, load_dataset_for
 from engine.results import summary
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.fernet import FERNet, describe
-from models.predict import num_views
+from models.predict import num_copies
 from utils.classes import EMOTIONS
 from utils.cli import format_command, options_from_json, parse
 from utils.devices import pick_device
@@ -180,7 +180,7 @@ def evaluate_release(network: FERNet, dataset: FaceDataset, batch_size: int) -> 
         | {"precision": (labels[predicted == c] == c).mean() if c in predicted else None}
         for c, name in enumerate(dataset.class_names)
     ]
-    results = {"clean": scores, "tta": tta, "num_views": num_views(network)}
+    results = {"clean": scores, "tta": tta, "num_copies": num_copies(network)}
     return results | {"corruptions": table.to_dict("records"), "by_class": by_class}
 
 

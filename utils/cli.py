@@ -43,7 +43,10 @@ RENAMED = {
 REMOVED = {
     "--relabel_group": "--relabel_rule scn relabels the low-importance group, as in the paper",
     "--relabel_logits": "--relabel_rule scn uses the unweighted logits, as in the paper",
-    "--no_importance_smoothing": "it did not change the accuracy (docs/experiments.md)",
+    **dict.fromkeys(
+        ("--importance_smoothing", "--no_importance_smoothing"),
+        "it did not change the accuracy (docs/experiments.md)",
+    ),
     "--sam": "it made the importances collapse (docs/experiments.md)",
     "--cycles": "no recipe uses it",
     "--landmark_num": "it is always 68",

@@ -155,9 +155,11 @@ class Options:
     """Precision of the convolutions; auto is bf16 where the hardware supports it."""
 
     affine: tuple[NonNegative, NonNegative, BelowOne] = (15.0, 0.1, 0.2)
-    """Random rotation in degrees, translation as a share of the width, and scale 1 - s to 1 + s."""
+    """Random geometry: maximum rotation in degrees, maximum translation as a share of the width,
+    and s for a scale of 1 - s to 1 + s."""
     color_jitter: NonNegative = 0.3
-    """Random contrast from 1 - c to 1 + c, and brightness: up to 127.5 c gray levels are added."""
+    """c for a random contrast of 1 - c to 1 + c, and brightness: up to 127.5 c gray levels are
+    added or subtracted."""
     erasing: Fraction = 0.5
     """Random-erasing probability."""
     degraded: Fraction = 0.0
@@ -165,7 +167,7 @@ class Options:
     jpeg: Fraction = 0.0
     """Probability of JPEG compression of quality 20 to 100, for use on photographs."""
     mild_epochs: Annotated[int, Field(ge=0)] = 0
-    """Number of epochs at the end with weaker augmentation: half of --affine and --color_jitter,
+    """Number of epochs at the end with mild augmentation: half of --affine and --color_jitter,
     no --erasing."""
     mix: Literal["none", "mixup", "cutmix"] = "none"
     """Mix half of the images of a batch with others; not in the last tenth of the epochs."""

@@ -12,7 +12,7 @@ class Predictions(NamedTuple):
     """Predictions of N images."""
 
     probabilities: np.ndarray  # float32 [N, C]
-    importance: np.ndarray  # float32 [N], SCN's; the mean over several views or networks
+    importance: np.ndarray  # float32 [N], SCN's; the mean over test-time augmentation or networks
     landmarks: np.ndarray | None  # float32 [N, 68, 2], pixels of the image
     # The decomposition of `models.explain`, where it was asked for.
     logits: np.ndarray | None = None  # float32 [N, C], weighted by the importance

@@ -18,7 +18,7 @@ from data.readers.lists import find_lists
 from data.readers.raf_db import LABEL_FILE, find_raf_db
 from utils.errors import DataError
 
-LAYOUTS = (
+SUPPORTED_FORMATS = (
     "a CSV (fer2013.csv, icml_face_data.csv, or train.csv with test.csv); "
     "folders train/<class>/*.jpg (validation/ and test/ may be missing); "
     "lists (train_images.txt with train_labels.txt); RAF-DB (EmoLabel/ and Image/); "
@@ -128,7 +128,7 @@ def unknown_layout_error(path: Path) -> DataError:
     more = [f"and {len(names) - 10} more"] if len(names) > 10 else []
     found = ", ".join(names[:10] + more) or "nothing"
     fault = f"{path} contains no data set in a supported layout (found: {found})"
-    return DataError(f"{fault}; supported are: {LAYOUTS}")
+    return DataError(f"{fault}; supported are: {SUPPORTED_FORMATS}")
 
 
 def find_csv(folder: Path) -> CsvLayout | None:

@@ -97,7 +97,7 @@ def shifts_of(
     shifts, scores = [np.zeros(0)], [np.zeros(0)]
     for crops in map(predictor.detect, images):
         if len(crops.boxes):
-            *_, moves = predictor.predict_passes([crops])
+            *_, moves = predictor.predict_aligned([crops])
             count = 1 if largest else len(crops.boxes)
             shifts.append(moves[:count])
             scores.append(crops.scores[:count])

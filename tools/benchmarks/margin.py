@@ -4,7 +4,7 @@
 
 Each PublicTest image is enlarged to the size of a photograph, in which dlib detects the face. The
 accuracy on the crops is compared with that on FER2013's own crops of the same faces, and with that
-of `--views N`, which aligns the crops with the landmarks of a first pass.
+of `--views N`, which aligns the crops with the predicted landmarks.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
     python -m tools.benchmarks.stability --data data/fer2013.csv --ferplus data/fer2013new.csv
 
-PublicTest images become photographs at eight scales, five shifts and three rotations, in which dlib
-detects the faces. A row for each `--views` has, over the faces that are detected in all variants:
-the share with the same class in all of them, the mean over the faces of the standard deviation of
-the winning probability, and the accuracy. Larger rotations follow, with the faces detected there
-and upright.
+PublicTest images become photographs at eight scales, with four shifts, and in two rotations, in
+which dlib detects the faces. A row for each `--views` has, over the faces that are detected in all
+variants: the share with the same class in all of them, the mean over the faces of the standard
+deviation of the winning probability, and the accuracy. Larger rotations follow, with the faces
+detected there and upright.
 """
 
 from __future__ import annotations
