@@ -110,12 +110,22 @@ class FacePredictor:
         if self.detector != "dlib" and not cropped:
             load_centerface(self.detector)  # an invalid file is an error here
         self.cropped, self.detection_size, self.min_score = cropped, detection_size, min_score
-        self.batch_size, self.explain = batch_size, explain
+        self.batch_size = batch_size
         self.max_shift = math.inf if cropped else max_shift
         self.views = (0 if cropped else 1) if views < 0 else views
-        if isinstance(explain, str) and explain not in self.class_names:
+        self.explain = explain
+
+    @property
+    def explain(self) -> bool | str:
+        """Whether to explain the predicted class, or the class to explain."""
+        return self._explain
+
+    @explain.setter
+    def explain(self, value: bool | str) -> None:
+        if isinstance(value, str) and value not in self.class_names:
             names = ", ".join(self.class_names)
-            raise OptionError(f"explain '{explain}' is not a class of the weights: {names}")
+            raise OptionError(f"explain '{value}' is not a class of the weights: {names}")
+        self._explain = value
 
     def __call__(self, images: np.ndarray | Sequence[np.ndarray]) -> list[Face] | list[list[Face]]:
         """Return the faces of an image, the largest first; for a list of images a list of these.

@@ -14,7 +14,7 @@ from inference.face import Face
 from inference.pipeline import Item, OrderedExecutor, predict_all
 from inference.predictor import FacePredictor
 from inference.results import Results, count_of, write_annotated
-from inference.tracking import STEP, Track, Tracker
+from inference.tracking import MIN_FRAMES, STEP, Track, Tracker
 from inference.video import Camera, Frame, VideoFile
 from inference.video_writer import VideoWriter
 from inference.visualize import annotate
@@ -100,9 +100,10 @@ class InferenceRunner:
             self.warn(str(error))
             return
         name, rate = f"camera{source}" if is_camera else source.stem, video.rate / self.every
-        tracker = Tracker(self.smooth, max(STEP, 1 / rate))
         target = self.results.new_path(f"{name}_faces.mp4") if self.draw else None
         total = -(-video.num_frames // self.every) or None
+        min_frames = min(MIN_FRAMES, total or MIN_FRAMES)  # a shorter video has all of its faces
+        tracker = Tracker(self.smooth, max(STEP, 1 / rate), min_frames)
         max_waiting = 1 if is_camera else 16  # a camera's frames do not wait for others
         predictor = self.video_predictor
         writer, expressions, num_frames, has_faces, faults = None, Counter(), 0, False, []

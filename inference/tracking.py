@@ -11,7 +11,7 @@ import numpy as np
 MAX_GAP = 1.0  # seconds without a detection, after which a track ends
 MAX_TRACKS = 100  # tracks with a history; beyond that the shortest is removed
 STEP = 0.2  # seconds per step of a history, or the time between two frames if that is longer
-MIN_FRAMES = 3  # of a confirmed track, or all frames so far if there are fewer
+MIN_FRAMES = 3  # of a confirmed track
 MIN_IOU = 0.3  # of the boxes of one face in two frames
 
 
@@ -40,19 +40,19 @@ class Tracker:
     Args:
         smooth: Time constant in seconds of the average of the probabilities; 0 is none.
         step: Seconds per step of a track's history.
+        min_frames: Frames after which a track is confirmed: drawn, plotted and counted.
 
     Attributes:
-        num_frames: Number of frames so far.
         num_tracks: Number of tracks so far.
+        num_confirmed: Number of confirmed tracks so far.
         tracks: At most MAX_TRACKS of them.
     """
 
-    def __init__(self, smooth: float, step: float = STEP) -> None:
-        self._smooth, self.step = smooth, step
+    def __init__(self, smooth: float, step: float = STEP, min_frames: int = MIN_FRAMES) -> None:
+        self._smooth, self.step, self._min_frames = smooth, step, min_frames
         self._active: list[Track] = []
         self._last_times = 0.0, 0.0  # of the last two frames
-        self.num_frames = self.num_tracks = 0
-        self._num_confirmed = 0
+        self.num_tracks = self.num_confirmed = 0
         self.tracks: list[Track] = []
 
     def update(
@@ -63,27 +63,19 @@ class Tracker:
         oldest = min(time - MAX_GAP, before_last)
         self._active = [track for track in self._active if track.time >= oldest]
         assigned = self._assign(boxes)
-        self.num_frames += 1
         tracks = []
         for i, (box, values) in enumerate(zip(boxes, probabilities)):
             track = assigned.get(i) or self._add(box, values, time, oldest)
             self._record(track, values, time, last)
             track.box, track.time, track.num_frames = box, time, track.num_frames + 1
-            self._num_confirmed += track.num_frames == MIN_FRAMES
+            self.num_confirmed += track.num_frames == self._min_frames
             tracks.append(track)
         self._last_times = last, time
         return tracks
 
     def is_confirmed(self, track: Track) -> bool:
-        """Return whether a track has enough frames to be drawn and plotted."""
-        return track.num_frames >= min(MIN_FRAMES, self.num_frames)
-
-    @property
-    def num_confirmed(self) -> int:
-        """Number of confirmed tracks so far."""
-        if self.num_frames < MIN_FRAMES:
-            return sum(map(self.is_confirmed, self.tracks))
-        return self._num_confirmed
+        """Return whether a track has `min_frames`."""
+        return track.num_frames >= self._min_frames
 
     def longest(self, n: int) -> list[Track]:
         """Return the n confirmed tracks with the longest history, in the order of their numbers."""

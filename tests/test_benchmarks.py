@@ -12,6 +12,7 @@ from inference.runtime import Runtime
 from models.fernet import Architecture, FERNet
 from tools.benchmarks import (
     deletion,
+    false_detections,
     inference,
     large,
     margin,
@@ -92,6 +93,20 @@ def test_stability_and_deletion_print_intervals(tmp_path, run):
     output = run(deletion, *argv, "--images", 5, "--steps", 3)
     assert re.search(r"highest first +[0-9.]+ \([0-9.]+ to [0-9.]+\)", output)
     assert "highest first minus random: " in output
+
+
+def test_false_detections_print_shares_of_faces_and_others(tmp_path, run):
+    write_csv(synthetic_dataset(training=1, public=1, private=1), tmp_path / "images.csv")
+    write_untrained(0.1, tmp_path / "w.pth")  # its landmarks follow the crop exactly
+    argv = ("--data", tmp_path / "images.csv", "--model_path", tmp_path / "w.pth")
+    argv += ("--images", 3, "--scales", 0.5, "--rotations", 0, "--thresholds", 0, 0.025)
+    rows = [line.split() for line in run(false_detections, *argv).splitlines()[2:]]
+    assert [" ".join(row[:4]) for row in rows] == [
+        *["false detections left out,"] * 2,
+        "faces kept, rotated by",
+    ]
+    assert int(rows[0][7]) > 0
+    assert rows[1][7] == "0"  # none has the default score
 
 
 def test_deletion_by_hand():

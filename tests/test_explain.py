@@ -5,6 +5,7 @@ import math
 import re
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -131,6 +132,10 @@ def test_landmarks_of_an_implausible_size_are_no_face():
     matrix, mean_face = box_matrix(np.array([10, 20, 106, 116]), 48), np.eye(3, 2) * 20
     moved = align(matrix, mean_face * 1.5 + 2, mean_face)
     np.testing.assert_allclose(moved, [[3, 0, 14.5], [0, 3, 24.5]], atol=1e-9)
+    turn = np.array([[0.8, -0.6], [0.6, 0.8]])
+    turned = mean_face @ turn.T * 1.2 + [9, -4]
+    mapped = transform(align(matrix, turned, mean_face), mean_face)
+    np.testing.assert_allclose(mapped, transform(matrix, turned), atol=1e-9)
     for landmarks in (mean_face * 2.1, mean_face * 0, mean_face * 0.4):
         assert align(matrix, landmarks, mean_face) is None
     assert align(matrix, mean_face, mean_face * 0) is None  # of an untrained network
@@ -149,6 +154,9 @@ def test_views_are_jittered_around_the_center():
     smaller = jitter(matrix, 48, 2)  # 1.05 times the crop
     np.testing.assert_allclose(transform(smaller, np.array([23.5, 23.5])), [33.5, 43.5])
     assert smaller[0, 0] == pytest.approx(1.05)
+    shifted = jitter(matrix, 48, 3)  # 3 % to the right, rotated by 4 degrees
+    np.testing.assert_allclose(transform(shifted, np.array([23.5, 23.5])), [34.94, 43.5])
+    assert np.degrees(np.arctan2(shifted[0, 1], shifted[0, 0])) == pytest.approx(4)
 
 
 class ShiftedRuntime(Runtime):
@@ -209,6 +217,22 @@ def test_detections_whose_landmarks_follow_the_crop_are_left_out(monkeypatch, as
     runtime.later_shift, runtime.scale = 0, 3
     assert faces() == []  # three times the mean face
     assert len(faces(max_shift=math.inf)) == 1
+
+
+def test_released_weights_keep_rotated_faces_and_leave_out_a_mission_patch(astronaut):
+    for degrees in (0, 30):
+        matrix = cv2.getRotationMatrix2D((224, 115), degrees, 1)  # around the face
+        image = cv2.warpAffine(astronaut, matrix, (512, 512), borderMode=cv2.BORDER_REPLICATE)
+        (face,) = FacePredictor(gpu_ids="-1")(image)
+        assert face.expression == "happy"
+        eyes = face.landmarks[42:48].mean(0) - face.landmarks[36:42].mean(0)
+        assert np.degrees(np.arctan2(-eyes[1], eyes[0])) == pytest.approx(degrees, abs=6)
+    hidden = astronaut.copy()
+    hidden[60:190, 150:300] = 128
+    image = cv2.resize(hidden, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    assert FacePredictor(gpu_ids="-1", min_score=0)(image) == []
+    (patch,) = FacePredictor(gpu_ids="-1", min_score=0, max_shift=0.04)(image)
+    assert patch.box[1] > 150
 
 
 def test_landmark_shifts_by_hand():
@@ -277,6 +301,8 @@ def test_the_logit_is_the_network_s_divided_by_the_temperature(weights, images, 
 def test_a_class_that_does_not_exist_is_named(weights, tmp_path):
     with pytest.raises(OptionError, match="explain 'bored' is not a class of the weights: angry"):
         FacePredictor(weights, explain="bored", gpu_ids="-1")
+    with pytest.raises(OptionError, match="explain 'bored' is not a class"):
+        FacePredictor(weights, gpu_ids="-1").explain = "bored"
     argv = ("--model_path", weights, "--gpu_ids", "-1", "--out", tmp_path / "o")
     text = "--explain bored is neither an input nor a class of the weights, which are angry"
     with pytest.raises(OptionError, match=re.escape(text)):

@@ -56,6 +56,20 @@ def runs(tmp_path_factory):
     return folder
 
 
+def test_a_page_with_data_has_the_mean_explanations(runs, tmp_path, monkeypatch):
+    paths = []
+    figure = b"\x89PNG of the explanations"
+    monkeypatch.setattr(
+        report, "explanation_figure", lambda path, data: paths.append(path) or figure
+    )
+    argv = ("--data", runs / "images.csv", "--out", tmp_path / "page.html")
+    run(report, runs / "one", *argv)
+    assert paths == [runs / "one/best.pth"]
+    html = (tmp_path / "page.html").read_text()
+    assert "Mean explanations" in html
+    assert base64.b64encode(figure).decode() in html
+
+
 def test_a_page_of_two_runs(runs, tmp_path):
     run(report, runs / "one", runs / "<two>", "--out", tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")

@@ -48,6 +48,22 @@ def moving(both):
     return [blank] * 2 + [both[30:390, 4 * i : 480 + 4 * i] for i in range(20)] + [blank] * 2
 
 
+@pytest.mark.parametrize("number", [0, 5])
+def test_a_face_in_one_frame_is_recorded_but_not_drawn(
+    constant_runtime, tmp_path, moving, capsys, monkeypatch, number
+):
+    frames = [moving[0]] * 10
+    frames[number] = moving[5]
+    drawn = []
+    monkeypatch.setattr(
+        "inference.runner.annotate", lambda image, faces, names: drawn.extend(faces) or image
+    )
+    assert run(write_video(tmp_path / "film.mp4", frames), "--out", tmp_path / "o") == 0
+    assert "film.mp4: 10 frames, 0 faces" in capsys.readouterr().out.splitlines()
+    assert [int(row["frame"]) for row in table(tmp_path / "o")] == [number]
+    assert drawn == []
+
+
 @pytest.mark.usefixtures("drawn_figures")
 def test_a_video_has_records_an_annotated_copy_and_a_plot(
     constant_runtime, tmp_path, moving, capsys
@@ -566,8 +582,8 @@ def test_a_track_is_confirmed_after_three_frames():
     box, probabilities = np.array([[0, 0, 10, 10.0]]), np.array([[1.0, 0.0]])
     tracker = Tracker(0.3)
     (face,) = tracker.update(box, probabilities, 0.0)
-    assert tracker.is_confirmed(face)  # in all frames so far
-    assert tracker.num_confirmed == 1
+    assert not tracker.is_confirmed(face)
+    assert tracker.num_confirmed == 0
     both = np.concatenate([box, box + 50])
     _, patch = tracker.update(both, np.repeat(probabilities, 2, 0), 0.1)
     assert not tracker.is_confirmed(patch)
