@@ -245,7 +245,7 @@ def test_predict_runs_it_without_pytorch(exported, tmp_path):
         "sys.meta_path.insert(0, NoTorch())\n"
         "import predict\n"
         f"sys.argv = ['predict.py', 'a.png', '--model_path', {str(exported / 'm.onnx')!r}, "
-        "'--out', 'o']\npredict.main()\n"
+        "'--max_shift', 'inf', '--out', 'o']\npredict.main()\n"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     result = subprocess.run(
