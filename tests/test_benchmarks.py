@@ -12,6 +12,7 @@ from inference.runtime import Runtime
 from models.fernet import Architecture, FERNet
 from tools.benchmarks import (
     deletion,
+    detectors,
     false_detections,
     inference,
     large,
@@ -90,6 +91,7 @@ def test_stability_and_deletion_print_intervals(tmp_path, run):
     for _, mean, low, _, high, *_ in rows:
         assert 0 <= float(low[1:]) <= float(mean) <= float(high[:-1]) <= 100
     assert "45 (n = " in output
+    assert len(re.findall(r"  views [01]: (?: \w+ \d+ %,?){5}\n", output)) == 2
     output = run(deletion, *argv, "--images", 5, "--steps", 3)
     assert re.search(r"highest first +[0-9.]+ \([0-9.]+ to [0-9.]+\)", output)
     assert "highest first minus random: " in output
@@ -107,6 +109,23 @@ def test_false_detections_print_shares_of_faces_and_others(tmp_path, run):
     ]
     assert int(rows[0][7]) > 0
     assert rows[1][7] == "0"  # none has the default score
+
+
+def test_detectors_print_shares_and_times(tmp_path, run):
+    write_csv(synthetic_dataset(training=1, public=1, private=1), tmp_path / "images.csv")
+    write_untrained(0.1, tmp_path / "w.pth")
+    argv = ("--data", tmp_path / "images.csv", "--model_path", tmp_path / "w.pth", "--images", 4)
+    output = run(detectors, *argv, "--detectors", "dlib")
+    pattern = r"^ +(.+?) +4 +([0-9.]+) \(.+?\) +([0-9.]+) \(.+?\) +([0-9.]+)$"
+    rows = {name: list(map(float, x)) for name, *x in re.findall(pattern, output, re.MULTILINE)}
+    assert len(rows) == 9
+    assert rows["upright"][0] == 100
+    assert rows["rotated by 90 degrees"][0] == 0  # dlib detects upright faces only
+    assert all(found >= kept and time > 0 for found, kept, time in rows.values())
+    # Every detection counts with an overlap of 0, and none with more than 1.
+    assert detectors.face_box().tolist() == [48, 48, 240, 240]  # the middle 192 of 288 pixels
+    output = run(detectors, *argv, "--min_iou", 1.01)
+    assert {x[1] for x in re.findall(pattern, output, re.MULTILINE)} == {"0.0"}
 
 
 def test_deletion_by_hand():

@@ -104,13 +104,13 @@ def shifts_of(
     return np.concatenate(shifts), np.concatenate(scores)
 
 
-def print_row(name: str, masks: Sequence[np.ndarray]) -> None:
+def print_row(name: str, masks: Sequence[np.ndarray], end: str = "\n") -> None:
     """Print the shares of True in percent, with their Wilson intervals."""
     columns = [f"{name:>40}{len(masks[0]):6}"]
     for mask in masks if len(masks[0]) else ():
         low, high = (100 * bound for bound in wilson(int(mask.sum()), len(mask)))
         columns.append(f"{100 * mask.mean():.1f} ({low:.1f} to {high:.1f})".rjust(21))
-    print(*columns, flush=True)
+    print(*columns, end=end, flush=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ PublicTest images become photographs at eight scales, with four shifts, and in t
 which dlib detects the faces. A row for each `--views` has, over the faces that are detected in all
 variants: the share with the same class in all of them, the mean over the faces of the standard
 deviation of the winning probability, and the accuracy. Larger rotations follow, with the faces
-detected there and upright.
+detected there and upright, and the predictions of one photograph at five sizes.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import cv2
 import joblib
 import numpy as np
+from matplotlib import cbook
 
 from inference.face import FaceCrops
 from inference.predictor import FacePredictor
@@ -35,6 +36,7 @@ SHIFTS = [(1.0, x, y, 0.0) for x, y in ((9.0, 0.0), (-9.0, 0.0), (0.0, 9.0), (0.
 ROTATIONS = [(1.0, 0.0, 0.0, angle) for angle in (-10.0, 10.0)]
 VARIANTS = SCALES + SHIFTS + ROTATIONS  # scale 1 is also the fifth shift and the third rotation
 LARGE_ROTATIONS = [(1.0, 0.0, 0.0, angle) for angle in (0.0, 20.0, 30.0, 45.0)]  # upright first
+SIZES = (1.0, 0.8, 0.7, 0.6, 0.5)  # of the photograph, as factors
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,10 @@ def main() -> None:
             upright, rotated = 100 * (predicted == labels[found]).mean(1)
             print(f"  views {views}: {upright:.2f}, {rotated:.2f}", end="")
         print(flush=True)
+    print(f"\nGrace Hopper at the sizes {', '.join(map(str, SIZES))}")
+    for views in options.views:
+        predictor.views = views
+        print(f"  views {views}: ", ", ".join(predict_sizes(predictor)))
 
 
 def photograph(image: np.ndarray, variant: Sequence[float]) -> np.ndarray:
@@ -104,6 +110,14 @@ def detect_variants(
     with ThreadPoolExecutor(threads or joblib.cpu_count()) as pool:
         crops = list(pool.map(lambda job: predictor.detect(photograph(*job)), jobs))
     return [crops[i : i + len(variants)] for i in range(0, len(crops), len(variants))]
+
+
+def predict_sizes(predictor: FacePredictor) -> list[str]:
+    """Return the prediction of Matplotlib's photograph of Grace Hopper at each of SIZES."""
+    image = cv2.imread(str(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)))[..., ::-1]
+    resized = [cv2.resize(image, None, fx=s, fy=s, interpolation=cv2.INTER_AREA) for s in SIZES]
+    faces = [face for (face,) in predictor(resized)]
+    return [f"{face.expression} {100 * face.confidence:.0f} %" for face in faces]
 
 
 def print_row(views: int, probabilities: np.ndarray, labels: np.ndarray) -> None:
