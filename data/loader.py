@@ -1,4 +1,4 @@
-"""The batches of an epoch: every Training image once, in a new order, augmented and mixed."""
+"""The batches of an epoch: every Training image once, in a new order, augmented."""
 
 import math
 from collections.abc import Iterator
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from data.in_memory import InMemoryDataset, to_device
-from data.mix import mix
 from data.transforms import Augmentation, augment
 from utils.errors import OptionError
 from utils.options import Options
@@ -22,7 +21,6 @@ class Batch(NamedTuple):
     images: Tensor  # float [n, C, W, W], 0 to 255
     landmarks: Tensor | None  # [n, 68, 2], normalized, moved like the images, NaN if none
     targets: Tensor | None  # [n, classes], class probabilities instead of labels
-    lam: Tensor | None  # [n], weight of each image in its mixture, see `mix`
     teacher_images: Tensor | None  # the images with weak augmentation only, for teachers
     start: int  # position of the first of these images in the whole batch
     whole: int  # number of images in the whole batch
@@ -100,19 +98,15 @@ class BatchLoader:
 
     def _augment(self, i: int, part: slice, pixels: Tensor, landmarks: Tensor | None) -> Batch:
         options, generator, batch = self._options, self._generator, self._batches[i]
-        position = {"shard": part, "whole": len(batch)}
-        shared = {**position, "compile": options.compile}
+        shared = {"shard": part, "whole": len(batch), "compile": options.compile}
         seed = _seed(options.seed, self._epoch, i)
         generator.manual_seed(seed)
         landmarks = landmarks if options.landmarks else None
         images, landmarks = augment(pixels, landmarks, self._augmentation, generator, **shared)
-        teacher_images, lam = None, None
+        teacher_images = None
         if self._teachers:
             generator.manual_seed(seed)  # for the same affine transform
             teacher_images, _ = augment(pixels, None, self._augmentation.weak, generator, **shared)
-        if options.mixes_at(self._epoch):
-            generator.manual_seed(_seed(options.seed, self._epoch, i, 1))
-            images, lam = mix(images, options.mix, generator, **position)
         index, targets = batch[part], self._images.targets
         count = self._images.has_landmarks[batch].sum().clamp(min=1)
         return Batch(
@@ -120,7 +114,6 @@ class BatchLoader:
             images=images,
             landmarks=landmarks,
             targets=None if targets is None else targets[index],
-            lam=lam,
             teacher_images=teacher_images,
             start=part.start,
             whole=len(batch),

@@ -15,7 +15,6 @@ from torch.nn.utils import clip_grad_norm_
 from data.dataset import UNLABELED, FaceDataset
 from data.in_memory import InMemoryDataset, images_to_device
 from data.loader import BatchLoader
-from data.mix import mix_targets
 from engine import relabel
 from engine.build import wrap_model
 from engine.distill import Teachers
@@ -149,8 +148,6 @@ def train_one_epoch(
         labels, weight = state.labels[batch.index], batch.shard_weight
         targets = labels if batch.targets is None else batch.targets
         soft_targets = teachers.predict(batch.teacher_images, targets, batch.start)
-        if batch.lam is not None:
-            targets, soft_targets = mix_targets(targets, soft_targets, batch.lam, state.num_classes)
         seed_device(state.device, batch.seed + context.rank)  # of dropout
         with autocast(state.device, bf16):
             output = model(batch.images)
@@ -167,7 +164,7 @@ def train_one_epoch(
         values = {"train_accuracy": weight * correct, "gradient_norm": gradient_norm}
         values["importance_mean"] = weight * output.importance.detach().mean()
         if relabels_batches and epoch >= options.relabel_epoch:
-            state.labels[batch.index] = relabel_batch(output, labels, options, batch.lam)
+            state.labels[batch.index] = relabel_batch(output, labels, options)
         state.end_step(losses | values, batch.whole / context.world_size)
         guard.update(i, losses | values)
         eta.update()

@@ -207,14 +207,8 @@ def compute_losses(
 
 
 @torch.no_grad()
-def relabel_batch(
-    output: Output, labels: Tensor, options: Options, lam: Tensor | None = None
-) -> Tensor:
-    """Return the labels [N] of a batch after SCN's relabeling, by the logits without dropout.
-
-    Mixed images, whose own share `lam` [N] is below 1, keep their label.
-    """
+def relabel_batch(output: Output, labels: Tensor, options: Options) -> Tensor:
+    """Return the labels [N] of a batch after SCN's relabeling, by the logits without dropout."""
     importance = output.importance if options.importance else None
     logits = output.logits_without_dropout
-    relabeled = relabel_by_logits(logits, labels, options.margin_2, importance, options.beta)
-    return relabeled if lam is None else torch.where(lam == 1, relabeled, labels)
+    return relabel_by_logits(logits, labels, options.margin_2, importance, options.beta)

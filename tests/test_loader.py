@@ -36,7 +36,7 @@ SHORT = Options(
         "margin_2": 0.01,
         "amp": "fp32",
     },
-    **{"degraded": 0.3, "jpeg": 0.3, "mix": "cutmix"},  # the last epoch does not mix
+    **{"degraded": 0.3, "jpeg": 0.3},
 )
 
 
@@ -138,12 +138,11 @@ def test_pixel_statistics_are_those_of_the_split(dataset):
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_an_epoch_has_every_image_once(dataset, world_size):
     images = InMemoryDataset(dataset, dataset.training_rows, CPU)
-    options = replace(SHORT, mix="none")
     epochs = []
     for epoch in (1, 2):
         index = []
         for rank in range(world_size):
-            loader = BatchLoader(images, options, epoch, rank=rank, world_size=world_size)
+            loader = BatchLoader(images, SHORT, epoch, rank=rank, world_size=world_size)
             assert len(loader) == 7  # of five images
             assert loader.num_images == 35
             index += [i for batch in loader.stream() for i in batch.index.tolist()]
@@ -179,7 +178,7 @@ def test_epoch_resumed_with_compile_has_every_image_once(dataset, monkeypatch):
     for place in ("data.transforms.compile_function", "engine.trainer.compile_function"):
         monkeypatch.setattr(place, lambda function: function)
     monkeypatch.setattr("engine.build.compile_module", lambda network, **options: network)
-    options = replace(SHORT, batch_size=4, mix="none")
+    options = replace(SHORT, batch_size=4)
     context, network = DistributedContext(), FERNet(Architecture(width=0.1))
     images = InMemoryDataset(dataset, dataset.training_rows, CPU)
     optimizer = build_optimizer(network, options)
@@ -215,13 +214,12 @@ def test_a_batch_does_not_depend_on_those_before_it(dataset):
 def test_clean_images_have_the_same_geometry_and_weak_augmentation(dataset):
     images = InMemoryDataset(dataset, dataset.training_rows, CPU)
     strong = BatchLoader(images, SHORT, 1, teacher_images=True)
-    weak = BatchLoader(images, replace(SHORT, mix="none", erasing=0.0, degraded=0.0, jpeg=0.0), 1)
+    weak = BatchLoader(images, replace(SHORT, erasing=0.0, degraded=0.0, jpeg=0.0), 1)
     changed = 0
     for batch, plain in zip(strong.stream(), weak.stream(), strict=True):
         assert torch.equal(batch.teacher_images, plain.images)
         assert torch.equal(batch.landmarks, plain.landmarks)
         assert plain.teacher_images is None
-        assert plain.lam is None
         changed += int((batch.images != plain.images).flatten(1).any(1).sum())
     assert changed > 20  # of 35
 

@@ -162,8 +162,6 @@ def test_formatted_command_reproduces_the_options():
         {"affine": (10.0, 0.1)},
         {"class_names": ("a", "b", " a")},
         {"class_names": ("a", "")},
-        {"mix": "blend"},
-        {"mix": "mixup", "total_epoch": 1},  # the last tenth of the epochs is not mixed
         {"label_noise": 0.1, "ferplus": "new.csv", "ferplus_target": "distribution"},
         {"seed": 2**63},
         {"seed": -1},

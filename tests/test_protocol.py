@@ -135,7 +135,7 @@ def test_private_test_is_not_evaluated_without_the_final_test(controlled, tmp_pa
 def test_teachers_get_weakly_augmented_images():
     dataset = synthetic_dataset(training=2, public=1, private=1)
     weak = Options(batch_size=7, total_epoch=2, amp="fp32", erasing=0.0)
-    strong = replace(weak, erasing=1.0, degraded=0.9, jpeg=0.9, mix="mixup")
+    strong = replace(weak, erasing=1.0, degraded=0.9, jpeg=0.9)
     images = InMemoryDataset(dataset, dataset.training_rows, CPU)
     torch.manual_seed(0)
     network = FERNet(Architecture(width=0.1))

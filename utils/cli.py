@@ -30,8 +30,6 @@ RENAMED = {
     "--sizes": "--image_width (several values are progressive resizing)",
     **dict.fromkeys(("--rotation", "--scale", "--shift"), "--affine DEGREES TRANSLATION SCALE"),
     "--light": "--color_jitter",
-    "--mixup": "--mix mixup",
-    "--cutmix": "--mix cutmix",
     "--rank": "--rank_weight",
     "--no_rank": "--rank_weight 0",
     "--jobs": "--threads",
@@ -46,6 +44,9 @@ REMOVED = {
     **dict.fromkeys(
         ("--importance_smoothing", "--no_importance_smoothing"),
         "it did not change the accuracy (docs/experiments.md)",
+    ),
+    **dict.fromkeys(
+        ("--mix", "--mixup", "--cutmix"), "it lowered the accuracy (docs/experiments.md)"
     ),
     "--sam": "it made the importances collapse (docs/experiments.md)",
     "--cycles": "no recipe uses it",

@@ -169,8 +169,6 @@ class Options:
     mild_epochs: Annotated[int, Field(ge=0)] = 0
     """Number of epochs at the end with mild augmentation: half of --affine and --color_jitter,
     no --erasing."""
-    mix: Literal["none", "mixup", "cutmix"] = "none"
-    """Mix half of the images of a batch with others; not in the last tenth of the epochs."""
 
     per_class: Annotated[int, Field(ge=0)] = 0
     """Train on at most this many images of each class, chosen randomly; 0 is all."""
@@ -183,10 +181,6 @@ class Options:
     def eval_image_width(self) -> int:
         """Image width in pixels of the evaluation, and of the trained network."""
         return self.image_width[-1]
-
-    def mixes_at(self, epoch: int) -> bool:
-        """Return whether images are mixed in an epoch, counted from 1."""
-        return self.mix != "none" and 10 * epoch <= 9 * self.total_epoch
 
     def image_width_at(self, epoch: int) -> int:
         """Return the width in pixels of the Training images in an epoch, counted from 1."""

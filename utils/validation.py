@@ -37,11 +37,6 @@ def validate_options(options: Options) -> Options:
                 f"--image_width {' '.join(map(str, widths))}: --mirror needs multiples of 8"
             )
         options = replace(options, downsample="pool", landmark_pool=False)
-    if options.mix != "none" and not options.mixes_at(1):
-        raise OptionError(
-            f"--mix {options.mix} is off in the last tenth of the epochs, which are all of "
-            f"--total_epoch {epochs}; give more epochs"
-        )
     check_label_options(options.class_names, options.ferplus, options.ferplus_test)
     if options.ferplus_target != "majority":
         if not options.ferplus:
