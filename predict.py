@@ -105,6 +105,8 @@ def main() -> None:
         gpu_ids=options.gpu_ids,
     )
     predictor.explain, paths = explained_class(options, predictor.class_names)
+    if not paths:
+        raise OptionError("no input; give an image, a folder, a video or a camera's number")
     sources = find_all_inputs(paths)
     with (
         RunFolder.create(options.out, "predict", DEFAULT_FOLDER) as run,
@@ -137,8 +139,6 @@ def main() -> None:
 
 def check_options(options: PredictOptions) -> None:
     """Raise an OptionError for a value out of range; FacePredictor checks its own arguments."""
-    if not options.paths and not options.explain:
-        raise OptionError("no input; give an image, a folder, a video or a camera's number")
     if options.every < 1:
         raise OptionError(f"--every {options.every} must be at least 1")
     if not 0 <= options.min_confidence <= 1:
@@ -158,10 +158,7 @@ def explained_class(
         return False, options.paths
     first, *_ = *options.explain, ""
     if first in class_names:
-        paths = options.explain[1:] + options.paths
-        if not paths:
-            raise OptionError("no input; give an image, a folder, a video or a camera's number")
-        return first, paths
+        return first, options.explain[1:] + options.paths
     if first.isalpha() and not Path(first).exists():
         raise OptionError(
             f"--explain {first} is neither an input nor a class of the weights, which are "

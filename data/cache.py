@@ -13,6 +13,7 @@ from utils.errors import ProjectError
 from utils.files import atomic_write
 
 CACHE_DIR = Path(os.environ.get("FER_CACHE") or Path(__file__).resolve().parent / "cache")
+CACHE_FORMAT = 6  # increased whenever the same files of a data set would give other arrays
 MAPPED_BYTES = 16 << 20  # arrays of at least this size are memory-mapped
 Arrays = dict[str, np.ndarray]
 

@@ -25,15 +25,15 @@ MIN_COMPARED = 100  # images; fewer could differ by chance
 
 
 def explicit_class_names(class_names: tuple[str, ...], has_votes: bool) -> tuple[str, ...]:
-    """Return the names for `load_dataset` of a network's classes, if not FER2013's or FER+'s."""
+    """Return the class names for `load_dataset`: () for FER2013, whose labels FER+ may replace."""
     return () if has_votes or class_names == EMOTIONS else class_names
 
 
-def with_ferplus(dataset: FaceDataset, labels: str, test: str) -> FaceDataset:
+def with_ferplus(dataset: FaceDataset, ferplus: str, ferplus_test: str) -> FaceDataset:
     """Return the data set with FER+ as `labels` or as `human_labels`, whichever path is given."""
-    if labels:
-        return with_ferplus_labels(dataset, labels)
-    return with_human_labels(dataset, test) if test else dataset
+    if ferplus:
+        return with_ferplus_labels(dataset, ferplus)
+    return with_human_labels(dataset, ferplus_test) if ferplus_test else dataset
 
 
 def with_ferplus_labels(dataset: FaceDataset, path: str | Path) -> FaceDataset:

@@ -61,7 +61,7 @@ class InMemoryDataset:
                 self._images, self._landmarks = self._read(np.arange(len(rows)))
                 self._source_rows = np.arange(len(rows))
             if self.storage == "device":
-                self._on_device = self._to_device(self._images, self._landmarks, wait=True)
+                self._on_device = self._to_device(self._images, self._landmarks)
                 self._images = self._landmarks = None
         except (MemoryError, torch.OutOfMemoryError) as error:
             fault = f"{size / 1e9:.1f} GB of images do not fit into memory ({self.storage})"
@@ -90,23 +90,23 @@ class InMemoryDataset:
                     images, landmarks = pending.result()
                     if following is not None:
                         pending = reader.submit(self._read, following)
-                    yield self._to_device(images, landmarks)
+                    yield self._to_device(images, landmarks, pinned=True)
 
     def _read(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         rows = self._source_rows[index]
         return self._images[rows], None if self._landmarks is None else self._landmarks[rows]
 
     def _to_device(
-        self, images: np.ndarray, landmarks: np.ndarray | None, wait: bool = False
+        self, images: np.ndarray, landmarks: np.ndarray | None, pinned: bool = False
     ) -> Samples:
         if landmarks is not None:
-            landmarks = to_device(torch.from_numpy(landmarks), self._device, wait)
-        return images_to_device(images, self._device, wait), landmarks
+            landmarks = to_device(torch.from_numpy(landmarks), self._device, pinned)
+        return images_to_device(images, self._device, pinned), landmarks
 
 
-def images_to_device(images: np.ndarray, device: torch.device, wait: bool = True) -> Tensor:
+def images_to_device(images: np.ndarray, device: torch.device, pinned: bool = False) -> Tensor:
     """Return uint8 images [N, H, W] or [N, H, W, 3] as a tensor [N, C, H, W] on the device."""
-    pixels = to_device(torch.from_numpy(np.ascontiguousarray(images)), device, wait)
+    pixels = to_device(torch.from_numpy(np.ascontiguousarray(images)), device, pinned)
     return pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
 
 
@@ -119,11 +119,11 @@ def choose_storage(size: int, device: torch.device) -> Storage:
     return "mmap"
 
 
-def to_device(tensor: Tensor, device: torch.device, wait: bool = False) -> Tensor:
-    """Return the tensor on the device, without `wait` by way of pinned memory.
+def to_device(tensor: Tensor, device: torch.device, pinned: bool = False) -> Tensor:
+    """Return the tensor on the device; `pinned` copies by way of pinned memory, without waiting.
 
     PyTorch pins up to twice the size and keeps it: suitable for a batch, not for a data set.
     """
-    if wait or device.type == "cpu":
+    if not pinned or device.type == "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)

@@ -77,7 +77,7 @@ class BatchLoader:
         # Drawn on the CPU, so that the order does not depend on the device. The seed is also that
         # of batch 0, as SeedSequence pads its numbers with zeros.
         order = torch.Generator().manual_seed(_seed(options.seed, epoch))
-        order = to_device(torch.randperm(n, generator=order), device)
+        order = to_device(torch.randperm(n, generator=order), device, pinned=True)
         # Lengths differ by at most one: a small last batch would disturb batch norm and ranking.
         num_batches = math.ceil(n / options.batch_size)
         if equal_lengths:

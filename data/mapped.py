@@ -45,7 +45,8 @@ def decode_to_file(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
-            if not path.exists():
+            is_complete = path.exists() and path.stat().st_size == len(header) + size * shape[0]
+            if not is_complete:
                 written = partial.stat().st_size if partial.exists() else 0
                 done = max(0, written - len(header)) // size
                 _check_disk(path.parent, size * (shape[0] - done), gigabytes)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.cache import CACHE_DIR, Arrays, cached
+from data.cache import CACHE_DIR, CACHE_FORMAT, Arrays, cached
 from data.dataset import UNLABELED, FaceDataset, validate, validation_errors
 from data.download import KAGGLE_URL, download
 from data.readers.folders import split_of_name
@@ -18,7 +18,6 @@ from utils.classes import EMOTIONS
 from utils.errors import DataError
 
 DATA_DIR = Path(__file__).resolve().parent
-CACHE_FORMAT = 6  # of the cache: increased whenever the same files would give another FaceDataset
 MAX_HASHED = 8 << 30  # bytes of files whose content is part of the cache key
 HELD_OUT = 10  # every tenth Training image, where a data set has no PublicTest
 HELD_OUT_NOTE = "every tenth Training image is held out as PublicTest, because there is none"
@@ -73,7 +72,7 @@ def find_source(data: str = "") -> Source:
     if data == "sample":
         return Source(SyntheticLayout(), "sample", "the synthetic data set, as given by --data")
     if data:
-        path = Path(data).expanduser()
+        path = Path(os.path.expanduser(data))
         with _readable(path):
             if not path.exists():
                 raise DataError(f"--data {path}: no such file or folder; give {SUPPORTED_FORMATS}")
@@ -143,7 +142,13 @@ def hold_out(dataset: FaceDataset) -> FaceDataset:
     split = dataset.split.copy()
     for label in range(len(dataset.class_names)):
         rows = np.flatnonzero(training & (dataset.labels == label))
-        moved = rows[HELD_OUT - 1 :: HELD_OUT] if len(rows) >= HELD_OUT else rows[1:][-1:]
+        moved = (
+            rows[HELD_OUT - 1 :: HELD_OUT]
+            if len(rows) >= HELD_OUT
+            else rows[-1:]
+            if len(rows) > 1
+            else rows[:0]
+        )
         split[moved] = "PublicTest"
     return replace(dataset, split=split, source=f"{dataset.source} ({HELD_OUT_NOTE})")
 

@@ -18,14 +18,14 @@ NUM_EPOCHS = 3  # whose predictions are averaged
 CHUNK = 2048  # images on the device at a time, if they are streamed
 
 
-def begin_epoch(state: TrainingState, images: InMemoryDataset, options: Options) -> None:
+def set_soft_targets(state: TrainingState, images: InMemoryDataset, options: Options) -> None:
     """Set the soft labels as targets, if the next epoch trains on them."""
     is_soft = options.relabel and options.relabel_rule == "soft"
     if is_soft and state.epoch >= options.relabel_epoch:
         images.targets = soft_labels(state.predictions, images.labels, options.margin_2)
 
 
-def end_epoch(
+def update_labels(
     state: TrainingState, images: InMemoryDataset, options: Options, context: DistributedContext
 ) -> None:
     """Update the mean predictions of the Training images and, from `relabel_epoch` on, the labels.

@@ -10,7 +10,7 @@ from engine.state import TrainingState
 from models.checkpoint import Checkpoint, save_checkpoint
 from utils.options import Options
 
-# Of the run's time, spent on saving, which takes as long as an epoch on a fast GPU.
+# Of a run's time, for saving. On a fast GPU one save takes as long as an epoch.
 MAX_TIME_SHARE = 0.03
 
 

@@ -68,7 +68,7 @@ def train(
     with record_signals(wait=context.world_size > 1) as signals:
         while state.epoch < options.total_epoch:
             start = time.perf_counter()
-            relabel.begin_epoch(state, images, options)
+            relabel.set_soft_targets(state, images, options)
             loader = build_loader(state, images, options, teachers, context)
             if model is None or state.epoch == options.freeze_epochs:
                 model = None  # ends the hooks of DistributedDataParallel
@@ -78,7 +78,7 @@ def train(
             if means is None:
                 break
             means |= evaluate_epoch(state, public, options, context)
-            relabel.end_epoch(state, images, options, context)
+            relabel.update_labels(state, images, options, context)
             relabeled = state.record_relabels(images.rows)
             state.history.append({"epoch": state.epoch, **means, "relabeled": relabeled})
             if run:

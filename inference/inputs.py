@@ -43,7 +43,7 @@ def _find_inputs(path: str) -> list[Path | int]:
     """Return the images and videos of a path, folder or pattern, or the number of a camera."""
     if not path:
         raise DataError("a path is empty; give an image, a folder, a video or a camera's number")
-    file = Path(path).expanduser()
+    file = Path(os.path.expanduser(path))
     exists = os.path.exists(file)
     if not exists and re.fullmatch("[0-9]{1,4}", path):
         return [int(path)]

@@ -6,13 +6,12 @@ import csv
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from io import FileIO, StringIO
 from pathlib import Path
 from typing import Any
 
 from utils.errors import RunError
-from utils.files import atomic_write
 
 
 class Records:
@@ -30,26 +29,21 @@ class Records:
     @classmethod
     @contextmanager
     def open(cls, folder: Path, template: Mapping[str, Any]) -> Iterator[Records]:
-        """Open both files. They get their names when the block ends, even by an error or Ctrl-C.
+        """Create both files in a folder.
 
         `template` is a record with the columns of a CSV file without records. A RunError is raised
         if the folder is not writable, or the disk is full.
         """
-        with (
-            atomic_write(folder / "predictions.csv") as csv_path,
-            atomic_write(folder / "predictions.json") as json_path,
-            open(csv_path, "wb", buffering=0) as csv_file,
-            open(json_path, "wb", buffering=0) as json_file,
-        ):
-            records, pending = cls(csv_file, json_file), None
+        with ExitStack() as stack:
+            with _report_write_errors():
+                paths = folder / "predictions.csv", folder / "predictions.json"
+                records = cls(*(stack.enter_context(open(p, "xb", buffering=0)) for p in paths))
             try:
                 yield records
-            except (Exception, KeyboardInterrupt) as error:
-                pending = error  # raised after the files have their names
-            if not records._count:
-                records._csv.append(_csv_line(dict(_flatten(template))))
-        if pending:
-            raise pending
+            finally:
+                if not records._count:
+                    with _report_write_errors():
+                        records._csv.append(_csv_line(dict(_flatten(template))))
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append a record of plain values, lists and dicts, or raise a RunError."""
@@ -57,7 +51,7 @@ class Records:
         line = _csv_line(flat.values())
         text = (",\n" if self._count else "\n") + json.dumps(record)
         sizes = self._csv.size, self._json.size
-        try:
+        with _report_write_errors():
             try:
                 self._csv.append(line if self._count else _csv_line(flat) + line)
                 self._json.append(text.encode())
@@ -65,12 +59,18 @@ class Records:
                 self._csv.truncate(sizes[0])
                 self._json.truncate(sizes[1])
                 raise
-        except OSError as error:
-            raise RunError(
-                f"the predictions cannot be written ({error.strerror}); free disk space, or give "
-                "another --out. Earlier predictions are kept"
-            ) from error
         self._count += 1
+
+
+@contextmanager
+def _report_write_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"the predictions cannot be written ({error.strerror}); free disk space, or give "
+            "another --out. Earlier predictions are kept"
+        ) from error
 
 
 class _TerminatedFile:

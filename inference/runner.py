@@ -66,9 +66,9 @@ class InferenceRunner:
             closing(predict_all(self.predictor, self._detect_file, bar)) as predictions,
             OrderedExecutor() as drawing,
         ):
-            for path, image, crops, faces in predictions:
-                if faces is None:
-                    self.warn(str(crops))
+            for path, image, result, faces in predictions:
+                if isinstance(result, ProjectError):
+                    self.warn(str(result))
                     continue
                 num_images += 1
                 confident = results.select(faces)

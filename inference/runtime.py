@@ -82,6 +82,9 @@ class OnnxRuntime(Runtime):
             self.unsure_below = float(metadata.get("unsure_below", 0))
             mean_face = np.array(metadata.get("mean_face") or [], np.float32)
             self.mean_face = mean_face.reshape(-1, 2) if mean_face.size else None
+            present = {output.name for output in session.get_outputs()}
+            if "landmarks" in present and self.mean_face is None:
+                raise ValueError("it has no mean face")
             pixels = session.get_inputs()[0]
             if pixels.type != "tensor(uint8)":
                 raise ValueError(f"its input is {pixels.type}, expected tensor(uint8)")
@@ -91,7 +94,6 @@ class OnnxRuntime(Runtime):
                 f"{path} is not a model of export.py ({reason}); write it again"
             ) from error
         self._path, self._input = path, pixels.name
-        present = {output.name for output in session.get_outputs()}
         self._outputs = [name for name in OUTPUT_NAMES if name in present]
 
     def __call__(self, faces: np.ndarray, explain: bool = False) -> Predictions:

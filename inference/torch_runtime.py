@@ -31,4 +31,4 @@ class TorchRuntime(Runtime):
         pixels = torch.from_numpy(np.ascontiguousarray(faces)).to(self._device)
         if explain:
             return predict_explained(self._network, pixels)
-        return predict(self._network, pixels, progress=False)
+        return predict(self._network, pixels, max(1, len(pixels)), progress=False)

@@ -97,10 +97,10 @@ class Tracker:
         track = Track(self.num_tracks, box, time, probabilities)
         self.num_tracks += 1
         self._active.append(track)
-        self.tracks.append(track)
-        if len(self.tracks) > MAX_TRACKS:
+        if len(self.tracks) == MAX_TRACKS:
             ended = [track for track in self.tracks if track.time < oldest]
             self.tracks.remove(min(ended or self.tracks, key=lambda track: len(track.history)))
+        self.tracks.append(track)
         return track
 
     def _record(self, track: Track, values: np.ndarray, time: float, last: float) -> None:

@@ -116,6 +116,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         values = {f.name: content[f.name] for f in fields(Checkpoint)}
         values["architecture"] = Architecture(**values["architecture"])
         values["class_names"] = tuple(values["class_names"])
+        if len(values["class_names"]) != values["architecture"].classes:
+            raise TypeError("class_names")
         if values["options"].get("channels", 3) not in (1, 3):
             raise TypeError("channels")
     except (KeyError, TypeError, AttributeError) as error:

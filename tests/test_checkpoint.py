@@ -166,6 +166,12 @@ def test_missing_damaged_and_foreign_files_are_refused(tmp_path):
         load_checkpoint(tmp_path / "list.pth")
 
 
+def test_another_number_of_class_names_is_refused(tmp_path):
+    save_checkpoint(tmp_path / "w.pth", replace(checkpoint(), class_names=("sad", "happy")))
+    with pytest.raises(WeightsError, match=r"w\.pth is incomplete \(class_names\)"):
+        load_checkpoint(tmp_path / "w.pth")
+
+
 def test_changed_byte_is_detected(tmp_path):
     save_checkpoint(tmp_path / "w.pth", checkpoint())
     content = bytearray((tmp_path / "w.pth").read_bytes())

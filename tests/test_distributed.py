@@ -54,8 +54,8 @@ import train
 import utils.figures
 utils.figures.save_figure = lambda figure, path: None
 to_device = data.in_memory.to_device
-data.in_memory.to_device = lambda tensor, *rest: to_device(
-    tensor if tensor.dtype == torch.uint8 else tensor.double(), *rest
+data.in_memory.to_device = lambda tensor, *rest, **options: to_device(
+    tensor if tensor.dtype == torch.uint8 else tensor.double(), *rest, **options
 )
 train.main()
 """

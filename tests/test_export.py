@@ -109,6 +109,15 @@ def test_inputs_outputs_and_metadata_of_the_model(exported):
     np.testing.assert_allclose(*mean_faces, atol=1e-3)
 
 
+def test_a_model_without_its_mean_face_is_refused(exported, tmp_path):
+    model = onnx.load(exported / "m.onnx")
+    (entry,) = (entry for entry in model.metadata_props if entry.key == "fer")
+    entry.value = json.dumps({**json.loads(entry.value), "mean_face": None})
+    onnx.save(model, tmp_path / "old.onnx")
+    with pytest.raises(WeightsError, match=r"old\.onnx is not a model of export\.py .*mean face"):
+        OnnxRuntime(tmp_path / "old.onnx")
+
+
 def test_the_8_bit_model_is_close_and_smaller(exported, dataset):
     float32, int8 = (OnnxRuntime(exported / name) for name in ("m.onnx", "m.int8.onnx"))
     assert int8.class_names == float32.class_names

@@ -156,6 +156,8 @@ def test_exit_codes(capsys):
     assert re.fullmatch(r"error: .*: No space left on device; .*", full)
     with pytest.raises(PermissionError):
         exit_code(PermissionError(errno.EACCES, "Permission denied"))
+    refused = exit_code(PermissionError(errno.EACCES, "Permission denied", "faces/a.png"))
+    assert refused.startswith("error: faces/a.png: Permission denied; correct the path")
     with pytest.raises(SystemExit, match="143"):
         run_main(partial(os.kill, os.getpid(), signal.SIGTERM))
 

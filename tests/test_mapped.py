@@ -80,6 +80,16 @@ def test_lost_images_are_decoded_again(tmp_path, small_memory):
     assert load(tmp_path / "set", small_memory).digest == digest
 
 
+def test_a_truncated_file_of_images_is_decoded_again(tmp_path, small_memory):
+    make_folders(tmp_path / "set")
+    digest = load(tmp_path / "set", small_memory).digest
+    for file in small_memory.glob("*.npz"):
+        file.unlink()
+    (images,) = (small_memory / "images").glob("*.npy")
+    os.truncate(images, images.stat().st_size - 1)
+    assert load(tmp_path / "set", small_memory).digest == digest
+
+
 def test_a_changed_image_is_decoded_again(tmp_path, small_memory, monkeypatch):
     monkeypatch.setattr(source_module, "MAX_HASHED", 0)  # the key has times, not the content
     make_folders(tmp_path / "set")

@@ -173,6 +173,11 @@ def test_invalid_option_is_named(invalid):
         validate_options(replace(Options(), **invalid))
 
 
+def test_negative_threads_are_refused_before_the_options_are_validated():
+    with pytest.raises(OptionError, match="--threads -1 must be at least 0"):
+        set_threads(-1)
+
+
 def test_progressive_resizing_shares_the_epochs():
     options = validate_options(Options(image_width=(32, 40, 48), total_epoch=7))
     assert [options.image_width_at(epoch) for epoch in range(1, 8)] == [32, 32, 32, 40, 40, 48, 48]

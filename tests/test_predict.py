@@ -412,6 +412,15 @@ def test_a_class_may_have_the_name_of_a_column(tmp_path):
         assert json.loads((tmp_path / name / "predictions.json").read_text()) == written
 
 
+def test_records_are_complete_while_others_follow(tmp_path):
+    record = {"left": 3.0, "probabilities": {"glad": 0.25}}
+    with Records.open(tmp_path, record) as writer:
+        for count in (1, 2):
+            writer.write(record)  # a process that is killed here has lost nothing
+            assert json.loads((tmp_path / "predictions.json").read_text()) == [record] * count
+            assert len(table(tmp_path)) == count
+
+
 def test_a_full_disk_loses_no_earlier_record(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     record = {"left": 3.0, "probabilities": {"glad": 0.25}}
@@ -504,7 +513,7 @@ def test_wrong_arguments_are_named(weights, tmp_path, capsys, astronaut):
         run(image, "--model_path", tmp_path)
     with pytest.raises(DataError, match="a path is empty"):
         run("")
-    for name in ("9" * 20, "a" * 300):
+    for name in ("9" * 20, "a" * 300, "~nobody/a.png"):
         with pytest.raises(DataError, match="no such file or folder"):
             run(name)
     with pytest.raises(OptionError, match="no input; give an image"):

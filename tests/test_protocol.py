@@ -225,10 +225,10 @@ def relabel_epochs(dataset, options, *probabilities):
         prediction = Predictions(np.array(rows, np.float32), np.zeros(len(rows)), None)
         with pytest.MonkeyPatch.context() as context:
             context.setattr(relabel, "predict", lambda *_, result=prediction, **__: result)
-            relabel.end_epoch(state, images, options, DistributedContext())
+            relabel.update_labels(state, images, options, DistributedContext())
         labels.append(state.labels.tolist())
     assert images.labels.tolist() == dataset.labels[:2].tolist()  # the given ones stay
-    relabel.begin_epoch(state, images, options)
+    relabel.set_soft_targets(state, images, options)
     return state, images, labels
 
 

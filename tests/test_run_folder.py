@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,11 +46,28 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     def refuse(*args, **options):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr("tempfile.mkstemp", refuse)  # root may write to read-only folders
+    monkeypatch.setattr(Path, "touch", refuse)  # root may write to read-only folders
     read_only = pytest.raises(RunError, match=r"a could not be written \(Read-only file system\)")
     with read_only, atomic_write(tmp_path / "a"):
         pass
     assert (tmp_path / "a").read_text() == "old"
+
+
+def test_a_run_stores_absolute_paths_of_its_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = {"data": "a.csv", "ferplus": "", "ferplus_test": "votes.csv", "seed": 3}
+    RunFolder(tmp_path).write_config(options, "2.9", is_new=True)
+    stored = RunFolder(tmp_path).read_json("config.json")["options"]
+    paths = {"data": f"{tmp_path}/a.csv", "ferplus_test": f"{tmp_path}/votes.csv"}
+    assert stored == options | paths
+    RunFolder(tmp_path).write_config(options | {"data": "sample"}, "2.9", is_new=True)
+    assert RunFolder(tmp_path).read_json("config.json")["options"]["data"] == "sample"
+
+
+def test_a_file_as_run_folder_is_refused(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(RunError, match=r"notes\.txt is a file; give a folder"):
+        RunFolder.check_out(tmp_path / "notes.txt")
 
 
 def test_second_run_in_a_folder_is_refused(reference, faces_csv):

@@ -615,6 +615,15 @@ def test_the_memory_of_a_long_video_is_bounded():
     assert len(tracker.longest(1)[0].history) > 1
 
 
+def test_the_longest_of_very_many_faces_at_once_is_plotted():
+    tracker, n = Tracker(smooth=0.3), MAX_TRACKS + 1
+    boxes = np.array([[2 * i, 0, 2 * i + 1.0, 1.0] for i in range(n)])
+    for k in range(20):  # only the last face stays
+        kept = boxes if k == 0 else boxes[-1:]
+        tracker.update(kept, np.eye(2)[[0] * len(kept)], k * STEP)
+    assert [track.number for track in tracker.longest(3)] == [n - 1]
+
+
 def test_the_plot_has_gaps_where_a_face_is_missing():
     probabilities = np.full((4, 7), 1 / 7)
     probabilities[2] = np.nan

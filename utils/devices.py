@@ -149,6 +149,8 @@ def set_threads(threads: int) -> int:
     second thread makes a step many times slower. OMP_NUM_THREADS overrides the default, except in
     several processes: torchrun sets it to 1, which leaves cores idle.
     """
+    if threads < 0:
+        raise OptionError(f"--threads {threads} must be at least 0")
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if not threads and processes > 1:
         threads = max(1, joblib.cpu_count() // processes)

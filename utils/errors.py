@@ -60,10 +60,11 @@ def run_main(main: Callable[[], None]) -> None:
         print("stopped: the output was closed (broken pipe)", file=sys.stderr)
         sys.exit(141)  # 128 + SIGPIPE, which Windows does not define
     except OSError as error:
-        if error.errno not in DISK_FULL:
+        if error.errno not in DISK_FULL and not error.filename:
             raise
         path = error.filename or "standard output"
-        sys.exit(f"error: {path}: {error.strerror}; free disk space and start again")
+        remedy = "free disk space" if error.errno in DISK_FULL else "correct the path or its access"
+        sys.exit(f"error: {path}: {error.strerror}; {remedy} and start again")
     except KeyboardInterrupt as interrupt:
         number = interrupt.number if isinstance(interrupt, Interrupted) else signal.SIGINT
         print(f"\n{str(interrupt) or 'interrupted'}", file=sys.stderr)

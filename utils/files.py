@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,14 +27,12 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     partial = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent)
-        os.close(handle)
-        partial = Path(name)
+        new = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+        new.touch(exist_ok=False)
+        partial = new
         yield partial
         with open(partial, "r+b") as file:  # Windows syncs only files that are open for writing
             os.fsync(file.fileno())
-        os.umask(umask := os.umask(0))  # it can only be read by setting it
-        partial.chmod(0o666 & ~umask)  # mkstemp creates private files
         partial.replace(path)
     except OSError as error:
         raise RunError(

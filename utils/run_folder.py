@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -87,8 +88,10 @@ class RunFolder:
 
     @staticmethod
     def check_out(path: str | Path) -> None:
-        """Raise a RunError if a folder holds files; it may be missing or "", for a new one."""
+        """Raise a RunError if a path is a file, or a folder with files; "" is a new folder."""
         folder = Path(path)
+        if path and folder.exists() and not folder.is_dir():
+            raise RunError(f"{folder} is a file; give a folder with --out")
         allowed = {LOCK, *SYSTEM_FILES, *(file.name for file in partial_files(folder))}
         if path and folder.is_dir() and any(f.name not in allowed for f in folder.iterdir()):
             has_run = (folder / "config.json").exists()
@@ -123,14 +126,17 @@ class RunFolder:
         """Write config.json: the options, and the versions of PyTorch and of this repository.
 
         A resumed run keeps the versions of its start. The current ones are added if they differ.
+        Paths of the data set become absolute, so that the run can be resumed from any folder.
         """
+        data = {name: options.get(name) for name in ("data", "ferplus", "ferplus_test")}
+        data = {name: os.path.abspath(p) for name, p in data.items() if p and p != "sample"}
         versions = {"torch": torch_version, "commit": git_commit()}
         config = {"options": {}} | versions if is_new else self.read_json("config.json")
         for name, version in versions.items():
             if (start := config.get(name)) != version:
                 print(f"note     Resumed with {name} {version} (the run began with {start})")
                 config["resumed_with"] = versions
-        self.write_json("config.json", config | {"options": options})
+        self.write_json("config.json", config | {"options": {**options, **data}})
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file, atomically."""

@@ -14,6 +14,7 @@ import numpy as np
 from joblib import cpu_count
 from PIL import Image, UnidentifiedImageError
 
+from data.cache import CACHE_FORMAT
 from data.dataset import resize_image
 from data.mapped import decode_to_file, fits_in_memory
 from utils.errors import DataError
@@ -101,7 +102,7 @@ def clip_box(box: np.ndarray, size: tuple[int, int], path: Path) -> np.ndarray:
 
 def _key(paths: Sequence[Path], shape: tuple[int, ...], boxes: np.ndarray | None) -> str:
     """Return a digest of the paths, sizes and times of files, not of their content."""
-    digest = hashlib.blake2b(repr(shape).encode(), digest_size=16)
+    digest = hashlib.blake2b(repr((CACHE_FORMAT, shape)).encode(), digest_size=16)
     for path in paths:
         status = path.stat()
         digest.update(os.fsencode(path.absolute()))
