@@ -142,13 +142,8 @@ def hold_out(dataset: FaceDataset) -> FaceDataset:
     split = dataset.split.copy()
     for label in range(len(dataset.class_names)):
         rows = np.flatnonzero(training & (dataset.labels == label))
-        moved = (
-            rows[HELD_OUT - 1 :: HELD_OUT]
-            if len(rows) >= HELD_OUT
-            else rows[-1:]
-            if len(rows) > 1
-            else rows[:0]
-        )
+        last = rows[1:][-1:]  # none of a single row
+        moved = rows[HELD_OUT - 1 :: HELD_OUT] if len(rows) >= HELD_OUT else last
         split[moved] = "PublicTest"
     return replace(dataset, split=split, source=f"{dataset.source} ({HELD_OUT_NOTE})")
 
