@@ -58,6 +58,8 @@ def main() -> None:
     out = Path(options.out)
     if out.suffix != ".onnx":
         raise OptionError(f"--out {out}: the name must end in .onnx")
+    if options.web and (options.int8 or options.data or options.ferplus):
+        raise OptionError("--web only writes the page; leave out --int8, --data and --ferplus")
     try:
         from inference import onnx_export, web  # noqa: PLC0415  (onnx is an optional requirement)
     except ImportError as error:

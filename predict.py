@@ -14,12 +14,11 @@ option; 3 some inputs could not be read or have no face, as warned.
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
@@ -33,6 +32,7 @@ from inference.runner import VIDEO_DETECTION_SIZE, InferenceRunner
 from utils.cli import parse
 from utils.errors import OptionError, run_main
 from utils.files import printable
+from utils.options import Count, Fraction, NonNegative
 from utils.run_folder import FERPLUS_WEIGHTS, RunFolder
 
 DEFAULT_FOLDER = Path("predictions")
@@ -63,14 +63,11 @@ class PredictOptions:
     figures of them."""
     draw: bool = True
     """Write annotated images and videos."""
-    confidence: Literal["probability", "importance"] = "probability"
-    """Confidence of a prediction: the probability of its expression, or SCN's importance, a
-    worse measure (docs/experiments.md)."""
-    min_confidence: float = 0.0
+    min_confidence: Fraction = 0.0
     """Leave out faces with less confidence in their image or frame."""
-    every: int = 1
+    every: Count = 1
     """Process every N-th frame of a video."""
-    smooth: float = 0.3
+    smooth: NonNegative = 0.3
     """Time constant in seconds of the moving average of a face's probabilities; 0 is none."""
     detector: str = "dlib"
     """dlib, or the path of a CenterFace .onnx file, which finds small, turned and partly hidden
@@ -91,7 +88,6 @@ class PredictOptions:
 
 def main() -> None:
     options = parse(PredictOptions, sys.argv[1:], __doc__)
-    check_options(options)
     predictor = FacePredictor(
         options.model_path,
         cropped=options.cropped,
@@ -112,9 +108,7 @@ def main() -> None:
         RunFolder.create(options.out, "predict", DEFAULT_FOLDER) as run,
         Records.open(run.path, empty_record(predictor.class_names)) as records,
     ):
-        results = Results(
-            run, records, predictor.class_names, options.confidence, options.min_confidence
-        )
+        results = Results(run, records, predictor.class_names, options.min_confidence)
         runner = InferenceRunner(
             predictor,
             results,
@@ -124,9 +118,8 @@ def main() -> None:
             detection_size=options.detection_size or VIDEO_DETECTION_SIZE,
             video_views=max(options.views, 0),
         )
-        videos = [source for source in sources if is_video(source)]
-        runner.predict_images([source for source in sources if source not in videos])
-        for video in videos:
+        runner.predict_images([source for source in sources if not is_video(source)])
+        for video in filter(is_video, sources):
             runner.predict_video(video)
     annotated = " and annotated files" if results.has_drawn else ""
     rows = count_of(results.num_faces, "face")
@@ -135,16 +128,6 @@ def main() -> None:
         counts = f"{runner.num_failed:,} of {len(sources):,} inputs"
         print(f"{counts} have no face or could not be read (see the warnings)")
         sys.exit(3)
-
-
-def check_options(options: PredictOptions) -> None:
-    """Raise an OptionError for a value out of range; FacePredictor checks its own arguments."""
-    if options.every < 1:
-        raise OptionError(f"--every {options.every} must be at least 1")
-    if not 0 <= options.min_confidence <= 1:
-        raise OptionError(f"--min_confidence {options.min_confidence:g} must be 0 to 1")
-    if not 0 <= options.smooth < math.inf:
-        raise OptionError(f"--smooth {options.smooth:g} must be 0 seconds or more")
 
 
 def explained_class(

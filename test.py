@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from pydantic import NonNegativeInt
+
 from data.dataset import FaceDataset
 from data.ferplus import with_ferplus
 from data.landmarks import add_landmarks
@@ -28,6 +30,7 @@ from models.predict import num_copies
 from utils.cli import parse
 from utils.devices import describe_device, pick_device, set_threads
 from utils.errors import DataError, OptionError, run_main
+from utils.options import Count
 from utils.run_folder import FER2013_WEIGHTS, RunFolder
 from utils.validation import check_label_options
 
@@ -64,9 +67,9 @@ class EvalOptions:
     reproduce published values, keep the default --splits: the noise depends on the order."""
     landmarks: bool = True
     """Compute the landmark error; --no_landmarks needs no dlib."""
-    batch_size: int = 256
+    batch_size: Count = 256
     """Images per step."""
-    threads: int = 0
+    threads: NonNegativeInt = 0
     """CPU threads, and processes for the landmarks; 0 is one per idle core."""
     gpu_ids: str = ""
     """The GPU, such as 0; -1 is the CPU. Default: the first GPU, if any."""
@@ -128,8 +131,6 @@ def check_options(options: EvalOptions) -> None:
         raise OptionError("give at least one --model_path and one of --splits")
     if len({Path(path).resolve() for path in options.model_path}) < len(options.model_path):
         raise OptionError("--model_path has the same weights twice, which is not an ensemble")
-    if options.batch_size < 1:
-        raise OptionError(f"--batch_size {options.batch_size} must be at least 1")
     check_label_options(options.class_names, options.ferplus, options.ferplus_test)
 
 

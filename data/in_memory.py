@@ -16,6 +16,7 @@ from data.dataset import FaceDataset
 from data.mapped import MAX_MEMORY_SHARE, fits_in_memory
 from utils.coordinates import to_normalized
 from utils.errors import OptionError
+from utils.processes import map_ahead
 
 Storage = Literal["device", "cpu", "mmap"]
 Samples = tuple[Tensor, Tensor | None]  # images and landmarks
@@ -85,11 +86,7 @@ class InMemoryDataset:
             ends = np.cumsum([len(index) for index in batches])[:-1]
             indices = np.split(torch.cat(list(batches)).cpu().numpy(), ends)
             with ThreadPoolExecutor(1) as reader:
-                pending = reader.submit(self._read, indices[0])
-                for following in [*indices[1:], None]:
-                    images, landmarks = pending.result()
-                    if following is not None:
-                        pending = reader.submit(self._read, following)
+                for images, landmarks in map_ahead(reader, self._read, indices, 1):
                     yield self._to_device(images, landmarks, pinned=True)
 
     def _read(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

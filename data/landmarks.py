@@ -8,16 +8,18 @@ import hashlib
 import importlib.util
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 import cv2
+import joblib
 import numpy as np
 
 from data.cache import CACHE_DIR, load_arrays, store_arrays
-from data.dataset import FaceDataset
+from data.dataset import SPLITS, FaceDataset
 from utils.coordinates import NUM_LANDMARKS
 from utils.errors import DataError, ProjectError
 from utils.processes import map_unordered
@@ -34,8 +36,8 @@ REMEDY = f"run `{INSTALL}`, or train with --no_landmarks"
 def add_landmarks(dataset: FaceDataset, cache: Path = CACHE_DIR, jobs: int = 0) -> FaceDataset:
     """Return the data set with landmarks, NaN where dlib finds no face.
 
-    Each block of 256 images has its own file in `cache`/landmarks, named by a digest of its pixels
-    and the method, so an interrupted run continues with the next block.
+    Each block of 256 images of a split has its own file in `cache`/landmarks, named by a digest of
+    its pixels and the method, so an interrupted run continues with the next block.
 
     Args:
         dataset: The images. If they have landmarks, nothing is done.
@@ -50,20 +52,26 @@ def add_landmarks(dataset: FaceDataset, cache: Path = CACHE_DIR, jobs: int = 0) 
         return dataset
     start, n = time.monotonic(), len(dataset)
     model, digest = _model_file()
-    blocks = [dataset.images[i : i + BLOCK] for i in range(0, n, BLOCK)]
-    files = [Path(cache) / "landmarks" / f"{_key(block, digest)}.npz" for block in blocks]
     landmarks = np.full((n, NUM_LANDMARKS, 2), np.nan, dtype=np.float32)
-    results = [landmarks[i : i + BLOCK] for i in range(0, n, BLOCK)]
-    missing = [k for k, result in enumerate(results) if not _load(files[k], result)]
+    missing = []
+    for rows in _blocks(dataset.split):
+        file = Path(cache) / "landmarks" / f"{_key(dataset.images[rows], digest)}.npz"
+        points = (load_arrays(file) or {}).get("landmarks")
+        if points is None or (points.shape, points.dtype) != (landmarks[rows].shape, np.float32):
+            missing.append((rows, file))
+        else:
+            landmarks[rows] = points
     if missing:
-        done = n - sum(len(blocks[k]) for k in missing)
+        done = n - sum(len(rows) for rows, _ in missing)
         bar = progress_bar(None, "landmarks", total=n, initial=done, unit="image")
-        outputs = map_unordered(_detect_block, [(blocks[k], model) for k in missing], jobs)
+        items = ((dataset.images[rows], model) for rows, _ in missing)
+        outputs = map_unordered(_detect_block, items, min(jobs or joblib.cpu_count(), len(missing)))
         can_store = True
         with closing(outputs), bar:
             for i, points in outputs:
-                results[missing[i]][:] = points
-                can_store = can_store and _store(files[missing[i]], points)
+                rows, file = missing[i]
+                landmarks[rows] = points
+                can_store = can_store and _store(file, points)
                 done += len(points)
                 found = np.isfinite(landmarks[:, 0, 0]).sum()
                 bar.set_postfix_str(f"found {100 * found / done:.1f} %", refresh=False)
@@ -76,20 +84,18 @@ def add_landmarks(dataset: FaceDataset, cache: Path = CACHE_DIR, jobs: int = 0) 
     return replace(dataset, landmarks=landmarks)
 
 
+def _blocks(split: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the rows of each block. A data set with only some of the splits has the same blocks."""
+    for name in SPLITS:
+        rows = np.flatnonzero(split == name)
+        yield from (rows[i : i + BLOCK] for i in range(0, len(rows), BLOCK))
+
+
 def _key(block: np.ndarray, model_digest: str) -> str:
     settings = f"{METHOD} {model_digest} {block.shape}"
     digest = hashlib.blake2b(settings.encode(), digest_size=16)
     digest.update(np.ascontiguousarray(block))
     return digest.hexdigest()
-
-
-def _load(file: Path, result: np.ndarray) -> bool:
-    """Copy a cached block into `result`; return whether the file was valid."""
-    points = (load_arrays(file) or {}).get("landmarks")
-    if points is None or (points.shape, points.dtype) != (result.shape, result.dtype):
-        return False
-    result[:] = points
-    return True
 
 
 def _store(file: Path, points: np.ndarray) -> bool:

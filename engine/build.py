@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import torch
@@ -45,19 +45,12 @@ def build_network(
     torch.manual_seed(options.seed)
     if initial:
         return _fine_tuned_network(options, dataset, initial)
-    architecture = Architecture(
-        backbone=options.backbone,
-        width=options.width,
-        channels=dataset.channels,
-        classes=len(dataset.class_names),
-        landmarks=options.landmarks,
-        importance=options.importance,
-        dropout=options.dropout,
-        landmark_pool=options.landmark_pool,
-        downsample=options.downsample,
-        mirror=options.mirror,
-        stem=options.stem,
-    )
+    names = {field.name for field in fields(Architecture)} & vars(options).keys()
+    values = {name: getattr(options, name) for name in names}
+    values |= {"channels": dataset.channels, "classes": len(dataset.class_names)}
+    architecture = Architecture(**values)
+    if dataset.channels < options.channels:
+        print("note     --channels 3 has no effect, because the images of a CSV are grayscale")
     network = FERNet(architecture)
     if options.backbone.startswith(PREFIX):
         check_image_widths(network, options.image_width)

@@ -182,13 +182,10 @@ def relabel_summary(scores: Mapping[str, Any]) -> str:
     """Return `metrics.human_relabels` as text to print; "" if there are none."""
     if not scores.get("human_relabel_n"):
         return ""
-    by_class = scores["human_relabel_by_class"].items()
     overall = {name: scores[f"human_relabel_{name}"] for name in ("n", "new", "old", "neither")}
-    lines = ["", "relabeled Training images with a FER+ majority, and which label it equals:"]
-    lines += [f"{'old label':12}{'n':>11}{'new label':>11}{'old label':>11}{'neither':>11}"]
-    for label, s in [("all", overall), *by_class]:
-        if s["n"]:
-            shares = [f"{100 * s[name]:.1f} %" for name in ("new", "old", "neither")]
-            columns = "".join(f"{text:>11}" for text in (str(s["n"]), *shares))
-            lines.append(f"{label:12}{columns}")
-    return "\n".join([*lines, ""])
+    rows = {"all": overall} | scores["human_relabel_by_class"]
+    table = pd.DataFrame.from_dict(rows, orient="index", dtype=float)
+    table = table[table["n"] > 0] * [1, 100, 100, 100]
+    head = "relabeled Training images with a FER+ majority, and which label it equals, in percent"
+    formats = {"n": "{:.0f}".format} | dict.fromkeys(("new", "old", "neither"), "{:.1f}".format)
+    return f"\n{head}, by old label:\n{table.to_string(formatters=formats)}\n"

@@ -48,10 +48,6 @@ class TrainingState:
     def device(self) -> torch.device:
         return self.labels.device
 
-    @property
-    def num_classes(self) -> int:
-        return self.network.architecture.classes
-
     def begin_epoch(self, equal_lengths: bool) -> int:
         """Start an epoch, or continue an interrupted one; return its number, counted from 1."""
         if not self.batches:
@@ -144,7 +140,7 @@ class TrainingState:
                 self.labels_before = before.to(self.device)
                 self.equal_lengths = bool(saved["equal_lengths"])
             if (predictions := saved.get("predictions")) is not None:
-                if predictions.shape != (len(self.labels), self.num_classes):
+                if predictions.shape != (len(self.labels), self.network.architecture.classes):
                     raise ValueError(f"expected predictions of {len(self.labels)} images")
                 self.predictions = predictions.float().to(self.device)
         except Exception as error:  # a damaged file raises many types

@@ -151,9 +151,9 @@ def train_one_epoch(
         seed_device(state.device, batch.seed + context.rank)  # of dropout
         with autocast(state.device, bf16):
             output = model(batch.images)
-        shares = {"shard_weight": weight, "num_with_landmarks": batch.num_with_landmarks}
-        more = {"soft_targets": soft_targets, "class_weights": state.class_weights}
-        losses = losses_of(output, targets, batch.landmarks, options, **shares, **more)
+        terms = {"soft_targets": soft_targets, "class_weights": state.class_weights}
+        terms |= {"shard_weight": weight, "num_with_landmarks": batch.num_with_landmarks}
+        losses = losses_of(output, targets, batch.landmarks, options, **terms)
         state.optimizer.zero_grad()
         losses["loss"].backward()
         gradient_norm = clip_grad_norm_(parameters, options.clip or math.inf)

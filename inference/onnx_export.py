@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from inference.runtime import METADATA_KEY, OUTPUT_NAMES
 from models.checkpoint import Checkpoint
-from models.explain import explain
+from models.explain import explained_outputs
 from models.fernet import FERNet
-from utils.coordinates import to_pixels
 
 CALIBRATION_BATCH = 32  # images
 
@@ -25,16 +24,13 @@ CALIBRATION_BATCH = 32  # images
 class _ExportedNetwork(nn.Module):
     """The network with pixels as input, and the outputs of OUTPUT_NAMES."""
 
-    def __init__(self, network: FERNet, image_width: int) -> None:
+    def __init__(self, network: FERNet) -> None:
         super().__init__()
-        self.network, self.image_width = network, image_width
+        self.network = network
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        output, maps = explain(self.network, pixels)
-        outputs = output.weighted_logits.softmax(1), output.importance[:, 0]
-        if output.landmarks is not None:
-            outputs = *outputs, to_pixels(output.landmarks, self.image_width)
-        return *outputs, *maps
+        outputs = explained_outputs(self.network, pixels)
+        return tuple(value for value in outputs if value is not None)
 
 
 def to_onnx(checkpoint: Checkpoint) -> onnx.ModelProto:
@@ -46,7 +42,7 @@ def to_onnx(checkpoint: Checkpoint) -> onnx.ModelProto:
         warnings.simplefilter("ignore")  # of the exporter about itself
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
-            _ExportedNetwork(network, width).eval(),
+            _ExportedNetwork(network).eval(),
             (pixels,),
             input_names=["pixels"],
             output_names=names,
@@ -55,7 +51,7 @@ def to_onnx(checkpoint: Checkpoint) -> onnx.ModelProto:
             verbose=False,
         )
     model = program.model_proto
-    keys = ("class_names", "image_width", "channels", "epoch", "scores", "unsure_below")
+    keys = ("class_names", "image_width", "channels", "unsure_below")
     metadata = {key: getattr(checkpoint, key) for key in keys}
     if (mean_face := checkpoint.mean_face()) is not None:
         metadata["mean_face"] = mean_face.round(4).tolist()

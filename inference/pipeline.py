@@ -12,6 +12,7 @@ import numpy as np
 
 from inference.face import Face, FaceCrops
 from inference.predictor import FacePredictor
+from utils.processes import map_ahead
 
 Item = tuple[Any, np.ndarray | None, FaceCrops | Exception]
 MAX_PENDING_CALLS = 8
@@ -41,7 +42,7 @@ class OrderedExecutor:
     def __exit__(self, *exception: object) -> None:
         try:
             self._pool.shutdown()
-        finally:  # after Ctrl-C pending calls are canceled, and the running one is waited for
+        finally:  # a second Ctrl-C cancels the calls that wait
             self._pool.shutdown(cancel_futures=True)
         if exception[0] is None:
             for _, future in self._pending:
@@ -69,22 +70,6 @@ def predict_all(
         batches = _collect(map_ahead(pool, detect, sources, 4), predictor.batch_size, max_waiting)
         for batch in map_ahead(network, predict, batches, 1):
             yield from batch
-
-
-def map_ahead(
-    pool: ThreadPoolExecutor, function: Callable, items: Iterable, max_pending: int
-) -> Iterator:
-    """Yield function(item) for each item in order, while up to `max_pending` others are computed.
-
-    Unlike `pool.map` it takes items only as they are needed.
-    """
-    pending = deque()
-    for item in items:
-        pending.append(pool.submit(function, item))
-        if len(pending) > max_pending:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
 
 
 def _collect(items: Iterable[Item], batch_size: int, max_waiting: int) -> Iterator[list[Item]]:

@@ -66,7 +66,7 @@ class FacePredictor:
             faces. No effect with `cropped` or with 0 views.
         explain: Explain the predicted class, or the class of this name.
         batch_size: Faces per step of the network.
-        threads: CPU threads of the network; 0 is one per idle core (.pth) or one per core (.onnx).
+        threads: CPU threads (of the whole process, for a .pth file); 0 is one per idle core.
         gpu_ids: As in train.py.
 
     Attributes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,8 +15,7 @@ from inference.records import Records
 from inference.tracking import Tracker
 from inference.video import Frame
 from inference.visualize import annotate_resized, face_panels
-from utils.errors import RunError
-from utils.files import printable
+from utils.files import atomic_write, printable
 from utils.plots import plot_explanations, plot_expressions_over_time
 from utils.run_folder import RunFolder
 
@@ -39,8 +38,7 @@ class Results:
 
     Args:
         records: Open records in that folder.
-        confidence: The probability of the expression, or SCN's importance.
-        min_confidence: Minimum confidence of the faces that are written.
+        min_confidence: Minimum probability of the expression of the faces that are written.
 
     Attributes:
         num_faces: Number of written records.
@@ -52,17 +50,16 @@ class Results:
         run: RunFolder,
         records: Records,
         class_names: Sequence[str],
-        confidence: Literal["probability", "importance"] = "probability",
         min_confidence: float = 0.0,
     ) -> None:
         self._run, self._records, self._class_names = run, records, class_names
-        self._uses_importance, self._min_confidence = confidence == "importance", min_confidence
+        self._min_confidence = min_confidence
         self.num_faces, self.has_drawn = 0, False
         self._used: set[str] = set()  # paths in lower case, as some file systems ignore case
 
     def select(self, faces: Sequence[Face]) -> list[Face]:
         """Return the faces with enough confidence."""
-        return [face for face in faces if self._confidence(face) >= self._min_confidence]
+        return [face for face in faces if face.confidence >= self._min_confidence]
 
     def write(
         self,
@@ -86,7 +83,7 @@ class Results:
             **dict(zip(EDGES, _round(face.box, 1))),
             "score": None if face.score is None else round(face.score, 3),
             "expression": face.expression,
-            "confidence": round(self._confidence(face), 4),
+            "confidence": round(face.confidence, 4),
             "importance": round(face.importance, 4),
             "probabilities": dict(zip(self._class_names, _round(face.probabilities, 4))),
         }
@@ -133,9 +130,6 @@ class Results:
         self._used.add(str(path).casefold())
         return path
 
-    def _confidence(self, face: Face) -> float:
-        return face.importance if self._uses_importance else face.confidence
-
 
 def count_of(number: int, noun: str) -> str:
     """Return such as "1 face" or "1,204 faces"."""
@@ -146,11 +140,8 @@ def write_annotated(path: Path, image: np.ndarray, faces: Sequence[Face]) -> Non
     """Write an annotated image as PNG; raise a RunError if the disk is full."""
     annotated = annotate_resized(image, faces, ANNOTATED_SIDES)
     _, content = cv2.imencode(".png", cv2.cvtColor(annotated, cv2.COLOR_RGB2BGR))
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        path.unlink(missing_ok=True)  # an incomplete image
-        raise RunError(f"{path} cannot be written ({error.strerror}); free disk space") from error
+    with atomic_write(path) as partial:
+        partial.write_bytes(content)
 
 
 def _round(values: np.ndarray, digits: int) -> list:

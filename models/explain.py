@@ -49,12 +49,17 @@ def explain(network: FERNet, pixels: Tensor) -> tuple[Output, ActivationMaps]:
 @torch.inference_mode()
 def predict_explained(network: FERNet, images: Tensor) -> Predictions:
     """Predict images uint8 [N, C, W, W], and decompose their logits."""
+    values = explained_outputs(network, images)
+    return Predictions(*(None if value is None else value.cpu().numpy() for value in values))
+
+
+def explained_outputs(network: FERNet, images: Tensor) -> tuple[Tensor | None, ...]:
+    """Return the values of `Predictions` as tensors; the landmarks may be None."""
     output, maps = explain(network, images)
     landmarks = output.landmarks
     if landmarks is not None:
         landmarks = to_pixels(landmarks, images.shape[-1])
-    values = output.weighted_logits.softmax(1), output.importance[:, 0], landmarks, *maps
-    return Predictions(*(None if value is None else value.cpu().numpy() for value in values))
+    return output.weighted_logits.softmax(1), output.importance[:, 0], landmarks, *maps
 
 
 def linear_cells(cells: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ def weighted_cross_entropy(
     label_smoothing: float = 0.0,
     weights: Tensor | None = None,
 ) -> Tensor:
-    """Compute SCN's logit-weighted cross-entropy: -mean log softmax(importance * logits)[y].
+    """Compute SCN's logit-weighted cross-entropy: the mean of -log softmax(importance * logits)[y].
 
     A small importance flattens the softmax and shrinks the image's gradient. The gradient on the
     importance raises it where z_y > sum_c p_c z_c (logits z, label y, softmax p), and lowers it
@@ -32,13 +32,11 @@ def weighted_cross_entropy(
         importance: [N, 1], in (0, 1).
         targets: Labels [N], or class probabilities [N, C].
         label_smoothing: Share of each label that is spread over all classes.
-        weights: [N], of the images in the mean, or None. Their sum does not divide the loss.
+        weights: [N], factors on the losses of the images, whose mean is over N, or None.
     """
-    options = {"label_smoothing": label_smoothing}
-    if weights is None:
-        return F.cross_entropy(importance * logits, targets, **options)
-    loss = F.cross_entropy(importance * logits, targets, reduction="none", **options)
-    return (weights * loss).mean()
+    logits = importance * logits
+    loss = F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
+    return (loss if weights is None else weights * loss).mean()
 
 
 def rank_regularization(importance: Tensor, beta: float, margin_1: float) -> Tensor:

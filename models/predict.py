@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from models.fernet import FERNet
-from utils.coordinates import NUM_LANDMARKS, to_pixels
+from utils.coordinates import to_pixels
 from utils.devices import autocast
 from utils.predictions import Predictions
 from utils.progress import progress_bar
@@ -37,10 +36,6 @@ def predict(
         bf16: Compute in bfloat16. Reported figures are computed in float32.
         progress: Show a progress bar.
     """
-    if not len(images):
-        a = network.architecture
-        empty = np.zeros((0, NUM_LANDMARKS, 2), np.float32) if a.landmarks else None
-        return Predictions(np.zeros((0, a.classes), np.float32), np.zeros(0, np.float32), empty)
     batches = progress_bar(images.split(batch_size), "predicting", disable=not progress)
     parts = [_predict_batch(network, batch.float(), tta, bf16) for batch in batches]
     columns = [None if part[0] is None else torch.cat(part) for part in zip(*parts)]

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.models import get_model_weights
+from torchvision.models import get_model_weights, list_models
 
 from models.checkpoint import load_file
 from models.fernet import FERNet
@@ -83,7 +83,11 @@ def _fit_first_convolution(weight: Tensor, shape: torch.Size) -> Tensor:
 def _imagenet(name: str) -> Mapping[str, Tensor]:
     if name.startswith(PREFIX):
         return pretrained_state_dict(name.removeprefix(PREFIX))
-    weights = get_model_weights(name if name == "resnet18" else f"{name}_bn").DEFAULT
+    known = [n for n in (f"{name}_bn", name) if n in list_models()]  # a VGG has batch norm here
+    if not known:
+        fault = f"--init imagenet: torchvision has no {name}"
+        raise WeightsError(f"{fault}; give the path of a state dict with --init PATH")
+    weights = get_model_weights(known[0]).DEFAULT
     file = Path(urlsplit(weights.url).path).name
     if not Path(torch.hub.get_dir(), "checkpoints", file).exists() and not is_reachable(
         weights.url

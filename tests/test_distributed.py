@@ -270,6 +270,8 @@ def test_each_process_has_its_own_gpu(monkeypatch):
     assert not torch.backends.cudnn.allow_tf32  # convolutions are in float32
     assert pick_device("", 2) == torch.device("cuda", 2)
     assert pick_device("2,0", 1) == torch.device("cuda", 0)
+    with pytest.raises(OptionError, match="--gpu_ids 2,0: only train.py uses several GPUs"):
+        pick_device("2,0")
     assert pick_device("-1", 5) == torch.device("cpu")
     for ask in (pick_device, usable_gpus):
         with pytest.raises(OptionError, match="there is no GPU 3"):

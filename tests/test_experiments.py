@@ -398,7 +398,7 @@ def test_parallel_runs_share_the_cores(faces_csv, tmp_path, monkeypatch):
     for name in "ab":
         threads = max(1, joblib.cpu_count() // 2)
         assert f"{threads} thread" in (tmp_path / f"o/{name}-0.log").read_text()
-    with pytest.raises(OptionError, match="--parallel 0 must be"):
+    with pytest.raises(OptionError, match="--parallel 0: must be"):
         run(plan, "--parallel", 0)
 
 

@@ -21,6 +21,7 @@ from engine import trainer
 from engine.distributed import DistributedContext
 from engine.divergence import CONSECUTIVE, CONSECUTIVE_AT_END, DivergenceGuard
 from models.checkpoint import load_checkpoint
+from models.fernet import Architecture, FERNet
 from models.losses import rank_regularization, relabel_by_logits, weighted_cross_entropy
 from utils import metrics
 from utils.errors import RunError, run_main
@@ -148,6 +149,9 @@ def test_exit_codes(capsys):
     assert exit_code(RunError("no room")) == "error: no room"  # Python prints it, and exits with 1
     for full in (MemoryError(), torch.OutOfMemoryError("Tried 3 GiB\nmore")):
         assert re.fullmatch(r"error: out of memory \(.*\); .*--batch_size.*", exit_code(full))
+    network = FERNet(Architecture(stem="imagenet", width=0.25)).train()
+    with pytest.raises(SystemExit, match="needs more than one image here; .*--batch_size"):
+        run_main(lambda: network(torch.zeros(1, 1, 32, 32)))
     with pytest.raises(SystemExit, match=r"out of memory \(.*can't allocate memory.*--batch_size"):
         run_main(lambda: torch.empty(1 << 45))
     with pytest.raises(RuntimeError, match="another"):

@@ -205,6 +205,15 @@ def test_each_block_is_computed_once(tmp_path, detections, capsys):
     assert len(detections) == 14
 
 
+def test_a_part_of_the_splits_is_cached_with_the_whole_set(tmp_path, detections):
+    names = ["Training", "PublicTest"] * 5 + ["PrivateTest"]  # as with a held-out PublicTest
+    dataset = replace(dataset_of(blank(11)), split=np.array(names))
+    add_landmarks(dataset, tmp_path, jobs=1)
+    assert len(detections) == 11
+    add_landmarks(dataset.subset("PublicTest", "PrivateTest"), tmp_path, jobs=1)
+    assert len(detections) == 11
+
+
 @pytest.mark.parametrize("damage", ["truncated", "missing", "flipped", "other"])
 def test_only_a_damaged_block_is_computed_again(tmp_path, detections, damage):
     dataset = dataset_of(np.concatenate([crops(8), blank(4)]))

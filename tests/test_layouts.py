@@ -183,6 +183,13 @@ def test_class_names_in_any_spelling_and_order(tmp_path):
     assert_rejected(tmp_path, "'fear'", meanings, tmp_path / "train", class_names=names)
 
 
+def test_two_folders_of_one_class_are_refused(tmp_path):
+    make_folders(tmp_path, classes=("joy", "happy", "sad"))
+    message = ("folders 'happy', 'joy', which all mean happy", "merge them", "--class_names")
+    assert_rejected(tmp_path, *message)
+    assert read(tmp_path, class_names=("joy", "happy", "sad")).class_names[0] == "joy"
+
+
 def test_a_test_set_may_lack_classes_of_fer2013(tmp_path):
     make_folders(tmp_path, ("test",), classes=("sad", "happy"))
     assert read(tmp_path).class_names == EMOTIONS
@@ -362,6 +369,14 @@ def test_lists(tmp_path):
         for index in (0, 3):
             np.testing.assert_allclose(dataset.landmarks[index], moved, atol=1e-5)
         assert dataset.landmarks.dtype == np.float32
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "dev"])
+def test_lists_may_have_the_names_of_split_folders(tmp_path, name):
+    make_lists(tmp_path)
+    for kind in ("images", "labels"):
+        (tmp_path / f"validation_{kind}.txt").rename(tmp_path / f"{name}_{kind}.txt")
+    assert read(tmp_path).split.tolist() == ["Training"] * 3 + ["PublicTest"] * 2
 
 
 def test_lists_without_landmarks(tmp_path):

@@ -280,7 +280,7 @@ def test_threads_follow_the_idle_cores(monkeypatch, capsys):
         used.clear()
         monkeypatch.setattr(psutil, "cpu_percent", lambda seconds, busy=busy: busy)
         assert set_threads(0) == expected
-        assert ("other processes" in capsys.readouterr().out) == (expected < 8)
+        assert ("other processes" in capsys.readouterr().err) == (expected < 8)
     assert set_threads(3) == 3
     monkeypatch.setenv("OMP_NUM_THREADS", "8")
     used.clear()

@@ -166,6 +166,11 @@ def test_imagenet_weights_without_a_network(hub, monkeypatch, backbone, file):
     assert time.monotonic() - start < 5
 
 
+def test_backbone_without_imagenet_weights_is_an_error():
+    with pytest.raises(WeightsError, match="torchvision has no tinynet; .* --init PATH"):
+        pretrained._imagenet("tinynet")
+
+
 def test_damaged_download_is_an_error(hub, monkeypatch):
     monkeypatch.setattr(pretrained, "is_reachable", lambda url: True)
     with pytest.raises(WeightsError, match="could not be loaded .*try again"):
@@ -206,6 +211,9 @@ def test_training_starts_from_the_weights_and_its_checkpoint_keeps_the_stem(
     mean, std = dataset.pixel_statistics("Training")
     assert (float(network.pixel_mean), float(network.pixel_std)) == pytest.approx((mean, std))
     random = build_network(Options(stem="imagenet", seed=3), dataset)
+    assert "note" not in capsys.readouterr().out
+    build_network(Options(channels=3, width=0.25), dataset)
+    assert "note     --channels 3 has no effect" in capsys.readouterr().out
     assert torch.equal(network.classifier.weight, random.classifier.weight)
     saved = Checkpoint(network.architecture, network.state_dict(), dataset.class_names, 48)
     save_checkpoint(tmp_path / "best.pth", saved)

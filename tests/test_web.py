@@ -435,6 +435,11 @@ def test_without_npm_the_requirement_is_named(monkeypatch, tmp_path):
     assert not (tmp_path / "page").exists()
 
 
+def test_options_that_the_page_does_not_use_are_refused(tmp_path):
+    with pytest.raises(OptionError, match="--web only writes the page; leave out --int8"):
+        run("--web", tmp_path / "page", "--int8")
+
+
 def test_weights_without_landmarks_are_refused(tmp_path):
     architecture = Architecture(width=0.1, landmarks=False)
     weights = FERNet(architecture).state_dict()

@@ -27,6 +27,7 @@ from tools.plan import Run, read_plan
 from tools.scheduler import Scheduler
 from utils import cli
 from utils.errors import OptionError, RunError, WeightsError, run_main
+from utils.options import Count
 from utils.run_folder import ROOT, RUNS, RunFolder
 
 
@@ -50,7 +51,7 @@ class ExperimentOptions:
     """Replaces the plan's common options; give it with an equals sign: --common="--recipe cpu"."""
     gpu_ids: str = ""
     """GPUs such as 0,1, each of which trains different runs; -1 is the CPU."""
-    parallel: int = 1
+    parallel: Count = 1
     """Runs at a time per device; on a CPU they share the cores. Use it for small networks."""
     private: bool = False
     """Compare on PrivateTest, too, when all runs are finished."""
@@ -60,8 +61,6 @@ class ExperimentOptions:
 
 def main() -> None:
     options = cli.parse(ExperimentOptions, sys.argv[1:], __doc__)
-    if options.parallel < 1:
-        raise OptionError(f"--parallel {options.parallel} must be at least 1")
     if options.tta and not options.private:
         raise OptionError("--tta applies to PrivateTest only; give --private, too")
     plan = read_plan(Path(options.plan), options.seeds, options.common, options.variants)

@@ -35,6 +35,7 @@ from utils.cli import format_command, options_from_json, parse
 from utils.devices import pick_device
 from utils.errors import DataError, OptionError, RunError, WeightsError, run_main
 from utils.files import atomic_write
+from utils.options import Count
 from utils.run_folder import RunFolder
 from utils.statistics import wilson
 
@@ -60,7 +61,7 @@ class ReleaseOptions:
     """A sentence for the card, such as the duration and the hardware of the training."""
     gpu_ids: str = ""
     """The GPU, such as 0; -1 is the CPU. Default: the first GPU, if any."""
-    batch_size: int = 256
+    batch_size: Count = 256
     """Images per step."""
 
 
@@ -71,8 +72,6 @@ def main() -> None:
         raise OptionError(f"--out {out}: give a .pth file")
     if out.exists():
         raise OptionError(f"{out} exists; remove it, or choose another --out")
-    if options.batch_size < 1:
-        raise OptionError(f"--batch_size {options.batch_size} must be at least 1")
     run = RunFolder.reopen(options.run)
     checkpoint, last = (load_checkpoint(run / name) for name in ("best.pth", "last.pth"))
     trained_with = options_from_json(run.read_json("config.json").get("options"))

@@ -75,7 +75,7 @@ def parse(kind: type[T], argv: Sequence[str], description: str) -> T:
     An unknown option or a wrong type ends the process with a message and status 2.
 
     Raises:
-        OptionError: An option has another name now, or was removed.
+        OptionError: A value is out of range, or an option has another name now, or was removed.
     """
     names = {field.name for field in fields(kind)}
     for word in (word.split("=")[0].replace("-", "_").replace("__", "--", 1) for word in argv):
@@ -96,7 +96,7 @@ def parse(kind: type[T], argv: Sequence[str], description: str) -> T:
         args=list(argv),
         use_underscores=True,
     )
-    return kind(**vars(values))
+    return validate_types(vars(values), kind)
 
 
 def parse_train_options(argv: Sequence[str], description: str) -> CommandLine:
@@ -199,4 +199,5 @@ def options_from_json(saved: Any) -> Options:
             f"config.json has unknown options ({', '.join(sorted(unknown))}), so another version "
             "of this project wrote it; use that version, or start a new run"
         )
-    return validate_types(saved, "config.json is damaged: ", "; correct it, or start a new run")
+    texts = "config.json is damaged: ", "; correct it, or start a new run"
+    return validate_types(saved, Options, *texts)

@@ -57,7 +57,7 @@ def usable_gpus(gpu_ids: str) -> list[int]:
     return ids or list(range(count))
 
 
-def pick_device(gpu_ids: str, local_rank: int = 0) -> torch.device:
+def pick_device(gpu_ids: str, local_rank: int | None = None) -> torch.device:
     """Return the device of `--gpu_ids`: "" is the first GPU if any, "-1" the CPU, "0" GPU 0.
 
     If no GPU was selected and PyTorch cannot use the first one (too old for its kernels, or a
@@ -65,12 +65,15 @@ def pick_device(gpu_ids: str, local_rank: int = 0) -> torch.device:
 
     Args:
         gpu_ids: The option.
-        local_rank: Of this process; each process of a machine has its own GPU.
+        local_rank: Of a process of torchrun, each of which has its own GPU.
 
     Raises:
         OptionError: The GPU does not exist or cannot compute, or a part is not a number.
     """
     is_selected, ids = bool(listed_gpus(gpu_ids)), usable_gpus(gpu_ids)
+    if is_selected and len(ids) > 1 and local_rank is None:
+        raise OptionError(f"--gpu_ids {gpu_ids}: only train.py uses several GPUs; give one")
+    local_rank = local_rank or 0
     if ids and local_rank >= len(ids):
         raise OptionError(
             f"process {local_rank + 1} of this machine has no GPU, because there are {len(ids)}; "
@@ -157,7 +160,8 @@ def set_threads(threads: int) -> int:
     elif not threads and "OMP_NUM_THREADS" not in os.environ:
         threads = min(idle_cores(), torch.get_num_threads())
         if threads < torch.get_num_threads():
-            print(f"threads  {threads}: other processes use the CPU (--threads overrides this)")
+            note = "other processes use the CPU (--threads overrides this)"
+            print(f"threads  {threads}: {note}", file=sys.stderr)
     if threads:
         torch.set_num_threads(threads)
     return torch.get_num_threads()

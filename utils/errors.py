@@ -55,6 +55,10 @@ def run_main(main: Callable[[], None]) -> None:
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         sys.exit(f"error: out of memory ({reason}); use a smaller --batch_size, or free memory")
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        sys.exit("error: batch norm needs more than one image here; give a larger --batch_size")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
         print("stopped: the output was closed (broken pipe)", file=sys.stderr)

@@ -6,12 +6,12 @@ import re
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, NonNegativeInt
 
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
-NonNegative = Annotated[float, Field(ge=0)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Width = Annotated[int, Field(ge=24, le=224)]
 
 
@@ -47,7 +47,7 @@ class Options:
     They define the network (such as --width and --mirror) and the normalization. The classes may
     differ: the classifier keeps those of the same name. Several files are merged block-diagonally
     into one network, whose width is the sum of theirs."""
-    freeze_epochs: Annotated[int, Field(ge=0)] = 0
+    freeze_epochs: NonNegativeInt = 0
     """With --model_path or --init: train only the heads in this many epochs at the start. The
     backbone and its batch-norm statistics are frozen."""
     teacher: tuple[str, ...] = ()
@@ -56,7 +56,7 @@ class Options:
     """Weight of the soft targets in the expression loss; the labels have the rest."""
     gpu_ids: str = ""
     """The GPUs to train on, such as 0 or 0,1; -1 is the CPU. Default: the first GPU, if any."""
-    threads: Annotated[int, Field(ge=0)] = 0
+    threads: NonNegativeInt = 0
     """CPU threads of PyTorch, and processes for the landmarks; 0 is one per idle core."""
     compile: bool = False
     """Use torch.compile. It takes up to a minute and is faster on a GPU."""
@@ -106,7 +106,7 @@ class Options:
     margin_1: NonNegative = 0.15
     """Margin between the mean importances of the two groups."""
     relabel: bool = False
-    """Relabel Training images. docs/experiments.md has the effect of the rules ema and scn."""
+    """Relabel Training images. docs/experiments.md has the effect of each rule."""
     relabel_rule: Literal["ema", "soft", "scn"] = "ema"
     """ema relabels at the end of an epoch, by the mean predictions of the EMA of three epochs. soft
     mixes these with the given labels, as targets. scn relabels the low-importance group of each
@@ -166,11 +166,11 @@ class Options:
     """Probability of each of low resolution, noise and a gamma curve, for use on photographs."""
     jpeg: Fraction = 0.0
     """Probability of JPEG compression of quality 20 to 100, for use on photographs."""
-    mild_epochs: Annotated[int, Field(ge=0)] = 0
+    mild_epochs: NonNegativeInt = 0
     """Number of epochs at the end with mild augmentation: half of --affine and --color_jitter,
     no --erasing."""
 
-    per_class: Annotated[int, Field(ge=0)] = 0
+    per_class: NonNegativeInt = 0
     """Train on at most this many images of each class, chosen randomly; 0 is all."""
     select: Literal["accuracy", "balanced_accuracy"] = "accuracy"
     """The metric on PublicTest that chooses the epoch of best.pth."""

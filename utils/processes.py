@@ -1,4 +1,4 @@
-"""Parallel computation in worker processes, which also end if their parent is killed."""
+"""Parallel computation: worker processes, which also end if their parent is killed, and threads."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
@@ -19,17 +21,16 @@ from utils.signals import ignore_signals
 
 
 def map_unordered(
-    function: Callable[[Any], Any], items: Sequence[Any], jobs: int = 0
+    function: Callable[[Any], Any], items: Iterable[Any], jobs: int
 ) -> Iterator[tuple[int, Any]]:
     """Yield (index, function(item)) for each item, in the order in which they are finished.
 
     The function is one of a module, which a worker process can import. There are `jobs` processes,
-    by default one per core that this process may use.
+    or with one job none besides this one.
 
     Raises:
         RunError: The system ended a process. Errors of `function` are passed on.
     """
-    jobs = min(jobs or joblib.cpu_count(), len(items))
     parallel = joblib.Parallel(
         jobs,
         backend="loky",  # its workers do not import the main script, so they do not import torch
@@ -70,3 +71,19 @@ def _exit_with_parent(parent: int) -> None:
 
     if os.getpid() != parent:
         threading.Thread(target=watch, daemon=True).start()
+
+
+def map_ahead(
+    pool: ThreadPoolExecutor, function: Callable, items: Iterable, max_pending: int
+) -> Iterator:
+    """Yield function(item) for each item in order, while up to `max_pending` others are computed.
+
+    Unlike `pool.map` it takes items only as they are needed.
+    """
+    pending = deque()
+    for item in items:
+        pending.append(pool.submit(function, item))
+        if len(pending) > max_pending:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()

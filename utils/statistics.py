@@ -47,8 +47,7 @@ def compare(correct: Mapping[str, Mapping[int, np.ndarray]], baseline: str) -> p
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
     """Return the 95 % Wilson interval of a proportion, 0 to 1."""
-    bounds = binomtest(successes, n).proportion_ci(method="wilson")
-    return bounds.low, bounds.high
+    return binomtest(successes, n).proportion_ci(method="wilson")
 
 
 def bootstrap(variant: np.ndarray, reference: np.ndarray) -> tuple[float, float]:

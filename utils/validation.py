@@ -5,12 +5,14 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from utils.errors import OptionError
 from utils.options import Options, min_image_width
+
+T = TypeVar("T")
 
 
 def validate_options(options: Options) -> Options:
@@ -103,14 +105,16 @@ def check_label_options(class_names: Sequence[str], ferplus: str, ferplus_test: 
         )
 
 
-def validate_types(values: dict[str, Any], before: str = "", after: str = "") -> Options:
+def validate_types(
+    values: dict[str, Any], kind: type[T] = Options, before: str = "", after: str = ""
+) -> T:
     """Return the options of plain values; `before` and `after` are texts of the error message.
 
     Raises:
         OptionError: A value has a wrong type, or is out of range.
     """
     try:
-        return TypeAdapter(Options).validate_python(values)
+        return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
         faults = [
             f"--{fault['loc'][0]} {fault['input']}: "

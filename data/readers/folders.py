@@ -114,13 +114,18 @@ class FolderLayout:
     def _check_classes(
         self, classes: tuple[str, ...], class_of: dict[str, str], are_given: bool
     ) -> None:
-        """Raise a DataError if a folder has no class, or in a training set a class no folder."""
+        """Raise a DataError unless folders and classes fit; a test set may lack some."""
         origin = " of the weights or --class_names" if are_given else ""
         if unknown := sorted(name for name, c in class_of.items() if c not in classes):
             fault = (
                 f"the folders {quoted(unknown)} are none of the classes {quoted(classes)}{origin}"
             )
             raise DataError(f"{self.root}: {fault}; remove them, or correct --class_names")
+        for split, folders in self.images.items():
+            for c in {class_of[name] for name in folders}:
+                if len(same := [name for name in folders if class_of[name] == c]) > 1:
+                    fault = f"{split} has the folders {quoted(same)}, which all mean {c}"
+                    raise DataError(f"{fault}; merge them, or keep these names with --class_names")
         if all(_split_of_folder(split) != "Training" for split in self.images):
             return  # a test set may lack a class
         for split, folders in self.images.items():

@@ -18,6 +18,7 @@ from data.cache import CACHE_FORMAT
 from data.dataset import resize_image
 from data.mapped import decode_to_file, fits_in_memory
 from utils.errors import DataError
+from utils.processes import map_ahead
 from utils.progress import progress_bar
 
 IMAGE_SUFFIXES = (
@@ -68,8 +69,7 @@ def read_images(
 
     def read_from(first: int) -> Iterator[np.ndarray]:
         with ThreadPoolExecutor(cpu_count()) as pool:  # decoders run without Python's lock
-            for start in range(first, len(paths), BLOCK):
-                yield from pool.map(read, range(start, min(start + BLOCK, len(paths))))
+            yield from map_ahead(pool, read, range(first, len(paths)), BLOCK)
 
     if not fits_in_memory(math.prod(shape)):
         return decode_to_file(_key(paths, shape, boxes), shape, read_from)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from data.dataset import FaceDataset, resize_landmarks
+from data.dataset import SPLITS, FaceDataset, resize_landmarks
+from data.readers.folders import split_of_name
 from data.readers.images import image_size, read_images
 from utils.classes import EMOTIONS
 from utils.coordinates import NUM_LANDMARKS
 from utils.errors import DataError
 
-SPLIT_OF_LIST = {"train": "Training", "validation": "PublicTest", "test": "PrivateTest"}
 MAX_LIST_BYTES = 256 << 20
 MAX_LANDMARK_BYTES = 1 << 16
 MAX_DISTANCE = 10  # of landmarks from the origin, in image sizes; larger ones are not in pixels
@@ -24,12 +24,12 @@ class ListLayout:
     """Lists of images and labels: `train_images.txt` with `train_labels.txt`, and so on."""
 
     root: Path  # the folder of the lists
-    splits: tuple[str, ...]  # the keys of SPLIT_OF_LIST whose lists exist
+    names: tuple[str, ...]  # of the lists, such as "train" for train_images.txt
 
     def files(self) -> list[Path]:
         """Return all files that the data set depends on; a missing image is a DataError."""
-        names = [f"{split}_{kind}.txt" for split in self.splits for kind in ("images", "labels")]
-        images = [path for split in self.splits for path in self._images(split)]
+        names = [f"{name}_{kind}.txt" for name in self.names for kind in ("images", "labels")]
+        images = [path for name in self.names for path in self._images(name)]
         optional = [self.root / name for name in names]  # `read` reports missing labels
         optional += [path.with_suffix(".txt") for path in images]
         return images + [path for path in optional if path.is_file()]
@@ -38,11 +38,11 @@ class ListLayout:
         """Read the images as width x width pixels, grayscale or RGB, and the landmarks if any."""
         class_names = tuple(class_names) or EMOTIONS
         paths, labels, split = [], [], []
-        for name in self.splits:
+        for name in self.names:
             images = self._images(name)
             paths += images
             labels += self._labels(name, len(images), len(class_names))
-            split += [SPLIT_OF_LIST[name]] * len(images)
+            split += [split_of_name(name)] * len(images)
         images = read_images(paths, width, channels)
         landmarks = np.full((len(paths), NUM_LANDMARKS, 2), np.nan, np.float32)
         for i, path in enumerate(paths):
@@ -53,8 +53,8 @@ class ListLayout:
         labels, split = np.array(labels, np.int64), np.array(split, "U12")
         return FaceDataset(images, labels, split, class_names, landmarks, source=str(self.root))
 
-    def _images(self, split: str) -> list[Path]:
-        file = self.root / f"{split}_images.txt"
+    def _images(self, name: str) -> list[Path]:
+        file = self.root / f"{name}_images.txt"
         paths = [self.root / line for line in read_lines(file)]
         for number, path in enumerate(paths, start=1):
             if not path.is_file():
@@ -62,8 +62,8 @@ class ListLayout:
                 raise DataError(f"{file}, line {number}: there is no image {path}; {remedy}")
         return paths
 
-    def _labels(self, split: str, count: int, num_classes: int) -> list[int]:
-        file = self.root / f"{split}_labels.txt"
+    def _labels(self, name: str, count: int, num_classes: int) -> list[int]:
+        file = self.root / f"{name}_labels.txt"
         if not file.is_file():
             raise DataError(f"{file} is missing; write the labels there, one integer per line")
         lines = read_lines(file)
@@ -75,7 +75,7 @@ class ListLayout:
                 )
         if len(lines) != count:
             raise DataError(
-                f"{file} has {len(lines)} lines, but {split}_images.txt has {count}; they differ "
+                f"{file} has {len(lines)} lines, but {name}_images.txt has {count}; they differ "
                 f"from line {min(len(lines), count) + 1} on, so give each image one label"
             )
         return [int(line) for line in lines]
@@ -83,8 +83,9 @@ class ListLayout:
 
 def find_lists(folder: Path) -> ListLayout | None:
     """Return the lists that lie directly in a folder, or None."""
-    splits = tuple(split for split in SPLIT_OF_LIST if (folder / f"{split}_images.txt").is_file())
-    return ListLayout(folder, splits) if splits else None
+    names = [path.name.removesuffix("_images.txt") for path in folder.glob("*_images.txt")]
+    names = sorted(filter(split_of_name, names), key=lambda n: (SPLITS.index(split_of_name(n)), n))
+    return ListLayout(folder, tuple(names)) if names else None
 
 
 def read_lines(file: Path, max_bytes: int = MAX_LIST_BYTES) -> list[str]:

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from data.dataset import FaceDataset, match_classes, quoted
+from data.readers.folders import split_of_name
 from data.readers.images import read_images
-from data.readers.lists import SPLIT_OF_LIST, read_lines
+from data.readers.lists import read_lines
 from utils.classes import EMOTIONS
 from utils.errors import DataError
 
@@ -59,7 +60,7 @@ class RafDbLayout:
             path = self.root / "Image" / "aligned" / f"{name}_aligned.jpg"
             if not path.is_file():
                 raise DataError(f"{where}: there is no image {path}; unpack aligned.zip there")
-            samples.append((path, int(label), SPLIT_OF_LIST[prefix]))
+            samples.append((path, int(label), split_of_name(prefix)))
         return samples
 
 
