@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from utils.network import is_reachable
+from utils.internet import is_reachable
 
 KAGGLE_SET = "msambare/fer2013"
 KAGGLE_URL = f"https://www.kaggle.com/datasets/{KAGGLE_SET}"

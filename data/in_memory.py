@@ -1,4 +1,4 @@
-"""The Training images in memory: on the device, in CPU memory, or memory-mapped from disk.
+"""The Training images: on the device, in CPU memory, or memory-mapped from disk.
 
 Those of FER2013 are 66 MB. They lie on the device as uint8, and no batch is copied there. A larger
 data set is streamed, one batch ahead.

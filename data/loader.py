@@ -1,4 +1,4 @@
-"""The batches of an epoch: every Training image once, in a new order, augmented."""
+"""The batches of an epoch: all Training images in a new order, augmented."""
 
 import math
 from collections.abc import Iterator

@@ -36,7 +36,7 @@ def calibrate(checkpoint: Checkpoint, dataset: FaceDataset, device: torch.device
     temperature = fit_temperature(logits, public.labels)
     probabilities = softmax(logits / temperature, axis=1)
     correct = probabilities.argmax(1) == public.labels
-    threshold = unsure_below(probabilities.max(1), correct)
+    threshold = fit_unsure_below(probabilities.max(1), correct)
     return replace(checkpoint, temperature=temperature, unsure_below=threshold)
 
 
@@ -55,7 +55,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(minimize_scalar(loss, bounds=bounds, method="bounded").x)
 
 
-def unsure_below(confidence: np.ndarray, correct: np.ndarray) -> float:
+def fit_unsure_below(confidence: np.ndarray, correct: np.ndarray) -> float:
     """Return the confidence from which on at least half of the predictions are right.
 
     The share of right predictions [N] as a function of the confidence [N] is estimated by isotonic

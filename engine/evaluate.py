@@ -60,7 +60,7 @@ def evaluate(
     batch_size: int = 256,
     tta: bool = False,
 ) -> Evaluation:
-    """Predict splits of a data set in float32, one split after the other.
+    """Predict some splits of a data set in float32, in the given order.
 
     Args:
         networks: One, or an ensemble, in evaluation mode.

@@ -9,7 +9,7 @@ from torch import Tensor
 from data.in_memory import InMemoryDataset
 from engine.distributed import DistributedContext
 from engine.state import TrainingState
-from models.losses import relabel_by_mean, soft_labels
+from models.losses import relabel_ema, soft_labels
 from models.predict import predict
 from utils.devices import use_bf16
 from utils.options import Options
@@ -33,7 +33,7 @@ def update_labels(
     The labels are a function of the given labels and the mean predictions, so a label may move
     back. From epoch `first` on, the mean is that of up to NUM_EPOCHS epochs, then a moving average
     with the weight 1 / NUM_EPOCHS for the last epoch (temporal ensembling: Laine and Aila, 2017,
-    arXiv:1610.02242).
+    arXiv:1610.02242). With the rule scn this does nothing.
     """
     first = max(1, options.relabel_epoch - NUM_EPOCHS + 1)
     if not options.relabel or options.relabel_rule == "scn" or state.epoch < first:
@@ -48,7 +48,7 @@ def update_labels(
         if options.relabel_rule == "soft":
             labels = soft_labels(mean, given, margin).argmax(1)
         else:
-            labels = relabel_by_mean(mean, given, margin, options.relabel_cap)
+            labels = relabel_ema(mean, given, margin, options.relabel_cap)
         state.labels.copy_(labels)
 
 

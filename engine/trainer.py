@@ -123,7 +123,7 @@ def train_one_epoch(
     eta: ETA,
     signals: list[int],
 ) -> dict[str, float] | None:
-    """Train on every Training image once; return the mean metrics, or None after a signal.
+    """Train on every Training image; return the mean metrics, or None after a signal.
 
     An interrupted epoch continues after its last finished batch. `model` calls `state.network`,
     which may be compiled or distributed. Metrics are summed on the GPU. With one process, only

@@ -18,7 +18,7 @@ class Face(NamedTuple):
     probabilities: np.ndarray  # float32 [C], in the order of FacePredictor.class_names
     importance: float  # SCN's, 0 to 1, by which the logits are multiplied
     landmarks: np.ndarray | None  # float32 [68, 2] in pixels of the image, iBUG order
-    unsure_below: float = 0.0  # confidence below which predictions are mostly wrong
+    unsure_below: float = 0.0  # confidence below which at most half are right
     explanation: Explanation | None = None  # of a class, where it was asked for
 
     @property

@@ -53,7 +53,7 @@ class FacePredictor:
     On a CPU, PyTorch weights make glibc keep up to 1 GiB of freed memory for the next batch.
 
     Args:
-        model_path: Weights of this project, of the original method, or an .onnx file.
+        model_path: Weights of this project, of RainbowRui's, or an .onnx file.
         cropped: Each image is one tightly cropped face.
         detector: "dlib", or the path of a CenterFace .onnx file.
         detection_size: As in `inference.detector.detect_faces`.

@@ -13,7 +13,7 @@ from utils.predictions import Predictions
 
 # Of an ONNX model. One without landmarks has no such output.
 OUTPUT_NAMES = Predictions._fields
-METADATA_KEY = "fer"  # of an ONNX model: a JSON object with classes, image width and channels
+METADATA_KEY = "fer"  # of an ONNX model: a JSON object with class names, image width and others
 
 
 class Runtime(ABC):
@@ -23,7 +23,7 @@ class Runtime(ABC):
     image_width: int
     channels: int
     mean_face: np.ndarray | None  # float32 [68, 2] in pixels; None without a landmark head
-    unsure_below: float  # confidence below which predictions are mostly wrong
+    unsure_below: float  # confidence below which at most half of the predictions are right
 
     @abstractmethod
     def __call__(self, faces: np.ndarray, explain: bool = False) -> Predictions:

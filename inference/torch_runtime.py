@@ -16,7 +16,7 @@ from utils.predictions import Predictions
 
 
 class TorchRuntime(Runtime):
-    """Runs a best.pth of this project, or the original method's weights."""
+    """Runs a best.pth of this project, or RainbowRui's weights."""
 
     def __init__(self, path: str | Path, gpu_ids: str = "", threads: int = 0) -> None:
         set_threads(threads)

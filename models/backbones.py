@@ -19,7 +19,7 @@ from torchvision.models.vgg import cfgs, make_layers
 class ResNet18(nn.Module):
     """ResNet-18 (He et al., 2016) for small images: a 3 x 3 stem of stride 1, and no max-pool.
 
-    A 48 x 48 image keeps its resolution through layer1: [N, C, 48, 48] -> [N, 512, 6, 6].
+    Images keep their resolution through layer1. Features: [N, C, 48, 48] -> [N, 512, 6, 6].
 
     Args:
         channels: Of the image.

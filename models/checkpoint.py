@@ -35,7 +35,7 @@ class Checkpoint:
     scores: dict[str, float] = field(default_factory=dict)  # metrics of that epoch on PublicTest
     card: str = ""  # model card of a release, in Markdown
     temperature: float = 1.0  # by which `network` divides the logits (Guo et al., ICML 2017)
-    unsure_below: float = 0.0  # probability below which predictions are mostly wrong
+    unsure_below: float = 0.0  # probability below which at most half are right
     # What resuming needs besides (`TrainingState.state_dict`); empty in best.pth.
     training: dict[str, Any] = field(default_factory=dict)
 
@@ -88,7 +88,7 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Load a checkpoint of this project, or the original method's released weights.
+    """Load a checkpoint of this project, or RainbowRui's weights.
 
     Only tensors and plain values are loaded; a file with pickled code is refused.
 
@@ -102,7 +102,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     if not isinstance(content, dict) or "format" not in content:
         raise WeightsError(
             f"{path} has no weights of this project; give a best.pth or last.pth of train.py, or "
-            "the original method's resnet18.pth"
+            "RainbowRui's resnet18.pth"
         )
     if content["format"] not in (1, FORMAT):
         raise WeightsError(

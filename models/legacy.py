@@ -1,4 +1,4 @@
-"""Weights of earlier versions, and of the original method (RainbowRui, 2020).
+"""Weights of earlier versions, and of the original method: RainbowRui's repository (2020).
 
 The original method's files are {'net': state_dict, 'optimizer', 'epoch'}, with keys prefixed
 `module.`. Its network takes three equal channels, normalized by (x / 255 - 0.5) / 0.5, and its

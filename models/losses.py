@@ -53,7 +53,7 @@ def rank_regularization(importance: Tensor, beta: float, margin_1: float) -> Ten
     return F.relu(margin_1 - (ranked[:high].mean() - ranked[high:].mean()))
 
 
-def relabel_by_logits(
+def relabel_scn(
     logits: Tensor,
     labels: Tensor,
     margin_2: float,
@@ -62,8 +62,8 @@ def relabel_by_logits(
 ) -> Tensor:
     """Relabel (SCN) where the largest probability exceeds the label's by more than `margin_2`.
 
-    With `importance` and `beta` only the low-importance group is relabeled, as in the paper. Its
-    authors' code relabels every image.
+    With `importance` and `beta` only the low-importance group is relabeled, as in the paper. The
+    code of SCN's authors relabels every image.
 
     Args:
         logits: [N, C], unweighted.
@@ -83,9 +83,7 @@ def relabel_by_logits(
     return torch.where(moves, predicted, labels)
 
 
-def relabel_by_mean(
-    probabilities: Tensor, given: Tensor, margin: float, max_share: float
-) -> Tensor:
+def relabel_ema(probabilities: Tensor, given: Tensor, margin: float, max_share: float) -> Tensor:
     """Relabel: take the prediction where its probability exceeds the label's by more than `margin`.
 
     Of each class, at most the share `max_share` of the given labels moves, those with the largest
@@ -209,4 +207,4 @@ def relabel_batch(output: Output, labels: Tensor, options: Options) -> Tensor:
     """Return the labels [N] of a batch after SCN's relabeling, by the logits without dropout."""
     importance = output.importance if options.importance else None
     logits = output.logits_without_dropout
-    return relabel_by_logits(logits, labels, options.margin_2, importance, options.beta)
+    return relabel_scn(logits, labels, options.margin_2, importance, options.beta)

@@ -16,7 +16,7 @@ from models.checkpoint import load_file
 from models.fernet import FERNet
 from models.timm_backbone import PREFIX, TimmBackbone, pretrained_state_dict
 from utils.errors import WeightsError
-from utils.network import is_reachable
+from utils.internet import is_reachable
 
 
 def initialize_backbone(network: FERNet, init: str) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import OptionError, WeightsError
-from utils.network import is_reachable
+from utils.internet import is_reachable
 
 PREFIX = "timm:"
 URL = "https://huggingface.co"

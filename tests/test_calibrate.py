@@ -7,7 +7,7 @@ from scipy.special import softmax
 
 from data.synthetic.generate import synthetic_dataset
 from engine import calibrate
-from engine.calibrate import fit_temperature, unsure_below
+from engine.calibrate import fit_temperature, fit_unsure_below
 from models.checkpoint import Checkpoint
 from models.fernet import Architecture, FERNet
 from models.predict import predict
@@ -25,10 +25,10 @@ def test_the_temperature_of_overconfident_logits_is_found(temperature):
 
 def test_unsure_below_by_hand():
     confidence = np.array([0.2, 0.3, 0.4, 0.5, 0.6, 0.7])
-    assert unsure_below(confidence, np.array([0, 0, 1, 0, 1, 1])) == pytest.approx(0.4)
-    assert unsure_below(confidence, np.array([0, 0, 0, 0, 1, 1])) == pytest.approx(0.6)
-    assert unsure_below(confidence, np.ones(6)) == 0
-    assert unsure_below(confidence, np.zeros(6)) == 1
+    assert fit_unsure_below(confidence, np.array([0, 0, 1, 0, 1, 1])) == pytest.approx(0.4)
+    assert fit_unsure_below(confidence, np.array([0, 0, 0, 0, 1, 1])) == pytest.approx(0.6)
+    assert fit_unsure_below(confidence, np.ones(6)) == 0
+    assert fit_unsure_below(confidence, np.zeros(6)) == 1
 
 
 def test_calibration_keeps_the_classes_and_is_stored(monkeypatch):

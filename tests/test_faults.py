@@ -22,7 +22,7 @@ from engine.distributed import DistributedContext
 from engine.divergence import CONSECUTIVE, CONSECUTIVE_AT_END, DivergenceGuard
 from models.checkpoint import load_checkpoint
 from models.fernet import Architecture, FERNet
-from models.losses import rank_regularization, relabel_by_logits, weighted_cross_entropy
+from models.losses import rank_regularization, relabel_scn, weighted_cross_entropy
 from utils import metrics
 from utils.errors import RunError, run_main
 from utils.signals import Interrupted, record_signals
@@ -271,7 +271,7 @@ def test_equal_importances_are_finite():
     assert loss.item() == pytest.approx(0.15)
     assert equal.grad.isfinite().all()
     logits, labels = torch.randn(10, 7), torch.arange(10) % 7
-    relabeled = relabel_by_logits(logits, labels, 0.2, equal.detach(), 0.7)
+    relabeled = relabel_scn(logits, labels, 0.2, equal.detach(), 0.7)
     assert (relabeled != labels).sum() <= 3  # the low group has three images
     assert weighted_cross_entropy(logits, equal, labels).isfinite()
 

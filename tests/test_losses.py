@@ -9,8 +9,8 @@ from models.losses import (
     high_group_size,
     landmark_loss,
     rank_regularization,
-    relabel_by_logits,
-    relabel_by_mean,
+    relabel_ema,
+    relabel_scn,
     soft_labels,
     weighted_cross_entropy,
 )
@@ -96,20 +96,20 @@ LOGITS = torch.tensor([[0.5, 0.3, 0.2], [0.2, 0.1, 0.7], [0.6, 0.3, 0.1]]).log()
 
 def test_relabel_by_hand():
     labels = torch.tensor([1, 1, 0])  # best minus given: 0.2, 0.6, 0
-    assert relabel_by_logits(LOGITS, labels, 0.25).tolist() == [1, 2, 0]
-    assert relabel_by_logits(LOGITS, labels, 0.1).tolist() == [0, 2, 0]
-    assert relabel_by_logits(LOGITS, labels, 0.65).tolist() == [1, 1, 0]
+    assert relabel_scn(LOGITS, labels, 0.25).tolist() == [1, 2, 0]
+    assert relabel_scn(LOGITS, labels, 0.1).tolist() == [0, 2, 0]
+    assert relabel_scn(LOGITS, labels, 0.65).tolist() == [1, 1, 0]
 
 
 def test_relabel_keeps_the_labels_of_the_high_group():
     labels = torch.tensor([1, 1, 0])
     importance = torch.tensor([[0.1], [0.9], [0.2]])
     # beta 0.4 of 3 images: the second is the high group.
-    assert relabel_by_logits(LOGITS, labels, 0.1, importance, 0.4).tolist() == [0, 1, 0]
-    assert relabel_by_logits(LOGITS[:1], labels[:1], 0.1, importance[:1], 0.4).tolist() == [0]
+    assert relabel_scn(LOGITS, labels, 0.1, importance, 0.4).tolist() == [0, 1, 0]
+    assert relabel_scn(LOGITS[:1], labels[:1], 0.1, importance[:1], 0.4).tolist() == [0]
 
 
-def test_relabel_by_mean_by_hand():
+def test_relabel_ema_by_hand():
     probabilities = torch.tensor(
         [
             *([0.1, 0.8, 0.1], [0.2, 0.6, 0.2], [0.3, 0.5, 0.2], [0.15, 0.75, 0.1]),
@@ -117,11 +117,11 @@ def test_relabel_by_mean_by_hand():
         ]
     )
     given = torch.tensor([0, 0, 0, 0, 2, 2])  # differences 0.7, 0.4, 0.2, 0.6, 0, 1
-    assert relabel_by_mean(probabilities, given, 0.5, 1.0).tolist() == [1, 0, 0, 1, 2, 1]
+    assert relabel_ema(probabilities, given, 0.5, 1.0).tolist() == [1, 0, 0, 1, 2, 1]
     # A quarter of the four images of class 0, and none of the two of class 2.
-    assert relabel_by_mean(probabilities, given, 0.5, 0.25).tolist() == [1, 0, 0, 0, 2, 2]
-    assert relabel_by_mean(probabilities, given, 0.1, 0.75).tolist() == [1, 1, 0, 1, 2, 1]
-    assert relabel_by_mean(probabilities, given, 0.0, 0.0).tolist() == given.tolist()
+    assert relabel_ema(probabilities, given, 0.5, 0.25).tolist() == [1, 0, 0, 0, 2, 2]
+    assert relabel_ema(probabilities, given, 0.1, 0.75).tolist() == [1, 1, 0, 1, 2, 1]
+    assert relabel_ema(probabilities, given, 0.0, 0.0).tolist() == given.tolist()
     assert given.tolist() == [0, 0, 0, 0, 2, 2]
     soft = soft_labels(probabilities, given, 0.5)
     torch.testing.assert_close(soft[0], torch.tensor([0.6, 0.8, 0.1]) / 1.5)
@@ -131,7 +131,7 @@ def test_relabel_by_mean_by_hand():
 
 def test_relabel_does_not_change_its_arguments():
     labels = torch.tensor([1, 1, 0])
-    relabel_by_logits(LOGITS, labels, 0.1)
+    relabel_scn(LOGITS, labels, 0.1)
     assert labels.tolist() == [1, 1, 0]
 
 

@@ -157,7 +157,7 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("backbone", "file"), [("resnet18", "resnet18-"), ("vgg16", "vgg16_bn-")])
 def test_imagenet_weights_without_a_network(hub, monkeypatch, backbone, file):
-    monkeypatch.setattr("utils.network.PROBE_SECONDS", 0.1)
+    monkeypatch.setattr("utils.internet.PROBE_SECONDS", 0.1)
     start = time.monotonic()
     message = rf"https://download\.pytorch\.org/models/{file}\w+\.pth cannot be .* --init PATH"
     network = FERNet(Architecture(backbone, **SMALL))

@@ -82,7 +82,7 @@ class Options:
     """Images are resized to this width in pixels. Several values are progressive resizing: each
     is used for an equal share of the epochs, and the last one for evaluation."""
     channels: Literal[1, 3] = 1
-    """1 reads images as grayscale, 3 as RGB."""
+    """1 reads images as grayscale, 3 as RGB; those of a CSV are always grayscale."""
     class_names: tuple[str, ...] = ()
     """The classes of your own data set, in the order of the labels. Default: the folders' names, or
     FER2013's seven."""
