@@ -20,8 +20,7 @@ CHUNK = 2048  # images on the device at a time, if they are streamed
 
 def set_soft_targets(state: TrainingState, images: InMemoryDataset, options: Options) -> None:
     """Set the soft labels as targets, if the next epoch trains on them."""
-    is_soft = options.relabel and options.relabel_rule == "soft"
-    if is_soft and state.epoch >= options.relabel_epoch:
+    if options.relabel == "soft" and state.epoch >= options.relabel_epoch:
         images.targets = soft_labels(state.predictions, images.labels, options.margin_2)
 
 
@@ -36,7 +35,7 @@ def update_labels(
     arXiv:1610.02242). With the rule scn this does nothing.
     """
     first = max(1, options.relabel_epoch - NUM_EPOCHS + 1)
-    if not options.relabel or options.relabel_rule == "scn" or state.epoch < first:
+    if options.relabel in ("none", "scn") or state.epoch < first:
         return
     probabilities = predict_training(state, images, options, context)
     if state.epoch == first:
@@ -45,7 +44,7 @@ def update_labels(
     state.predictions += (probabilities - state.predictions) / count
     if state.epoch >= options.relabel_epoch:
         mean, given, margin = state.predictions, images.labels, options.margin_2
-        if options.relabel_rule == "soft":
+        if options.relabel == "soft":
             labels = soft_labels(mean, given, margin).argmax(1)
         else:
             labels = relabel_ema(mean, given, margin, options.relabel_cap)

@@ -130,7 +130,7 @@ def train_one_epoch(
     every 50th step waits for it, to check divergence.
     """
     epoch = state.begin_epoch(loader.equal_lengths)
-    relabels_batches = options.relabel and options.relabel_rule == "scn"
+    relabels_batches = options.relabel == "scn"
     bf16 = use_bf16(options.amp, state.device)
     losses_of = compile_function(compute_losses) if options.compile else compute_losses
     parameters = list(state.network.train().parameters())

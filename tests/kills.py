@@ -44,7 +44,7 @@ SMALL = (
 )
 RELABELED = (
     *("--total_epoch", str(EPOCHS)),
-    *("--relabel", "--relabel_epoch", "2", "--margin_2", "0.01", "--relabel_cap", "1"),
+    *("--relabel", "ema", "--relabel_epoch", "2", "--margin_2", "0.01", "--relabel_cap", "1"),
 )
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)  # in rotation
 

@@ -172,7 +172,7 @@ def test_student_reproduces_a_confident_teacher(folder):
     checkpoint.net["classifier.weight"].zero_()
     checkpoint.net["classifier.bias"].copy_(torch.tensor([0.0, 0, 0, 20, 0, 0, 0]))
     save_checkpoint(path, checkpoint)
-    argv = (*argv_of(folder, path), "--teacher_weight", 1, "--ema", 0, "--no_relabel")
+    argv = (*argv_of(folder, path), "--teacher_weight", 1, "--ema", 0, "--relabel", "none")
     run(*argv, "--total_epoch", 10, "--out", folder / "happy")
     network = load_checkpoint(folder / "happy/last.pth").network()
     images = torch.from_numpy(synthetic_dataset(training=7, public=3, private=3).images)[:, None]

@@ -33,7 +33,6 @@ SETTING = (
         "--rank_weight",
         "0",
         "--relabel",
-        "--relabel_rule",
         "scn",
         "--no_importance",
         "--relabel_epoch",

@@ -475,7 +475,7 @@ def test_a_plan_is_checked_with_the_recipe_of_its_data(tmp_path, data, recipe):
 
 
 def test_variants_of_a_plan_can_be_selected(tmp_path):
-    variants = {"a": "", "b": "--rank_weight 0", "c": "--no_relabel"}
+    variants = {"a": "", "b": "--rank_weight 0", "c": "--relabel none"}
     path = write_plan(tmp_path / "p.toml", baseline="b", seeds=[0], variants=variants)
     plan = read_plan(path, chosen=("c", "b"))
     assert (plan.baseline, list(plan.variants)) == ("b", ["b", "c"])
@@ -500,7 +500,7 @@ def test_the_plans_of_the_repository_are_valid(path, monkeypatch):
         initial = load_initial_weights(paths)  # without earlier weights
         weights = initial.initial_options() if initial else {}
         options = resolve_options(command, is_synthetic=False, initial=weights)
-        assert options.relabel_epoch <= options.total_epoch or not options.relabel
+        assert options.relabel_epoch <= options.total_epoch or options.relabel == "none"
 
 
 def test_published_values_have_a_source():

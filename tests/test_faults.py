@@ -32,7 +32,7 @@ TINY = (
     *("--threads", "1"),
     *("--gpu_ids", "-1", "--width", "0.1", "--image_width", "32", "--batch_size", "16"),
     *("--no_landmarks", "--total_epoch", "3"),
-    *("--relabel", "--relabel_epoch", "1", "--margin_2", "0.01", "--relabel_cap", "1"),
+    *("--relabel", "ema", "--relabel_epoch", "1", "--margin_2", "0.01", "--relabel_cap", "1"),
 )
 
 

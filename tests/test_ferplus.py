@@ -168,13 +168,13 @@ def test_run_with_votes(dataset, votes_csv, tmp_path, target, capsys):
     argv = ("--data", csv_path, "--ferplus", votes_csv, "--no_landmarks")
     options = (
         *("--ferplus_target", target, "--total_epoch", 2),
-        *("--relabel", "--relabel_epoch", 1, "--margin_2", 0, "--relabel_cap", 1),
+        *("--relabel", "ema", "--relabel_epoch", 1, "--margin_2", 0, "--relabel_cap", 1),
     )
     run(train, *argv, *TINY, *options, "--out", tmp_path / "r")
     output = capsys.readouterr().out
     assert "with FER+ labels" in output
     config = json.loads((tmp_path / "r/config.json").read_text())
-    assert config["options"]["relabel"] == (target == "majority")
+    assert config["options"]["relabel"] == ("ema" if target == "majority" else "none")
     scores = json.loads((tmp_path / "r/metrics.json").read_text())
     expected = with_ferplus_labels(dataset, votes_csv)
     has_label = (expected.labels != UNLABELED) & (expected.split == "PrivateTest")
@@ -224,7 +224,7 @@ def test_human_agreement_does_not_change_the_training(dataset, votes_csv, tmp_pa
         "--amp",
         "fp32",
     )
-    argv += ("--relabel", "--relabel_epoch", 1, "--margin_2", 0, "--relabel_cap", 1)
+    argv += ("--relabel", "ema", "--relabel_epoch", 1, "--margin_2", 0, "--relabel_cap", 1)
     run(train, *argv, "--out", tmp_path / "without")
     run(train, *argv, "--ferplus_test", votes_csv, "--out", tmp_path / "with")
     assert "which label it equals" in capsys.readouterr().out

@@ -30,8 +30,7 @@ SHORT = Options(
     **{
         "batch_size": 5,
         "total_epoch": 2,
-        "relabel": True,
-        "relabel_rule": "scn",
+        "relabel": "scn",
         "relabel_epoch": 1,
         "margin_2": 0.01,
         "amp": "fp32",

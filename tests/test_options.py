@@ -192,7 +192,7 @@ def test_without_importance_nothing_is_ranked():
 
 @pytest.mark.parametrize(
     ("argv", "margin"),
-    [("", 0.5), ("--relabel_rule scn", 0.2), ("--relabel_rule scn --margin_2 0.4", 0.4)],
+    [("", 0.5), ("--relabel scn", 0.2), ("--relabel scn --margin_2 0.4", 0.4)],
 )
 def test_margin_of_each_relabeling_rule(argv, margin):
     options = resolve_options(parse_train_options(argv.split(), ""), is_synthetic=False)
@@ -229,8 +229,8 @@ def test_damaged_or_old_config_is_refused(saved, message):
 
 
 def test_given_options_are_distinguished_from_defaults():
-    command = parse_train_options(["--relabel", "--beta=0.7"], "about")
-    assert command == CommandLine(replace(Options(), relabel=True), frozenset({"relabel", "beta"}))
+    command = parse_train_options(["--relabel", "ema", "--beta=0.7"], "about")
+    assert command == CommandLine(replace(Options(), relabel="ema"), frozenset({"relabel", "beta"}))
 
 
 @pytest.mark.parametrize(

@@ -166,9 +166,7 @@ def test_teachers_get_weakly_augmented_images():
 # Relabeling, of two images with label 0
 
 LABELS = torch.tensor([0, 0])
-RELABEL = Options(
-    **{"relabel": True, "relabel_rule": "scn", "margin_2": 0.2, "beta": 0.5, "importance": False}
-)
+RELABEL = Options(**{"relabel": "scn", "margin_2": 0.2, "beta": 0.5, "importance": False})
 
 
 def output_of(clean, importance, dropped=None):
@@ -233,7 +231,7 @@ def relabel_epochs(dataset, options, *probabilities):
 
 
 TWO = FaceDataset(np.zeros((2, 48, 48), np.uint8), np.array([0, 1]), np.array(["Training"] * 2))
-MEAN = Options(relabel=True, relabel_epoch=2, margin_2=0.3, relabel_cap=1.0)
+MEAN = Options(relabel="ema", relabel_epoch=2, margin_2=0.3, relabel_cap=1.0)
 ONE, OTHER = [[0.2, 0.8, *[0] * 5]] * 2, [[0.6, 0.4, *[0] * 5]] * 2
 
 
@@ -255,7 +253,7 @@ def test_the_mean_is_that_of_three_epochs():
 
 
 def test_soft_labels_are_the_targets_of_the_next_epoch():
-    soft = replace(MEAN, relabel_rule="soft")
+    soft = replace(MEAN, relabel="soft")
     _, images, labels = relabel_epochs(TWO, soft, ONE)
     assert images.targets is None  # before relabel_epoch
     _, images, labels = relabel_epochs(TWO, soft, ONE, ONE)
@@ -263,7 +261,7 @@ def test_soft_labels_are_the_targets_of_the_next_epoch():
     expected = [[0.5 / 1.3, 0.8 / 1.3], [0.2 / 1.3, 1.1 / 1.3]]
     np.testing.assert_allclose(images.targets[:, :2], expected, atol=1e-6)
     assert next(iter(BatchLoader(images, soft, 3).stream())).targets.shape == (2, 7)
-    scn = replace(MEAN, relabel_rule="scn")
+    scn = replace(MEAN, relabel="scn")
     state, _, labels = relabel_epochs(TWO, scn, ONE, ONE)  # it relabels in training only
     assert (labels, state.predictions) == ([[0, 1]] * 2, None)
 

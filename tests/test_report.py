@@ -50,7 +50,7 @@ def runs(tmp_path_factory):
     csv = write_csv(dataset, folder / "images.csv")
     argv = ("--data", csv, "--gpu_ids", "-1", "--width", 0.1, "--image_width", 32)
     argv += ("--batch_size", 16, "--total_epoch", 2, "--relabel_epoch", 1, "--margin_2", 0)
-    argv += ("--relabel", "--relabel_cap", 1, "--no_landmarks")
+    argv += ("--relabel", "ema", "--relabel_cap", 1, "--no_landmarks")
     run(train, *argv, "--out", folder / "one")
     run(train, *argv, "--seed", 1, "--label_noise", 0.2, "--out", folder / "<two>")
     return folder

@@ -28,7 +28,7 @@ from utils.errors import ProjectError, run_main
 ROOT = Path(__file__).resolve().parents[1]
 TINY = (
     *("--threads", "1", "--gpu_ids", "-1", "--width", "0.125", "--batch_size", "16"),
-    *("--total_epoch", "2", "--relabel"),
+    *("--total_epoch", "2", "--relabel", "ema"),
 )
 
 
@@ -197,7 +197,7 @@ def test_ensemble_is_the_mean_of_its_networks(trained, faces_csv, tmp_path):
         (("--model_path",), "give at least one --model_path"),
         (("--model_path", weights[0], weights[0]), "the same weights twice"),
         (("--model_path", weights[0], "--splits"), "one of --splits"),
-        (("--model_path", weights[0], "--batch_size", 0), "at least 1"),
+        (("--model_path", weights[0], "--batch_size", 0), "--batch_size 0: must be"),
     ):
         with pytest.raises(ProjectError, match=message):
             run(test, *argv, *wrong)
@@ -297,10 +297,19 @@ def test_training_starts_from_merged_networks(faces_csv, tmp_path, capsys):
         (("--no_importance",), {"loss_rank"}),
         (("--rank_weight", 0), {"loss_rank"}),
         (
-            ("--no_relabel", "--backbone", "vgg11", "--optimizer", "adam", "--start_lr", 0.001),
+            (
+                "--relabel",
+                "none",
+                "--backbone",
+                "vgg11",
+                "--optimizer",
+                "adam",
+                "--start_lr",
+                0.001,
+            ),
             set(),
         ),
-        (("--relabel_rule", "scn"), set()),
+        (("--relabel", "scn"), set()),
         (("--image_width", 24, 48, "--landmark_pool"), set()),
         (("--no_landmarks", "--image_width", 32), {"loss_landmarks", "public_landmark_error"}),
     ],
@@ -313,7 +322,7 @@ def test_every_module_is_optional(faces_csv, tmp_path, monkeypatch, switches, ab
     row = table(tmp_path / "r/metrics.csv")[0]
     names = {"loss", "loss_expression", "loss_rank", "loss_landmarks", "public_landmark_error"}
     assert names - row.keys() == absent
-    assert (int(row["relabeled"]) == 0) == ("--no_relabel" in switches)
+    assert (int(row["relabeled"]) == 0) == ("none" in switches)
     has_figure = (tmp_path / "r/landmarks.png").exists()
     assert has_figure == ("--no_landmarks" not in switches)
 

@@ -37,10 +37,11 @@ RENAMED = {
     "--detail": "--detection_size",
     "--at_once": "--parallel",
     "--picture": "--figure",
+    "--relabel_rule": "--relabel",
 }
 REMOVED = {
-    "--relabel_group": "--relabel_rule scn relabels the low-importance group, as in the paper",
-    "--relabel_logits": "--relabel_rule scn uses the unweighted logits, as in the paper",
+    "--relabel_group": "--relabel scn relabels the low-importance group, as in the paper",
+    "--relabel_logits": "--relabel scn uses the unweighted logits, as in the paper",
     **dict.fromkeys(
         ("--importance_smoothing", "--no_importance_smoothing"),
         "it did not change the accuracy (docs/experiments.md)",
@@ -134,7 +135,7 @@ def resolve_options(
     if "image_width" in RECIPES[recipe]:
         initial.pop("image_width", None)
     defaults = replace(with_recipe(recipe), **initial)
-    if command.options.relabel_rule == "scn":
+    if command.options.relabel == "scn":
         defaults = replace(defaults, margin_2=0.2)  # SCN's
     options = validate_options(replace(command.over(defaults), recipe=recipe))
     for name in sorted(command.given - {"recipe"}):

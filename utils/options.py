@@ -105,19 +105,17 @@ class Options:
     """Share of a batch that belongs to the high-importance group."""
     margin_1: NonNegative = 0.15
     """Margin between the mean importances of the two groups."""
-    relabel: bool = False
-    """Relabel Training images. docs/experiments.md has the effect of each rule."""
-    relabel_rule: Literal["ema", "soft", "scn"] = "ema"
-    """ema relabels at the end of an epoch, by the mean predictions of the EMA of three epochs. soft
-    mixes these with the given labels, as targets. scn relabels the low-importance group of each
-    batch in training (SCN)."""
+    relabel: Literal["none", "ema", "soft", "scn"] = "none"
+    """Relabel Training images. ema does it at the end of an epoch, by the mean predictions of the
+    EMA of three epochs. soft mixes these with the given labels, as targets. scn relabels the
+    low-importance group of each batch in training (SCN)."""
     relabel_epoch: Count = 100
     """The first epoch that relabels, counted from 1. Give it for recipes with fewer epochs."""
     margin_2: Fraction = 0.5
     """Relabel where the largest probability exceeds that of the label by more than this. Default
-    for the rule scn: 0.2."""
+    for --relabel scn: 0.2."""
     relabel_cap: Fraction = 0.1
-    """Largest share of a class that the rule ema relabels."""
+    """Largest share of a class that --relabel ema relabels."""
     label_noise: BelowOne = 0.0
     """Share of the Training labels that are replaced by wrong ones, to test relabeling."""
     landmarks: bool = True
@@ -209,7 +207,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "sample": {
         **_SHORT,
         **{"width": 0.25, "start_lr": 0.002, "total_epoch": 16, "erasing": 0.0, "ema": 0.99},
-        **{"relabel": True, "relabel_epoch": 13},
+        **{"relabel": "ema", "relabel_epoch": 13},
     },
     "finetune": _SHORT
     | {"total_epoch": 10, "freeze_epochs": 2, "backbone_lr": 0.1, "erasing": 0.25},

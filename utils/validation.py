@@ -50,7 +50,7 @@ def validate_options(options: Options) -> Options:
                 "--label_noise changes labels, and --ferplus_target uses votes, too; "
                 "leave one of them out"
             )
-        options = replace(options, relabel=False)
+        options = replace(options, relabel="none")
     if not options.landmarks:
         options = replace(options, landmark_pool=False)
     if not options.importance:
@@ -81,7 +81,7 @@ def _check_architecture(options: Options) -> None:
 
 def print_notes(options: Options) -> None:
     """Print which options have no effect."""
-    if options.relabel and options.relabel_epoch > options.total_epoch:
+    if options.relabel != "none" and options.relabel_epoch > options.total_epoch:
         print(f"note     no relabeling: --relabel_epoch {options.relabel_epoch} is never reached")
     if options.warmup_epoch >= options.total_epoch:
         print(f"note     the learning rate never falls: --warmup_epoch {options.warmup_epoch:g}")
