@@ -36,6 +36,11 @@ class Run:
         return self.folder.name
 
     @property
+    def log(self) -> Path:
+        """The log of train.py, next to the folder."""
+        return self.folder.with_name(f"{self.name}.log")
+
+    @property
     def is_finished(self) -> bool:
         """Whether the run has been trained and evaluated."""
         return (self.folder / "metrics.json").exists()
