@@ -23,14 +23,7 @@ POLL_SECONDS = 1.0
 
 
 class Scheduler:
-    """Trains runs, each in a process of its own.
-
-    Args:
-        data: The option --data of train.py; "" for its default.
-        gpu_ids: The option --gpu_ids. Each GPU trains different runs.
-        parallel: Runs at a time per device.
-        ferplus_test: The option --ferplus_test of train.py; "" for none.
-    """
+    """Trains runs, each in a process of its own. The arguments are options of tools.experiments."""
 
     def __init__(
         self, data: str = "", gpu_ids: str = "", parallel: int = 1, ferplus_test: str = ""

@@ -64,12 +64,8 @@ def deletion_curve(
 ) -> np.ndarray:
     """Return the probability of each image's class after each step, [steps + 1, N].
 
-    Args:
-        runtime: The network.
-        pixels: uint8 [N, C, W, W].
-        classes: [N].
-        order: [N, cells], the order in which the cells of a square map are removed.
-        steps: Steps until all cells are removed.
+    The images are uint8 [N, C, W, W], and the cells of a square map are removed in the order
+    [N, cells].
     """
     side = round(np.sqrt(order.shape[1]))
     widths = np.diff(np.linspace(0, pixels.shape[-1], side + 1).round().astype(int))  # of the cells
