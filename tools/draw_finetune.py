@@ -38,7 +38,8 @@ class CurveOptions:
 def main() -> None:
     options = parse(CurveOptions, sys.argv[1:], __doc__)
     try:
-        table = pd.read_csv(options.table)
+        columns = ["variant", "mean", "std", "balanced_accuracy"]
+        table = pd.read_csv(options.table, usecols=columns)
         table[["kind", "n"]] = table["variant"].str.extract(r"^([a-z]+)_(\d+)$")
         table["n"] = table["n"].astype(int)
         table["balanced"] = 100 * table["balanced_accuracy"].astype(float)

@@ -58,7 +58,7 @@ def main() -> None:
         options.model_path, detector=options.detector, gpu_ids="-1", views=1, threads=1
     )
     dataset = public_test(options, predictor.runtime, options.images)
-    thresholds = [f"{t:g}{' (default)' * (t == MAX_SHIFT)}" for t in options.thresholds]
+    thresholds = [f"{t:g}{' (default)' if t == MAX_SHIFT else ''}" for t in options.thresholds]
     print(f"{'share in % by max_shift':>40}{'n':>6}", *(f"{text:>21}" for text in thresholds))
     pictures = pictures_without_people(options.scales)
     others, scores = shifts_of(predictor, pictures, options.min_score)
