@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     import gradio as gr
 
 HOST = "127.0.0.1"
-MAX_UPLOAD = "20mb"
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def serve(page: gr.Blocks, port: int) -> Iterator[None]:
             prevent_thread_lock=True,
             quiet=True,
             footer_links=[],
-            max_file_size=MAX_UPLOAD,
+            max_file_size="20mb",
             enable_monitoring=False,
             run_history=False,
             ssr_mode=False,
@@ -132,13 +131,11 @@ def check_port(port: int) -> None:
     """Raise an OptionError if a port is invalid or in use."""
     if not 1 <= port <= 65535:
         raise OptionError(f"--port {port}: give 1 to 65535")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise OptionError(f"port {port}: {reason}; give another --port") from error
+    try:
+        socket.create_server((HOST, port)).close()
+    except OSError as error:
+        reason = os.strerror(error.errno).lower()
+        raise OptionError(f"port {port}: {reason}; give another --port") from error
 
 
 if __name__ == "__main__":

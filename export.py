@@ -81,6 +81,7 @@ def main() -> None:
         dataset = with_ferplus_labels(dataset, options.ferplus)
     split = "PublicTest" if "PublicTest" in dataset.counts() else next(iter(dataset.counts()))
     images, shape = dataset.subset(split), (checkpoint.image_width, checkpoint.channels)
+    pixels = stack_crops(images.images, *shape)
     label = f"{'synthetic ' if source.is_synthetic else ''}{split} images"
     model = onnx_export.to_onnx(checkpoint)
     with atomic_write(out) as partial:
@@ -88,7 +89,7 @@ def main() -> None:
         size = partial.stat().st_size / 1e6
         runtimes = TorchRuntime(options.model_path, "-1"), OnnxRuntime(partial)
         print(f"\n{out}: {size:.1f} MB; compared with PyTorch on {len(images):,} {label}")
-        check_difference(*largest_difference(*runtimes, stack_crops(images.images, *shape)))
+        check_difference(*largest_difference(*runtimes, pixels))
     if options.int8:
         training = dataset.subset("Training") if "Training" in dataset.counts() else dataset
         number = min(NUM_CALIBRATION, len(training))
@@ -99,8 +100,9 @@ def main() -> None:
         with atomic_write(small) as partial:
             partial.write_bytes(quantized)
         print(f"{small}: {small.stat().st_size / 1e6:.1f} MB; ", end="")
-        has_labels = dataset.class_names == checkpoint.class_names
-        print_accuracies(out, small, images if has_labels else None, label)
+        is_labeled = images.labels != UNLABELED
+        is_labeled &= dataset.class_names == checkpoint.class_names
+        print_accuracies(out, small, pixels[is_labeled], images.labels[is_labeled], label)
 
 
 def load_any_dataset(checkpoint: Checkpoint, source: Source) -> FaceDataset:
@@ -137,19 +139,16 @@ def check_difference(probabilities: float, landmarks: float | None) -> None:
         )
 
 
-def print_accuracies(path: Path, int8_path: Path, dataset: FaceDataset | None, label: str) -> None:
-    """Print the accuracy of the 8-bit and the 32-bit model."""
-    labeled = dataset and dataset.select(dataset.labels != UNLABELED)
-    if not labeled:
+def print_accuracies(
+    path: Path, int8_path: Path, pixels: np.ndarray, labels: np.ndarray, name: str
+) -> None:
+    """Print the accuracy of the 8-bit and the 32-bit model on uint8 images [N, C, W, W]."""
+    if not len(labels):
         print("no accuracy, as the images have no labels of the network's classes")
         return
-    accuracies = []
-    for runtime in map(OnnxRuntime, (int8_path, path)):
-        pixels = stack_crops(labeled.images, runtime.image_width, runtime.channels)
-        predicted = runtime.predict(pixels).probabilities.argmax(1)
-        accuracies.append(100 * (predicted == labeled.labels).mean())
-    small, large = accuracies
-    print(f"accuracy {small:.2f} %, in 32 bits {large:.2f} % ({label})")
+    predictions = [OnnxRuntime(model).predict(pixels) for model in (int8_path, path)]
+    small, large = (100 * (p.probabilities.argmax(1) == labels).mean() for p in predictions)
+    print(f"accuracy {small:.2f} %, in 32 bits {large:.2f} % ({name})")
 
 
 if __name__ == "__main__":

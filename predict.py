@@ -35,8 +35,6 @@ from utils.files import printable
 from utils.options import Count, Fraction, NonNegative
 from utils.run_folder import FERPLUS_WEIGHTS, RunFolder
 
-DEFAULT_FOLDER = Path("predictions")
-
 
 @dataclass(frozen=True)
 class PredictOptions:
@@ -105,8 +103,8 @@ def main() -> None:
         raise OptionError("no input; give an image, a folder, a video or a camera's number")
     sources = find_all_inputs(paths)
     with (
-        RunFolder.create(options.out, "predict", DEFAULT_FOLDER) as run,
-        Records.open(run.path, empty_record(predictor.class_names)) as records,
+        RunFolder.create(options.out, "predict", Path("predictions")) as run,
+        Records(run.path, empty_record(predictor.class_names)) as records,
     ):
         results = Results(run, records, predictor.class_names, options.min_confidence)
         runner = InferenceRunner(

@@ -49,12 +49,8 @@ def fit_similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 def align(matrix: np.ndarray, landmarks: np.ndarray, mean_face: np.ndarray) -> np.ndarray | None:
     """Return the matrix of a crop in which the landmarks of another crop are at the mean face.
 
-    None if they would change the scale more than MAX_SCALE_CHANGE times: there is no face.
-
-    Args:
-        matrix: Of the other crop.
-        landmarks: [L, 2] in pixels of the other crop.
-        mean_face: [L, 2] in pixels.
+    None if they would change the scale more than MAX_SCALE_CHANGE times: there is no face. The
+    matrix is that of the other crop, and landmarks and mean face are [L, 2] in pixels of the crops.
     """
     change = fit_similarity(mean_face, landmarks)
     scale = math.sqrt(np.linalg.det(change[:, :2]))

@@ -58,10 +58,7 @@ class UploadHandler:
     """Predicts an uploaded image, and returns what the page shows."""
 
     def __init__(self, predictor: FacePredictor) -> None:
-        self.class_names = predictor.class_names
-        without_detection = copy(predictor)  # shares the network
-        without_detection.cropped, without_detection.views = True, 0
-        self._predictors = {False: predictor, True: without_detection}
+        self._predictor = predictor
 
     def __call__(
         self, upload: dict[str, Any] | None, cropped: bool, explain: bool = False
@@ -78,13 +75,15 @@ class UploadHandler:
         path = Path(upload["path"])
         try:
             image = read_image(path, 3)
-            predictor = copy(self._predictors[bool(cropped)])
+            predictor = copy(self._predictor)  # shares the network
             predictor.explain = bool(explain)
+            if cropped:
+                predictor.cropped, predictor.views = True, 0
             faces = predictor(image)
         except DataError as error:
             name = upload.get("orig_name") or path.name
             return None, alert(str(error).replace(str(path), name))
-        text = cards(faces, self.class_names) if faces else alert(NO_FACE)
+        text = cards(faces, predictor.class_names) if faces else alert(NO_FACE)
         image = draw_heat_maps(image, faces)
         return annotate_resized(image, faces, RESULT_SIDES, first_number=1), text
 

@@ -62,15 +62,8 @@ def part_shares(landmarks: np.ndarray | None, width: int, cells: int) -> np.ndar
     """Return the fraction of each cell that each part and the background covers.
 
     A pixel belongs to the part of its nearest landmark if it lies within the convex hull of the
-    landmarks or close to one of them, else to the background.
-
-    Args:
-        landmarks: [68, 2] in pixels of the crop.
-        width: The crop's width in pixels.
-        cells: Cells along an axis of the map.
-
-    Returns:
-        float64 [parts + 1, cells, cells], with a sum of 1 in each cell.
+    landmarks or close to one of them, else to the background. The landmarks [68, 2] are in pixels
+    of the crop, and the result is float64 [parts + 1, cells, cells], with a sum of 1 in each cell.
     """
     side = cells * max(1, round(width / cells))  # pixels, a multiple of the cells
     part = np.full((side, side), len(PARTS))

@@ -6,7 +6,7 @@ import csv
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from io import FileIO, StringIO
 from pathlib import Path
 from typing import Any
@@ -19,31 +19,29 @@ class Records:
 
     In the CSV file landmarks have the columns x0, y0, x1 and so on, a class called `left` has the
     column `probabilities_left`, and explanations have columns such as `explanation_eyes`.
+
+    Args:
+        folder: A folder without these files.
+        template: A record with the columns of a CSV file without records.
+
+    Raises:
+        RunError: The folder is not writable, or the disk is full.
     """
 
-    def __init__(self, csv_file: FileIO, json_file: FileIO) -> None:
-        self._csv, self._json = _TerminatedFile(csv_file, b""), _TerminatedFile(json_file, b"\n]\n")
-        self._json.append(b"[")
-        self._count = 0
+    def __init__(self, folder: Path, template: Mapping[str, Any]) -> None:
+        with _report_write_errors():
+            self._csv = _TerminatedFile(folder / "predictions.csv", b"")
+            self._json = _TerminatedFile(folder / "predictions.json", b"\n]\n")
+            self._json.append(b"[")
+        self._template, self._count = template, 0
 
-    @classmethod
-    @contextmanager
-    def open(cls, folder: Path, template: Mapping[str, Any]) -> Iterator[Records]:
-        """Create both files in a folder.
+    def __enter__(self) -> Records:
+        return self
 
-        `template` is a record with the columns of a CSV file without records. A RunError is raised
-        if the folder is not writable, or the disk is full.
-        """
-        with ExitStack() as stack:
-            with _report_write_errors():
-                paths = folder / "predictions.csv", folder / "predictions.json"
-                records = cls(*(stack.enter_context(open(p, "xb", buffering=0)) for p in paths))
-            try:
-                yield records
-            finally:
-                if not records._count:
-                    with _report_write_errors():
-                        records._csv.append(_csv_line(dict(_flatten(template))))
+    def __exit__(self, *_: object) -> None:
+        with self._csv, self._json, _report_write_errors():  # closes the files
+            if not self._count:
+                self._csv.append(_csv_line(dict(_flatten(self._template))))
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append a record of plain values, lists and dicts, or raise a RunError."""
@@ -56,8 +54,8 @@ class Records:
                 self._csv.append(line if self._count else _csv_line(flat) + line)
                 self._json.append(text.encode())
             except BaseException:  # Ctrl-C too
-                self._csv.truncate(sizes[0])
-                self._json.truncate(sizes[1])
+                self._csv.shorten(sizes[0])
+                self._json.shorten(sizes[1])
                 raise
         self._count += 1
 
@@ -73,26 +71,27 @@ def _report_write_errors() -> Iterator[None]:
         ) from error
 
 
-class _TerminatedFile:
-    """A growing file that ends with a fixed terminator at all times."""
+class _TerminatedFile(FileIO):
+    """A new, growing file that ends with a fixed terminator at all times."""
 
-    def __init__(self, file: FileIO, terminator: bytes) -> None:
-        self._file, self._terminator, self.size = file, terminator, 0
+    def __init__(self, path: Path, terminator: bytes) -> None:
+        super().__init__(path, "x")
+        self._terminator, self.size = terminator, 0
 
     def append(self, content: bytes) -> None:
         """Insert content before the terminator. After an error the file must be truncated."""
         rest = memoryview(content + self._terminator)
-        self._file.seek(self.size)
+        self.seek(self.size)
         while rest:
-            rest = rest[self._file.write(rest) :]
+            rest = rest[self.write(rest) :]
         self.size += len(content)
 
-    def truncate(self, size: int) -> None:
+    def shorten(self, size: int) -> None:
         """Remove the content after `size` bytes."""
         self.size = size
-        self._file.truncate(size)
-        self._file.seek(size)
-        self._file.write(self._terminator)
+        self.truncate(size)
+        self.seek(size)
+        self.write(self._terminator)
 
 
 def _csv_line(values: Iterable[Any]) -> bytes:

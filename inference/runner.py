@@ -30,11 +30,8 @@ class InferenceRunner:
     """Predicts images and videos, and prints and writes the results.
 
     Args:
-        draw: Write annotated images and videos.
-        every: Predict every so many frames of a video.
-        smooth: Time constant in seconds of the average over a video's frames; 0 is none.
-        detection_size: Longer side of a video's frames in pixels for the detection.
-        video_views: The predictor's `views` for the frames of videos.
+        draw, every, smooth: As the options of predict.py.
+        detection_size, video_views: The predictor's `detection_size` and `views` for videos.
 
     Attributes:
         num_failed: Number of inputs without a face, or with an error.
@@ -45,11 +42,11 @@ class InferenceRunner:
         predictor: FacePredictor,
         results: Results,
         *,
-        draw: bool = True,
-        every: int = 1,
-        smooth: float = 0.3,
-        detection_size: int = VIDEO_DETECTION_SIZE,
-        video_views: int = 0,
+        draw: bool,
+        every: int,
+        smooth: float,
+        detection_size: int,
+        video_views: int,
     ) -> None:
         self.predictor, self.results, self.draw = predictor, results, draw
         self.video_predictor = copy(predictor)  # shares the network

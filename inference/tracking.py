@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import count
 
 import numpy as np
 
@@ -43,7 +44,6 @@ class Tracker:
         min_frames: Frames after which a track is confirmed: drawn, plotted and counted.
 
     Attributes:
-        num_tracks: Number of tracks so far.
         num_confirmed: Number of confirmed tracks so far.
         tracks: At most MAX_TRACKS of them.
     """
@@ -52,7 +52,7 @@ class Tracker:
         self._smooth, self.step, self._min_frames = smooth, step, min_frames
         self._active: list[Track] = []
         self._last_times = 0.0, 0.0  # of the last two frames
-        self.num_tracks = self.num_confirmed = 0
+        self._numbers, self.num_confirmed = count(), 0
         self.tracks: list[Track] = []
 
     def update(
@@ -94,8 +94,7 @@ class Tracker:
         return assigned
 
     def _add(self, box: np.ndarray, probabilities: np.ndarray, time: float, oldest: float) -> Track:
-        track = Track(self.num_tracks, box, time, probabilities)
-        self.num_tracks += 1
+        track = Track(next(self._numbers), box, time, probabilities)
         self._active.append(track)
         if len(self.tracks) == MAX_TRACKS:
             ended = [track for track in self.tracks if track.time < oldest]
@@ -111,8 +110,8 @@ class Tracker:
                 track.history[between] = 1, track.probabilities
         keep = math.exp(-(time - track.time) / self._smooth) if self._smooth else 0.0
         track.probabilities = keep * track.probabilities + (1 - keep) * values
-        count, total = track.history.get(step, (0, 0.0))
-        track.history[step] = count + 1, total + track.probabilities
+        number, total = track.history.get(step, (0, 0.0))
+        track.history[step] = number + 1, total + track.probabilities
 
     def _step_of(self, time: float) -> int:
         return int(time / self.step + 1e-6)  # 0.6 / 0.2 is 2.9999...

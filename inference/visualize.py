@@ -86,15 +86,11 @@ def face_panels(image: np.ndarray, face: Face) -> tuple[np.ndarray, np.ndarray]:
 def annotate_resized(
     image: np.ndarray, faces: Sequence[Face], sides: tuple[int, int], first_number: int = 0
 ) -> np.ndarray:
-    """Resize an image and annotate its faces, with numbers if there are several.
+    """Resize an image, uint8 [H, W, 3] in RGB, and annotate its faces.
 
-    A white band is added on top if a caption would otherwise hide its face.
-
-    Args:
-        image: uint8 [H, W, 3] in RGB.
-        faces: Its faces.
-        sides: Smallest and largest longer side of the result in pixels.
-        first_number: Number of the first face.
+    Several faces have numbers, from `first_number`. A white band is added on top if a caption would
+    otherwise hide its face. `sides` are the smallest and largest longer side of the result in
+    pixels.
     """
     scale = np.clip(1.0, *(side / max(image.shape[:2]) for side in sides))
     if scale != 1:  # cv2.resize would copy an image of the right size

@@ -155,10 +155,7 @@ def build_detector(manifest: list[dict], content: bytes) -> onnx.ModelProto:
 
     H and W are multiples of 32. The output has five anchors per cell of 32 pixels, each with the
     logits of x and y, log width, log height, and the logit of the score: [1, H/32, W/32, 25].
-
-    Args:
-        manifest: The package's description of its weights.
-        content: The weights.
+    `content` has the package's weights, which `manifest` describes.
     """
     weights, graph = _read_weights(manifest, content), _Graph()
     rgb = graph.add("Slice", "pixels", *(np.array([i], np.int64) for i in (0, 3, 3)))

@@ -9,9 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from contextlib import nullcontext, redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -85,9 +84,7 @@ def in_process(monkeypatch):
     started = SimpleNamespace(Popen=execute, run=execute, **names)
     monkeypatch.setattr(scheduler, "subprocess", started)
     monkeypatch.setattr(experiments, "subprocess", started)
-    # Other threads cannot handle signals.
-    pool = nullcontext(SimpleNamespace(map=map))
-    monkeypatch.setattr("tools.scheduler.ThreadPoolExecutor", lambda size: pool)
+    monkeypatch.setattr(scheduler, "POLL_SECONDS", 0)
     monkeypatch.setattr("torch.set_num_threads", lambda number: None)
 
 
@@ -104,15 +101,15 @@ def test_a_plan_from_the_first_run_to_private_test(faces_csv, tmp_path, capsys, 
         },
     )
     argv = (plan, "--data", faces_csv, "--out", tmp_path / "o")
-    train = scheduler.Scheduler.train
+    start = scheduler.Scheduler.start
 
     def interrupted(self, run, device):
         if run.name == "off-1":
             raise KeyboardInterrupt
-        return train(self, run, device)
+        return start(self, run, device)
 
     with monkeypatch.context() as context:
-        context.setattr(scheduler.Scheduler, "train", interrupted)
+        context.setattr(scheduler.Scheduler, "start", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(*argv)
     finished = (tmp_path / "o/on-0/metrics.json").stat().st_mtime_ns
@@ -294,11 +291,18 @@ def test_private_test_is_evaluated_on_the_labels_of_the_training(tmp_path, monke
     assert commands[1][commands[1].index("--ferplus_test") + 1] == "votes.csv"
 
 
-def test_a_run_that_starts_while_all_are_stopped_is_stopped_too(tmp_path):
-    stopped = scheduler.Scheduler()
-    stopped.stop()
-    assert not stopped.train(Run("a", 0, ("--data", "sample"), tmp_path / "a-0"), "")
-    assert not (tmp_path / "a-0/metrics.json").exists()
+def test_a_run_that_starts_during_an_interrupt_is_terminated_too(tmp_path, monkeypatch):
+    processes = []
+
+    def start(self, run, device):
+        signal.raise_signal(signal.SIGINT)
+        processes.append(subprocess.Popen(["sleep", "60"]))
+        return processes[-1]
+
+    monkeypatch.setattr(scheduler.Scheduler, "start", start)
+    with pytest.raises(KeyboardInterrupt):
+        scheduler.Scheduler().train_all([Run(name, 0, (), tmp_path / name) for name in "ab"])
+    assert [process.returncode for process in processes] == [-signal.SIGTERM]
 
 
 def test_the_last_log_line_in_any_encoding(tmp_path):
@@ -365,8 +369,9 @@ def test_an_interrupted_run_is_resumed(faces_csv, tmp_path, request, number, sen
 
 def test_devices_are_shared(tmp_path, monkeypatch):
     used = []
+    monkeypatch.setattr(scheduler, "POLL_SECONDS", 0)
     monkeypatch.setattr(
-        scheduler.Scheduler, "train", lambda self, run, device: used.append(device) or True
+        scheduler.Scheduler, "start", lambda self, run, device: used.append(device) or Ended(0)
     )
     plan = write_plan(
         tmp_path / "p.toml", baseline="a", seeds=[0, 1, 2], common="", variants={"a": "", "b": ""}
@@ -379,13 +384,14 @@ def test_devices_are_shared(tmp_path, monkeypatch):
 
 def test_parallel_runs_share_the_cores(faces_csv, tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    barrier, train = threading.Barrier(2, timeout=60), scheduler.Scheduler.train
+    processes, start = [], scheduler.Scheduler.start
 
-    def train_together(self, run, device):
-        barrier.wait()  # a single run could not pass it
-        return train(self, run, device)
+    def start_together(self, run, device):
+        assert all(process.poll() is None for process in processes)
+        processes.append(start(self, run, device))
+        return processes[-1]
 
-    monkeypatch.setattr(scheduler.Scheduler, "train", train_together)
+    monkeypatch.setattr(scheduler.Scheduler, "start", start_together)
     plan = write_plan(
         tmp_path / "p.toml",
         baseline="a",

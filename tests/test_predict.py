@@ -397,7 +397,7 @@ def test_a_class_may_have_the_name_of_a_column(tmp_path):
     record["landmarks"] = [[7.0, 8.0]]
     for name, written in (("one", [record]), ("none", [])):
         (tmp_path / name).mkdir()
-        with Records.open(tmp_path / name, record) as writer:
+        with Records(tmp_path / name, record) as writer:
             for item in written:
                 writer.write(item)
         header = "left,probabilities_left,probabilities_x0,glad,x0,y0\n"
@@ -408,7 +408,7 @@ def test_a_class_may_have_the_name_of_a_column(tmp_path):
 
 def test_records_are_complete_while_others_follow(tmp_path):
     record = {"left": 3.0, "probabilities": {"glad": 0.25}}
-    with Records.open(tmp_path, record) as writer:
+    with Records(tmp_path, record) as writer:
         for count in (1, 2):
             writer.write(record)  # a process that is killed here has lost nothing
             assert json.loads((tmp_path / "predictions.json").read_text()) == [record] * count
@@ -420,7 +420,7 @@ def test_a_full_disk_loses_no_earlier_record(tmp_path):
     record = {"left": 3.0, "probabilities": {"glad": 0.25}}
 
     def fill():
-        with Records.open(tmp_path, record) as writer:
+        with Records(tmp_path, record) as writer:
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
             try:
                 while True:
@@ -447,7 +447,7 @@ def test_ctrl_c_leaves_both_files_complete(tmp_path, monkeypatch, after):
         append(self, content)
 
     def write():
-        with Records.open(tmp_path, record) as writer:
+        with Records(tmp_path, record) as writer:
             for _ in range(3):
                 writer.write(record)
 

@@ -38,32 +38,30 @@ class CurveOptions:
 def main() -> None:
     options = parse(CurveOptions, sys.argv[1:], __doc__)
     try:
-        table = pd.read_csv(options.table)
-        table["balanced_accuracy"] = table["balanced_accuracy"].astype(float)
+        columns = ["variant", "mean", "std", "balanced_accuracy"]
+        table = pd.read_csv(options.table, usecols=columns)
         table[["kind", "n"]] = table["variant"].str.extract(r"^([a-z]+)_(\d+)$")
         table["n"] = table["n"].astype(int)
-        groups = {kind: table[table["kind"] == kind].sort_values("n") for kind in LABELS}
+        table["balanced"] = 100 * table["balanced_accuracy"].astype(float)
+        table = table.sort_values("n")
     except (OSError, KeyError, ValueError) as error:
         fault = f"{options.table} is no comparison of configs/finetune.toml ({error})"
         raise DataError(f"{fault}; write one with tools.experiments") from error
     figure = new_figure(8, 3.2)
+    left, right = panels = figure.subplots(1, 2, sharey=True)
+    for kind, (label, color) in LABELS.items():
+        rows = table[table["kind"] == kind]
+        style = {"color": color, "label": label, "marker": "o"}
+        left.errorbar(rows["n"], rows["mean"], yerr=rows["std"].fillna(0), capsize=3, **style)
+        right.plot(rows["n"], rows["balanced"], **style)
     ticks = sorted(table["n"].unique())
-    panels = figure.subplots(1, 2, sharey=True)
     for axes, name in zip(panels, ("accuracy", "balanced accuracy")):
-        for kind, rows in groups.items():
-            label, color = LABELS[kind]
-            if name == "accuracy":
-                values, error = rows["mean"], rows["std"].fillna(0)
-            else:
-                values, error = 100 * rows["balanced_accuracy"], None
-            style = {"color": color, "label": label, "marker": "o", "capsize": 3}
-            axes.errorbar(rows["n"], values, yerr=error, **style)
         axes.set(xscale="log", xlabel="Training images per class", ylabel=f"PublicTest {name} (%)")
         axes.set_ylim(0, 100)
         axes.set_xticks(ticks, ticks)
         axes.minorticks_off()
         axes.grid(alpha=0.3)
-    panels[0].legend(frameon=False, loc="lower right")
+    left.legend(frameon=False, loc="lower right")
     with atomic_write(options.out) as partial:
         save_figure(figure, partial)
     print(f"{options.out}: {len(table)} variants of {options.table}")

@@ -139,14 +139,15 @@ def evaluate_private(run: Run, options: ExperimentOptions) -> None:
         return
     shutil.rmtree(folder, ignore_errors=True)
     saved = RunFolder(run.folder).read_json("config.json")["options"]
-    ferplus = saved.get("ferplus")
-    ferplus_test = options.ferplus_test or saved.get("ferplus_test")
+    given = {
+        "--data": options.data,
+        "--ferplus": saved.get("ferplus"),
+        "--ferplus_test": options.ferplus_test or saved.get("ferplus_test"),
+        "--gpu_ids": options.gpu_ids.split(",")[0],
+    }
     argv = ["--model_path", str(run.folder / "best.pth"), "--splits", "PrivateTest"]
-    argv += ["--out", str(folder), *(["--data", options.data] if options.data else [])]
-    argv += ["--ferplus", ferplus] if ferplus else []
-    argv += ["--ferplus_test", ferplus_test] if ferplus_test else []
-    argv += ["--tta"] if options.tta else []
-    argv += ["--gpu_ids", options.gpu_ids.split(",")[0]] if options.gpu_ids else []
+    argv += ["--out", str(folder), *(["--tta"] if options.tta else [])]
+    argv += [word for option in given.items() if option[1] for word in option]
     print(f"{run.name}: test.py {shlex.join(argv)}", flush=True)
     command = [sys.executable, str(ROOT / "test.py"), *argv]
     if subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode:

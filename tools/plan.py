@@ -36,6 +36,11 @@ class Run:
         return self.folder.name
 
     @property
+    def log(self) -> Path:
+        """The log of train.py, next to the folder."""
+        return self.folder.with_name(f"{self.name}.log")
+
+    @property
     def is_finished(self) -> bool:
         """Whether the run has been trained and evaluated."""
         return (self.folder / "metrics.json").exists()
@@ -83,16 +88,10 @@ class Plan(BaseModel, extra="forbid"):
 def read_plan(
     path: Path, seeds: tuple[int, ...] = (), common: str | None = None, chosen: tuple[str, ...] = ()
 ) -> Plan:
-    """Read and check a plan.
+    """Read a plan from a TOML file, and check it; raise a DataError if it is invalid.
 
-    Args:
-        path: A TOML file.
-        seeds: Replace the plan's seeds.
-        common: Replaces the plan's common options.
-        chosen: Variants to keep. Without the plan's baseline, the first of them is the baseline.
-
-    Raises:
-        DataError: The file cannot be read, or a value is wrong.
+    `seeds` and `common` replace those of the plan. Of the variants, `chosen` are kept; without the
+    plan's baseline, the first of them is the baseline.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))

@@ -138,14 +138,13 @@ def describe_run(run: RunFolder, name: str) -> Result:
             options = dict(run.read_json("config.json").get("options", {}))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise RunError(f"the files in {run.path} are inconsistent ({error})") from error
-    training = scores.get("Training", {})
     files = {title: run / file for file, title in FIGURES.items() if (run / file).is_file()}
     return {
         "name": name,
         "path": run.path,
         "options": {k: v for k, v in options.items() if v not in ("", [], None)},
         "splits": splits,
-        "training": training,
+        "training": scores.get("Training", {}),
         "relabels": relabels,
         "figures": {title: file.read_bytes() for title, file in files.items()},
         "predictions": predictions,
@@ -155,8 +154,7 @@ def describe_run(run: RunFolder, name: str) -> Result:
 def describe_split(name: str, score: Result, rows: pd.DataFrame) -> Result:
     """Return the metrics of a split, with the Wilson interval of its accuracy.
 
-    Raises:
-        ValueError, KeyError: The metrics are incomplete, or belong to other predictions.
+    A ValueError or KeyError is raised if they are incomplete, or belong to other predictions.
     """
     if missing := REQUIRED - score.keys():
         raise KeyError(f"metrics.json lacks {', '.join(sorted(missing))}")

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from data.dataset import FaceDataset
 from data.source import find_source, load_dataset
 from inference.align import stack_crops
-from inference.explain import BACKGROUND, PARTS, split_by_part
+from inference.explain import split_by_part
 from inference.runtime import Runtime, load_runtime
 from utils.cli import parse
 from utils.errors import DataError, run_main
@@ -76,40 +77,37 @@ def plot_mean_explanations(runtime: Runtime, dataset: FaceDataset) -> Figure:
     if not len(dataset):
         raise DataError(f"{dataset.source} has no PublicTest images; give another --data")
     width, names = runtime.image_width, runtime.class_names
-    pixels = stack_crops(dataset.images, width, runtime.channels)
-    predictions = runtime.predict(pixels, explain=True)
+    predictions = runtime.predict(
+        stack_crops(dataset.images, width, runtime.channels), explain=True
+    )
     predicted = predictions.probabilities.argmax(1)
+    maps, bias = (
+        values[np.arange(len(predicted)), predicted]
+        for values in (predictions.maps, predictions.bias)
+    )
+    parts = [split_by_part(*face, width) for face in zip(maps, predictions.landmarks)]
+    means = pd.DataFrame(parts).assign(bias=bias).groupby(predicted).mean()
+    means = means.reindex(range(len(names)), fill_value=0.0)
+    counts = np.bincount(predicted, minlength=len(names))
+    heats = [maps[predicted == k].sum(0) / max(n, 1) for k, n in enumerate(counts)]
+    limit = np.abs(heats).max()
+    low, high = means.min(axis=None), means.max(axis=None)
     figure = new_figure(1.75 * len(names), 4.2)
-    maps, bars = figure.subplots(2, len(names), height_ratios=(1, 1.1))
-    means = []
-    for i in range(len(names)):
-        rows = np.flatnonzero(predicted == i)
-        parts = [
-            split_by_part(predictions.maps[row, i], predictions.landmarks[row], width)
-            for row in rows
-        ]
-        mean = {part: np.mean([p[part] for p in parts] or [0]) for part in [*PARTS, BACKGROUND]}
-        bias = predictions.bias[rows, i].mean() if len(rows) else 0.0
-        heat = predictions.maps[rows, i].mean(0) if len(rows) else np.zeros((2, 2))
-        means.append((len(rows), heat, mean | {"bias": float(bias)}))
-    limit = max(np.abs(heat).max() for _, heat, _ in means)
-    values = [value for *_, parts in means for value in parts.values()]
-    span = max(values) - min(values)
-    for axes, bar_axes, name, (n, heat, parts) in zip(maps, bars, names, means):
-        extent = (-0.5, width - 0.5, width - 0.5, -0.5)
-        image = axes.imshow(
-            heat, "RdBu_r", vmin=-limit, vmax=limit, extent=extent, interpolation="bicubic"
-        )
+    map_row, bar_row = figure.subplots(2, len(names), height_ratios=(1, 1.1))
+    extent = (-0.5, width - 0.5, width - 0.5, -0.5)
+    style = {"vmin": -limit, "vmax": limit, "extent": extent, "interpolation": "bicubic"}
+    for k, (axes, bar_axes) in enumerate(zip(map_row, bar_row)):
+        image = axes.imshow(heats[k], "RdBu_r", **style)
         for first, last in OUTLINES:
             points = [*range(first, last), *([first] if first in CLOSED else [])]
             axes.plot(*runtime.mean_face[points].T, color="black", lw=1)
-        axes.set(title=f"{escape_math(name)}\n(n = {n:,})", xticks=[], yticks=[])
+        axes.set(title=f"{escape_math(names[k])}\n(n = {counts[k]:,})", xticks=[], yticks=[])
         axes.set(xlim=extent[:2], ylim=extent[2:])
-        plot_contributions(bar_axes, parts)
-        bar_axes.set_xlim(min(values) - 0.4 * span, max(values) + 0.4 * span)
-        if bar_axes is not bars[0]:
+        plot_contributions(bar_axes, means.loc[k].to_dict())
+        bar_axes.set_xlim(low - 0.4 * (high - low), high + 0.4 * (high - low))
+        if k > 0:
             bar_axes.set_yticks([])
-    figure.colorbar(image, ax=maps, label="Map (red raises the logit)", pad=0.01)
+    figure.colorbar(image, ax=map_row, label="Map (red raises the logit)", pad=0.01)
     figure.supxlabel("Mean contribution to the logit of the predicted class", fontsize="medium")
     return figure
 

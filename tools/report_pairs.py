@@ -48,14 +48,9 @@ def compare_runs(one: dict[str, Any], other: dict[str, Any]) -> list[dict[str, A
 
 
 def plot_pair(pair: dict[str, Any], dataset: FaceDataset) -> bytes:
-    """Plot a random sample of the images that only one of two runs predicts correctly.
+    """Plot a random sample of the images that only one run of a pair predicts correctly.
 
-    Args:
-        pair: From `compare_runs`.
-        dataset: The data set that the runs were evaluated on.
-
-    Returns:
-        A PNG; empty if there are no such images.
+    Returns a PNG; empty if there are no such images. The pair is one of `compare_runs`.
     """
     rows = pair["rows"]
     if not has_labels(dataset, rows):

@@ -6,9 +6,9 @@ import os
 import shlex
 import subprocess
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+import time
+from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 
 import joblib
@@ -17,75 +17,63 @@ import pandas as pd
 from tools.plan import Run
 from utils.devices import listed_gpus
 from utils.run_folder import ROOT, RunFolder
+from utils.signals import Interrupted, record_signals
+
+POLL_SECONDS = 1.0
 
 
 class Scheduler:
-    """Trains runs; when this process is interrupted, they are terminated and save their state.
-
-    Args:
-        data: The option --data of train.py; "" for its default.
-        ferplus_test: The option --ferplus_test of train.py; "" for none.
-        gpu_ids: The option --gpu_ids. Each GPU trains different runs.
-        parallel: Runs at a time per device.
-    """
+    """Trains runs, each in a process of its own. The arguments are options of tools.experiments."""
 
     def __init__(
         self, data: str = "", gpu_ids: str = "", parallel: int = 1, ferplus_test: str = ""
     ) -> None:
         self._data, self._parallel, self._ferplus_test = data, parallel, ferplus_test
         self._devices = ([str(i) for i in listed_gpus(gpu_ids)] or [""]) * parallel
-        self._processes: set[subprocess.Popen] = set()
-        self._is_stopped = threading.Event()
 
-    def train_all(self, runs: list[Run]) -> list[str]:
-        """Train the runs, and return the names of those that failed."""
-        idle = list(self._devices)  # as many as threads, so one is idle when a thread starts a run
+    def train_all(self, runs: Sequence[Run]) -> list[str]:
+        """Train the runs, and return the names of those that failed.
 
-        def train_on_idle_device(run: Run) -> bool:
-            device = idle.pop()
-            try:
-                return not self._is_stopped.is_set() and self.train(run, device)
-            except BaseException:
-                self._is_stopped.set()
-                raise
-            finally:
-                idle.append(device)
+        If this process is interrupted, theirs are terminated, and save their state.
+        """
+        waiting, idle, failed = deque(runs), list(self._devices), []
+        running: dict[subprocess.Popen, tuple[Run, str, EpochProgress]] = {}
+        try:
+            while waiting or running:
+                while waiting and idle:
+                    run, device = waiting.popleft(), idle.pop()
+                    progress = EpochProgress(run)
+                    with record_signals() as signals:  # every new process is in `running`
+                        running[self.start(run, device)] = run, device, progress
+                    if signals:
+                        raise Interrupted(signals[0], "interrupted")
+                time.sleep(POLL_SECONDS)
+                for process, (run, device, progress) in list(running.items()):
+                    status = process.poll()
+                    progress.update()
+                    if status is not None:
+                        del running[process]
+                        idle.append(device)
+                    if status:
+                        failed.append(run.name)
+                        text = last_log_line(run.log)
+                        print(f"{run.name}: ended with status {status}: {text}", flush=True)
+        finally:
+            for process in running:
+                process.terminate()
+            for process in running:
+                process.wait()
+        return failed
 
-        with ThreadPoolExecutor(len(self._devices)) as pool:
-            try:
-                is_finished = list(pool.map(train_on_idle_device, runs))
-            finally:
-                self.stop()
-        return [run.name for run, finished in zip(runs, is_finished) if not finished]
-
-    def stop(self) -> None:
-        """Terminate all processes, and start no more."""
-        self._is_stopped.set()
-        for process in list(self._processes):
-            process.terminate()
-
-    def train(self, run: Run, device: str) -> bool:
-        """Start or resume a run on a GPU, "-1" (the CPU) or "" (the default); return success."""
+    def start(self, run: Run, device: str) -> subprocess.Popen:
+        """Start or resume a run on a GPU, "-1" (the CPU) or "" (the default)."""
         argv = self._arguments(run, device)
         print(f"{run.name}: train.py {shlex.join(argv)}", flush=True)
         run.folder.parent.mkdir(parents=True, exist_ok=True)
-        log = run.folder.parent / f"{run.name}.log"
-        progress = EpochProgress(run)
         command = [sys.executable, str(ROOT / "train.py"), *argv]
-        with open(log, "a", encoding="utf-8") as file:
+        with open(run.log, "a", encoding="utf-8") as file:
             # A new session, so that a terminal's Ctrl-C reaches it through this process only.
-            process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
-        self._processes.add(process)
-        if self._is_stopped.is_set():  # `stop` may have missed the new process
-            process.terminate()
-        while process.poll() is None:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=1)
-            progress.update()
-        self._processes.discard(process)
-        if status := process.returncode:
-            print(f"{run.name}: ended with status {status}: {last_log_line(log)}", flush=True)
-        return status == 0
+            return subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
 
     def _arguments(self, run: Run, device: str) -> list[str]:
         if (run.folder / "config.json").exists():

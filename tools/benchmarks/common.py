@@ -30,6 +30,7 @@ from utils.devices import autocast, use_bf16
 from utils.errors import DataError
 from utils.options import Options
 from utils.run_folder import FERPLUS_WEIGHTS
+from utils.statistics import bootstrap_mean
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,17 @@ def median_and_range(values: Sequence[float], digits: int = 0) -> str:
     return f"{middle:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
 
 
-def public_test(options: FaceOptions, runtime: Runtime) -> FaceDataset:
-    """Load the labeled PublicTest images in grayscale, with the classes of the weights."""
+def mean_and_interval(values: np.ndarray, digits: int, sign: str = "") -> str:
+    """Return the mean and its 95 % bootstrap interval as text: "0.12 (0.11 to 0.13)"."""
+    mean, low, high = (f"{x:{sign}.{digits}f}" for x in (values.mean(), *bootstrap_mean(values)))
+    return f"{mean} ({low} to {high})"
+
+
+def public_test(options: FaceOptions, runtime: Runtime, number: int | None = None) -> FaceDataset:
+    """Load the labeled PublicTest images in grayscale, with the classes of the weights.
+
+    `number` of them are chosen at random; None is all of them, in their order.
+    """
     source = find_source(options.data)
     dataset = load_dataset(source, runtime.image_width, 1)
     if options.ferplus:
@@ -82,11 +92,14 @@ def public_test(options: FaceOptions, runtime: Runtime) -> FaceDataset:
             "give another --data, or --ferplus for FER+'s classes"
         )
     print(f"data     {source.description}")
-    return dataset
+    if number is None:
+        return dataset
+    return dataset.select(np.random.default_rng(0).permutation(len(dataset))[:number])
 
 
-def predict_largest(predictor: FacePredictor, crops: Sequence[FaceCrops]) -> np.ndarray:
+def predict_largest(predictor: FacePredictor, crops: Sequence[FaceCrops], views: int) -> np.ndarray:
     """Return the probabilities [N, C] of the largest face of each image."""
+    predictor.views = views
     return np.stack([faces[0].probabilities for faces in predictor.predict(crops)])
 
 

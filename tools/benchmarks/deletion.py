@@ -17,10 +17,9 @@ import numpy as np
 
 from inference.align import stack_crops
 from inference.runtime import Runtime, load_runtime
-from tools.benchmarks.common import FaceOptions, public_test
+from tools.benchmarks.common import FaceOptions, mean_and_interval, public_test
 from utils.cli import parse
 from utils.errors import run_main
-from utils.statistics import bootstrap_mean
 
 
 @dataclass(frozen=True)
@@ -54,13 +53,10 @@ def main() -> None:
     for name, order in orders.items():
         curve = deletion_curve(runtime, pixels, predicted, order, options.steps)
         areas[name] = curve.mean(0)
-        low, high = bootstrap_mean(areas[name])
-        print(f"{name:16}{areas[name].mean():8.3f} ({low:.3f} to {high:.3f})", flush=True)
+        print(f"{name:16}   {mean_and_interval(areas[name], 3)}", flush=True)
     for name in ("random", "lowest first"):
         difference = areas["highest first"] - areas[name]
-        low, high = bootstrap_mean(difference)
-        text = f"{difference.mean():+.3f} ({low:+.3f} to {high:+.3f})"
-        print(f"highest first minus {name}: {text}")
+        print(f"highest first minus {name}: {mean_and_interval(difference, 3, '+')}")
 
 
 def deletion_curve(
@@ -68,19 +64,14 @@ def deletion_curve(
 ) -> np.ndarray:
     """Return the probability of each image's class after each step, [steps + 1, N].
 
-    Args:
-        runtime: The network.
-        pixels: uint8 [N, C, W, W].
-        classes: [N].
-        order: [N, cells], the order in which the cells of a square map are removed.
-        steps: Steps until all cells are removed.
+    The images are uint8 [N, C, W, W], and the cells of a square map are removed in the order
+    [N, cells].
     """
     side = round(np.sqrt(order.shape[1]))
-    edges = np.linspace(0, pixels.shape[-1], side + 1).round().astype(int)
-    cell_of = np.repeat(np.arange(side), np.diff(edges))
-    cell_of = side * cell_of[:, None] + cell_of  # of each pixel, [W, W]
+    widths = np.diff(np.linspace(0, pixels.shape[-1], side + 1).round().astype(int))  # of the cells
     means = pixels.mean((2, 3), keepdims=True).round().astype(np.uint8)
-    rank = order.argsort(1)[:, cell_of][:, None]  # of each pixel's cell, [N, 1, W, W]
+    rank = order.argsort(1).reshape(-1, 1, side, side)
+    rank = rank.repeat(widths, 2).repeat(widths, 3)  # of each pixel's cell, [N, 1, W, W]
     curve = []
     for number in np.linspace(0, order.shape[1], steps + 1).round():
         changed = np.where(rank < number, means, pixels)

@@ -51,11 +51,10 @@ def main() -> None:
         predictor = FacePredictor(
             options.model_path, detector=name, gpu_ids="-1", views=1, threads=1
         )
-        dataset = public_test(options, predictor.runtime)
-        rows = np.random.default_rng(0).permutation(len(dataset))[: options.images]
+        dataset = public_test(options, predictor.runtime, options.images)
         print(f"{name:>40}{'n':>6}{'found (%)':>22}{'kept (%)':>22}{'ms':>6}")
         cases: dict[str, list[tuple[bool, bool, float]]] = {}
-        for image in dataset.images[rows]:
+        for image in dataset.images:
             for case, photo, box in photographs(image):
                 cases.setdefault(case, []).append(find_face(predictor, photo, box, options.min_iou))
         for case, results in cases.items():

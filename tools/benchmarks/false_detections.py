@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from skimage import data as pictures
+from skimage import data as skimage_data
 from sklearn.datasets import load_sample_images
 
 from inference.align import MAX_SHIFT
@@ -57,31 +57,28 @@ def main() -> None:
     predictor = FacePredictor(
         options.model_path, detector=options.detector, gpu_ids="-1", views=1, threads=1
     )
-    dataset = public_test(options, predictor.runtime)
-    rows = np.random.default_rng(0).permutation(len(dataset))[: options.images]
-    thresholds = [f"{t:g}{' (default)' * (t == MAX_SHIFT)}" for t in options.thresholds]
+    dataset = public_test(options, predictor.runtime, options.images)
+    thresholds = [f"{t:g}{' (default)' if t == MAX_SHIFT else ''}" for t in options.thresholds]
     print(f"{'share in % by max_shift':>40}{'n':>6}", *(f"{text:>21}" for text in thresholds))
-    others, scores = shifts_of(
-        predictor, pictures_without_people(options.scales), options.min_score
-    )
+    pictures = pictures_without_people(options.scales)
+    others, scores = shifts_of(predictor, pictures, options.min_score)
     for min_score in (options.min_score, MIN_SCORE):
         found = others[scores >= min_score]
         name = f"false detections left out, score >= {min_score:g}"
         print_row(name, [found > t for t in options.thresholds])
     for angle in options.rotations:
-        photographs = (photograph(image, (1.0, 0.0, 0.0, angle)) for image in dataset.images[rows])
+        photographs = (photograph(image, (1.0, 0.0, 0.0, angle)) for image in dataset.images)
         faces, _ = shifts_of(predictor, photographs, MIN_SCORE, largest=True)
-        print_row(
-            f"faces kept, rotated by {angle:g} degrees", [faces <= t for t in options.thresholds]
-        )
+        name = f"faces kept, rotated by {angle:g} degrees"
+        print_row(name, [faces <= t for t in options.thresholds])
 
 
 def pictures_without_people(scales: Sequence[float]) -> Iterator[np.ndarray]:
     """Yield pictures, uint8 [H, W] or [H, W, 3], at several sizes and in four orientations."""
-    astronaut = pictures.astronaut().copy()
+    astronaut = skimage_data.astronaut().copy()
     astronaut[FACE] = 128
     images = [astronaut, *load_sample_images().images]
-    images += [getattr(pictures, name)() for name in NAMES]
+    images += [getattr(skimage_data, name)() for name in NAMES]
     for image in images:
         for scale in scales:
             height, width = (max(1, round(scale * side)) for side in image.shape[:2])

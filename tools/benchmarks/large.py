@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
@@ -62,36 +61,32 @@ class LargeOptions:
 def main() -> None:
     options = parse(LargeOptions, sys.argv[1:], __doc__)
     device = pick_device(options.gpu_ids)
-    with tempfile.TemporaryDirectory(prefix="benchmark-") as name, ExitStack() as stack:
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
         folder = Path(name)
         write_jpegs(folder / "set", options.images)
-        # No images fit into memory.
-        stack.enter_context(
-            patch.multiple(mapped, MAX_MEMORY_SHARE=0.0, CACHE_DIR=folder / "cache")
-        )
         start = time.perf_counter()
-        dataset = load_dataset(find_source(str(folder / "set")), 224, 3, cache=folder / "cache")
+        source, cache = find_source(str(folder / "set")), folder / "cache"
+        with patch.multiple(mapped, MAX_MEMORY_SHARE=0.0, CACHE_DIR=cache):  # nothing fits
+            dataset = load_dataset(source, 224, 3, cache=cache)
         rate = len(dataset) / (time.perf_counter() - start)
         print(f"decoded and loaded: {rate:.0f} images/s", flush=True)
-        (file,) = (folder / "cache" / "images").glob("*.npy")
+        (file,) = cache.glob("images/*.npy")
         n, rates, training = options.batch_size * options.steps, [], options.training
-        networks = [build_network(training, dataset) for _ in range(2)]
+        part = random_part(dataset, n, device)
         functions = (
-            bare_loop(networks[0], training, options.steps, device),
-            trainer(networks[1], training, dataset, random_part(dataset, n, device)),
+            bare_loop(build_network(training, dataset), training, options.steps, device),
+            trainer(build_network(training, dataset), training, dataset, part),
         )
         for i in range(options.rounds + 1):  # the first one to warm up
             drop_from_cache(file)
             rates.append([n / np.array(seconds(function, device)) for function in functions])
             (bare, _), (trained, _) = rates[-1]
             print(f"round {i}: bare loop {bare:.2f}, trainer {trained:.2f} images/s", flush=True)
-    rates = np.array(rates[1:])  # [rounds, 2 functions, wall and CPU]
-    for k, unit in enumerate(("images/s", "images per CPU second")):
-        bare, trained = rates[:, 0, k].tolist(), rates[:, 1, k].tolist()
-        ratio = median_and_range((rates[:, 1, k] / rates[:, 0, k]).tolist(), 3)
-        print(
-            f"{unit}: bare loop {median_and_range(bare, 2)}, trainer {median_and_range(trained, 2)}"
-        )
+    rates = np.transpose(rates[1:])  # [wall and CPU, 2 functions, rounds]
+    for unit, (bare, trained) in zip(("images/s", "images per CPU second"), rates):
+        texts = median_and_range(bare, 2), median_and_range(trained, 2)
+        print(f"{unit}: bare loop {texts[0]}, trainer {texts[1]}")
+        ratio = median_and_range(trained / bare, 3)
         print(f"  trainer relative to the bare loop of its round: {ratio}")
 
 

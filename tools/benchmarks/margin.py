@@ -61,8 +61,7 @@ def main() -> None:
         print_accuracy(f"{margin:g} times the box{mark}", runtime, crops, labels)
     print("* the margin of predict.py")
     for views in options.views:
-        predictor.views = views
-        predicted = predict_largest(predictor, [faces[i] for i in rows]).argmax(1)
+        predicted = predict_largest(predictor, [faces[i] for i in rows], views).argmax(1)
         print_row(f"--views {views}", predicted == labels)
 
 

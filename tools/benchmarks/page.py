@@ -109,23 +109,19 @@ def measure_times(page: Page, address: str) -> None:
 def compare_accuracy(page: Page, options: PageOptions) -> None:
     """Print how many faces the page and `predict.py` find, and their accuracy."""
     predictor = FacePredictor(options.model_path, gpu_ids="-1")
-    dataset = public_test(options, predictor.runtime)
-    rows = np.random.default_rng(0).permutation(len(dataset))[: options.images]
+    dataset = public_test(options, predictor.runtime, options.images)
     page.evaluate(SETUP)
-    predicted = np.full((len(rows), 2), -1)
-    for i, row in enumerate(rows):
-        image = resize_image(dataset.images[row], options.side)
+    predicted = np.full((len(dataset), 2), -1)
+    for i, image in enumerate(resize_image(image, options.side) for image in dataset.images):
         content = base64.b64encode(cv2.imencode(".png", image)[1]).decode()
         faces = page.evaluate("predict", content), [face.probabilities for face in predictor(image)]
         predicted[i] = [np.argmax(found[0]) if found else -1 for found in faces]
-    is_found, is_correct = predicted >= 0, predicted == dataset.labels[rows][:, None]
+    is_found, is_correct = predicted >= 0, predicted == dataset.labels[:, None]
     both = is_found.all(1)
     for k, name in enumerate(("page", "predict.py")):
         found, accuracy = 100 * is_found[:, k].mean(), 100 * is_correct[both, k].mean()
-        print(
-            f"{name:11}finds {found:.1f} % of {len(rows)} faces, and predicts {accuracy:.1f} % of"
-        )
-        print(f"           the {both.sum()} faces correctly that both find")
+        print(f"{name:11}finds {found:.1f} % of {len(dataset)} faces, and predicts")
+        print(f"           {accuracy:.1f} % of the {both.sum()} faces correctly that both find")
 
 
 if __name__ == "__main__":

@@ -27,9 +27,8 @@ from inference.video_writer import VideoWriter
 from tools.benchmarks.common import median_and_range
 from utils.cli import parse
 from utils.errors import ProjectError, run_main
-from utils.run_folder import FERPLUS_WEIGHTS
+from utils.run_folder import FERPLUS_WEIGHTS, ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 SIZE = 360, 480  # height and width of the video
 VARIANTS = ("--views 0", "--views 1", "--views 4", "--views 1 --no_draw", "--views 1 --explain")
 SMALL = 2  # images or frames of the small input

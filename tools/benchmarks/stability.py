@@ -24,10 +24,14 @@ from matplotlib import cbook
 
 from inference.face import FaceCrops
 from inference.predictor import FacePredictor
-from tools.benchmarks.common import FaceOptions, predict_largest, public_test
+from tools.benchmarks.common import (
+    FaceOptions,
+    mean_and_interval,
+    predict_largest,
+    public_test,
+)
 from utils.cli import parse
 from utils.errors import DataError, run_main
-from utils.statistics import bootstrap_mean
 
 CANVAS, FACE = 288, 192  # widths of the photograph and, at scale 1, of FER2013's image in pixels
 # Scale, shift in x and y in pixels, and rotation in degrees.
@@ -55,29 +59,26 @@ def main() -> None:
     options = parse(StabilityOptions, sys.argv[1:], __doc__)
     shared = {"gpu_ids": "-1", "threads": options.threads}
     predictor = FacePredictor(options.model_path, max_shift=math.inf, **shared)  # keeps all
-    dataset = public_test(options, predictor.runtime)
-    rows = np.random.default_rng(0).permutation(len(dataset))[: options.images]
-    images, labels = dataset.images[rows], dataset.labels[rows]
-    crops = detect_variants(predictor, images, VARIANTS, options.threads)
+    dataset = public_test(options, predictor.runtime, options.images)
+    labels = dataset.labels
+    crops = detect_variants(predictor, dataset.images, VARIANTS, options.threads)
     found = [i for i, faces in enumerate(crops) if all(len(face.boxes) for face in faces)]
     if not found:
         raise DataError("no face is detected in all variants; give more --images")
-    print(f"{len(found):,} of {len(rows):,} faces are detected in all {len(VARIANTS)} variants")
+    print(f"{len(found):,} of {len(dataset):,} faces are detected in all {len(VARIANTS)} variants")
     print(f"{'views':>6}{'same class (%)':>26}{'std of probability':>30}{'accuracy (%)':>26}")
     for views in options.views:
-        predictor.views = views
-        probabilities = predict_largest(predictor, [c for i in found for c in crops[i]])
+        probabilities = predict_largest(predictor, [c for i in found for c in crops[i]], views)
         probabilities = probabilities.reshape(len(found), len(VARIANTS), -1)
         print_row(views, probabilities, labels[found])
     print("\naccuracy (%) of the same faces upright and rotated by degrees")
-    crops = detect_variants(predictor, images, LARGE_ROTATIONS, options.threads)
+    crops = detect_variants(predictor, dataset.images, LARGE_ROTATIONS, options.threads)
     for k, (*_, angle) in enumerate(LARGE_ROTATIONS):
         found = [i for i, faces in enumerate(crops) if len(faces[0].boxes) and len(faces[k].boxes)]
         print(f"{angle:6.0f} (n = {len(found)})", end="")
         for views in options.views:
-            predictor.views = views
-            rows = [crops[i][variant] for variant in (0, k) for i in found]
-            predicted = predict_largest(predictor, rows).argmax(1).reshape(2, -1)
+            pairs = [crops[i][variant] for variant in (0, k) for i in found]
+            predicted = predict_largest(predictor, pairs, views).argmax(1).reshape(2, -1)
             upright, rotated = 100 * (predicted == labels[found]).mean(1)
             print(f"  views {views}: {upright:.2f}, {rotated:.2f}", end="")
         print(flush=True)
@@ -100,10 +101,7 @@ def photograph(image: np.ndarray, variant: Sequence[float]) -> np.ndarray:
 
 
 def detect_variants(
-    predictor: FacePredictor,
-    images: np.ndarray,
-    variants: Sequence[Sequence[float]],
-    threads: int,
+    predictor: FacePredictor, images: np.ndarray, variants: Sequence[Sequence[float]], threads: int
 ) -> list[list[FaceCrops]]:
     """Return for each image the detected faces of all variants."""
     jobs = [(image, variant) for image in images for variant in variants]
@@ -124,16 +122,10 @@ def print_row(views: int, probabilities: np.ndarray, labels: np.ndarray) -> None
     """Print the measures of probabilities [faces, variants, C], with 95 % bootstrap intervals."""
     classes, winner = probabilities.argmax(2), probabilities.mean(1).argmax(1)
     winning = np.take_along_axis(probabilities, winner[:, None, None], 2)[..., 0]
-    columns = [
-        (100 * (classes == classes[:, :1]).all(1), 1),
-        (winning.std(1), 4),
-        (100 * (classes == labels[:, None]).mean(1), 2),
-    ]
-    text = f"{views:6}"
-    for values, digits in columns:
-        low, high = bootstrap_mean(values)
-        text += f"{values.mean():12.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
-    print(text, flush=True)
+    same_class = mean_and_interval(100 * (classes == classes[:, :1]).all(1), 1)
+    std = mean_and_interval(winning.std(1), 4)
+    accuracy = mean_and_interval(100 * (classes == labels[:, None]).mean(1), 2)
+    print(f"{views:6}{same_class:>26}{std:>30}{accuracy:>26}", flush=True)
 
 
 if __name__ == "__main__":

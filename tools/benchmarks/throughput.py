@@ -60,7 +60,9 @@ def main() -> None:
     network = new_network(options).to(device)
     print(f"PyTorch {torch.__version__} on {describe_device(device)}")
     print(f"{describe(network)}; {options.image_width} px, batch size {options.batch_size}")
-    training, dataset = training_options(options), random_dataset(options)
+    shared = {name: getattr(options, name) for name in ("batch_size", "compile", "amp")}
+    shared |= {"image_width": (options.image_width,), "relabel_epoch": 1, "total_epoch": 1000}
+    training, dataset = validate_options(Options(**shared)), random_dataset(options)
     images = InMemoryDataset(dataset, np.arange(len(dataset)), device)
     with report_compile_errors():
         functions = {
@@ -105,12 +107,6 @@ def matmul_rate(device: torch.device) -> float:
 def new_network(options: ThroughputOptions) -> FERNet:
     torch.manual_seed(0)
     return FERNet(Architecture(width=options.width, dropout=0.2)).train()
-
-
-def training_options(options: ThroughputOptions) -> Options:
-    shared = {name: getattr(options, name) for name in ("batch_size", "compile", "amp")}
-    shared |= {"relabel_epoch": 1, "total_epoch": 1000}
-    return validate_options(Options(image_width=(options.image_width,), **shared))
 
 
 def random_dataset(options: ThroughputOptions) -> FaceDataset:
