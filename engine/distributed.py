@@ -10,7 +10,6 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch import distributed as dist
 
 from data.loader import shard
@@ -116,19 +115,6 @@ class DistributedContext:
         result = torch.tensor(int(flag), device=self.device)
         dist.all_reduce(result, dist.ReduceOp.MAX)
         return bool(result)
-
-    def all_reduce(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the sum of each scalar over several processes, which have the same names."""
-        if not values:
-            return values
-        total = torch.stack(list(values.values())).double()
-        dist.all_reduce(total)
-        return dict(zip(values, total.unbind()))
-
-    def all_reduce_max(self, values: Tensor) -> Tensor:
-        """Return the elementwise maximum over several processes."""
-        dist.all_reduce(values, dist.ReduceOp.MAX)
-        return values
 
     def gather(self, part: Any) -> Sequence[Any]:
         """Return the objects of all processes, in the order of their ranks."""
