@@ -59,7 +59,6 @@ class FolderLayout:
         return [p for folders in self.images.values() for paths in folders.values() for p in paths]
 
     def read(self, width: int, channels: int, class_names: Sequence[str] = ()) -> FaceDataset:
-        """Read the images as width x width pixels, grayscale or RGB."""
         classes, class_of = self._classes(tuple(class_names))
         self._check_classes(classes, class_of, bool(class_names))
         if ignored := self._ignored_files():
