@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from sklearn.metrics import confusion_matrix
 
 from data.dataset import UNLABELED
 from utils import image_grids, metrics, plots
@@ -123,7 +124,8 @@ class Evaluation:
 
     def _write_score_figures(self, run: RunFolder, rows: np.ndarray, title: str) -> None:
         labels, probabilities = self.labels[rows], self.probabilities[rows]
-        counts = metrics.confusion(labels, probabilities)
+        classes = range(len(self.class_names))
+        counts = confusion_matrix(labels, probabilities.argmax(1), labels=classes)
         accuracy = 100 * metrics.accuracy(labels, probabilities)
         text = f"{title}\naccuracy {accuracy:.2f} %, n = {len(rows):,}"
         figure = plots.plot_confusion_matrix(counts, self.class_names, text)
