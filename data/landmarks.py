@@ -39,10 +39,8 @@ def add_landmarks(dataset: FaceDataset, cache: Path = CACHE_DIR, jobs: int = 0) 
     Each block of 256 images of a split has its own file in `cache`/landmarks, named by a digest of
     its pixels and the method, so an interrupted run continues with the next block.
 
-    Args:
-        dataset: The images. If they have landmarks, nothing is done.
-        cache: Folder of the results. One that cannot be written is a warning.
-        jobs: Processes; 0 for one per core that this process may use.
+    If the data set has landmarks, nothing is done. A cache folder that cannot be written is a
+    warning. `jobs` is the number of processes, 0 for one per core that this process may use.
 
     Raises:
         DataError: dlib or its model is missing or damaged.
@@ -72,9 +70,6 @@ def add_landmarks(dataset: FaceDataset, cache: Path = CACHE_DIR, jobs: int = 0) 
                 rows, file = missing[i]
                 landmarks[rows] = points
                 can_store = can_store and _store(file, points)
-                done += len(points)
-                found = np.isfinite(landmarks[:, 0, 0]).sum()
-                bar.set_postfix_str(f"found {100 * found / done:.1f} %", refresh=False)
                 bar.update(len(points))
         _load_dlib.cache_clear()  # 100 MB
     found = np.isfinite(landmarks[:, 0, 0]).sum()

@@ -60,17 +60,9 @@ def evaluate(
     batch_size: int = 256,
     tta: bool = False,
 ) -> Evaluation:
-    """Predict some splits of a data set in float32, in the given order.
+    """Predict some splits of the whole data set in float32, in the given order.
 
-    Args:
-        networks: One, or an ensemble, in evaluation mode.
-        dataset: The whole data set.
-        splits: To evaluate.
-        batch_size: Images per step.
-        tta: Use test-time augmentation.
-
-    Raises:
-        DataError: The splits are empty.
+    `networks` are one or an ensemble, in evaluation mode. A DataError if the splits are empty.
     """
     present = dataset.counts()
     if not present.keys() & set(splits):
@@ -78,8 +70,7 @@ def evaluate(
             f"{dataset.source} has no images of {' or '.join(splits)}, only {', '.join(present)}; "
             f"give another split, such as --splits {next(iter(present))}"
         )
-    rows = [np.flatnonzero(dataset.split == split) for split in dict.fromkeys(splits)]
-    rows = np.concatenate(rows)
+    rows = np.concatenate([np.flatnonzero(dataset.split == s) for s in dict.fromkeys(splits)])
     part = dataset.select(rows)
     predictions = predict_ensemble(networks, part.images, batch_size, tta)
     return Evaluation(
@@ -138,8 +129,8 @@ def evaluate_corruptions(
     networks: Sequence[FERNet],
     dataset: FaceDataset,
     clean: Evaluation,
-    batch_size: int = 256,
-    tta: bool = False,
+    batch_size: int,
+    tta: bool,
 ) -> pd.DataFrame:
     """Evaluate the labeled images of an evaluation after each of CORRUPTIONS.
 

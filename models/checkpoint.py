@@ -88,12 +88,9 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Load a checkpoint of this project, or RainbowRui's weights.
+    """Load a checkpoint of this project, or RainbowRui's weights: only tensors and plain values.
 
-    Only tensors and plain values are loaded; a file with pickled code is refused.
-
-    Raises:
-        WeightsError: The file is missing, damaged, has pickled code, or is another program's.
+    A WeightsError if the file is missing, damaged, has pickled code, or is another program's.
     """
     path = Path(path)
     content = load_file(path)
@@ -134,7 +131,7 @@ def transfer(
     left out.
 
     Args:
-        checkpoint: The weights.
+        checkpoint: The weights; a WeightsError if they do not fit their architecture.
         new: The checkpoint's architecture with other classes, heads or dropout.
         classes: By index of a new class, the index of the checkpoint's class whose row of the
             classifier it gets. The other rows are newly initialized.
@@ -143,9 +140,6 @@ def transfer(
     Returns:
         The network, and the names of its modules with kept and with new weights, apart from the
         classifier.
-
-    Raises:
-        WeightsError: The weights do not fit their architecture.
     """
     try:
         checkpoint.network()

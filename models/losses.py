@@ -2,6 +2,9 @@
 
 Self-Cure Network: Wang et al., "Suppressing Uncertainties for Large-Scale Facial
 Expression Recognition", CVPR 2020, arXiv:2002.10392.
+
+Labels are int64 [N], logits and probabilities [N, C]. The margin of a relabeling rule is a
+difference of two probabilities, 0 to 1.
 """
 
 from __future__ import annotations
@@ -66,9 +69,9 @@ def relabel_scn(
     code of SCN's authors relabels every image.
 
     Args:
-        logits: [N, C], unweighted.
-        labels: int64 [N].
-        margin_2: Difference of two probabilities, 0 to 1.
+        logits: Unweighted.
+        labels: The current ones.
+        margin_2: The margin.
         importance: [N, 1] or [N], or None to relabel every image.
         beta: Share of the high group, whose labels stay.
     """
@@ -86,14 +89,9 @@ def relabel_scn(
 def relabel_ema(probabilities: Tensor, given: Tensor, margin: float, max_share: float) -> Tensor:
     """Relabel: take the prediction where its probability exceeds the label's by more than `margin`.
 
-    Of each class, at most the share `max_share` of the given labels moves, those with the largest
-    difference first: a rare class would lose most of its labels otherwise.
-
-    Args:
-        probabilities: [N, C], mean predictions without augmentation.
-        given: int64 [N], the labels of the data set.
-        margin: Difference of two probabilities, 0 to 1.
-        max_share: 0 to 1.
+    Of each class, at most the share `max_share` (0 to 1) of the `given` labels of the data set
+    moves, those with the largest difference first: a rare class would lose most of its labels
+    otherwise. `probabilities` are mean predictions without augmentation.
     """
     best, predicted = probabilities.max(1)
     difference = best - probabilities.gather(1, given[:, None])[:, 0]
@@ -108,16 +106,12 @@ def relabel_ema(probabilities: Tensor, given: Tensor, margin: float, max_share: 
 
 
 def soft_labels(probabilities: Tensor, given: Tensor, margin: float) -> Tensor:
-    """Return class probabilities [N, C]: a mixture of the given labels and the predictions.
+    """Return class probabilities [N, C]: a mixture of the data set's labels and the predictions.
 
-    It is soft bootstrapping (Reed et al., 2015, arXiv:1412.6596) with mean predictions. The weight
-    of the given label is margin / (1 + margin), so that another class is the largest exactly where
-    its probability exceeds that of the given label by more than the margin.
-
-    Args:
-        probabilities: [N, C], mean predictions without augmentation.
-        given: int64 [N], the labels of the data set.
-        margin: Difference of two probabilities, 0 to 1.
+    It is soft bootstrapping (Reed et al., 2015, arXiv:1412.6596) with mean predictions without
+    augmentation. The weight of the given label is margin / (1 + margin), so that another class is
+    the largest exactly where its probability exceeds that of the given label by more than the
+    margin.
     """
     one_hot = F.one_hot(given, probabilities.shape[1])
     return (margin * one_hot + probabilities) / (1 + margin)
