@@ -14,7 +14,7 @@ from data.cache import cached, load_arrays, store_arrays
 from data.dataset import EMOTIONS, UNLABELED, FaceDataset
 from data.readers.layouts import CsvLayout
 from data.source import Source, download, find_source, hold_out, load_dataset
-from utils import network
+from utils import internet
 from utils.errors import DataError
 
 
@@ -141,9 +141,9 @@ def test_probe_of_the_network_has_a_timeout(monkeypatch):
         time.sleep(30)
 
     monkeypatch.setattr("urllib.request.urlopen", wait)
-    monkeypatch.setattr(network, "PROBE_SECONDS", 0.1)
+    monkeypatch.setattr(internet, "PROBE_SECONDS", 0.1)
     start = time.monotonic()
-    assert not network.is_reachable("https://example.org")
+    assert not internet.is_reachable("https://example.org")
     assert time.monotonic() - start < 2
 
 
