@@ -71,22 +71,10 @@ def evaluate(
             f"give another split, such as --splits {next(iter(present))}"
         )
     rows = np.concatenate([np.flatnonzero(dataset.split == s) for s in dict.fromkeys(splits)])
-    part = dataset.select(rows)
-    predictions = predict_ensemble(networks, part.images, batch_size, tta)
-    return Evaluation(
-        class_names=dataset.class_names,
-        rows=rows,
-        split=part.split,
-        images=part.images,
-        labels=part.labels,
-        landmarks=part.landmarks,
-        duplicates=dataset.duplicates()[rows] if "Training" in present else None,
-        probabilities=predictions.probabilities,
-        importance=predictions.importance,
-        predicted_landmarks=predictions.landmarks,
-        label_kind="" if dataset.votes is None else "FER+",
-        human_labels=part.human_labels,
-    )
+    samples = dataset.select(rows)
+    predictions = predict_ensemble(networks, samples.images, batch_size, tta)
+    duplicates = dataset.duplicates()[rows] if "Training" in present else None
+    return Evaluation(samples, predictions, rows, duplicates)
 
 
 def evaluate_training_labels(
@@ -126,11 +114,7 @@ def predict_ensemble(
 
 
 def evaluate_corruptions(
-    networks: Sequence[FERNet],
-    dataset: FaceDataset,
-    clean: Evaluation,
-    batch_size: int,
-    tta: bool,
+    networks: Sequence[FERNet], clean: Evaluation, batch_size: int, tta: bool = False
 ) -> pd.DataFrame:
     """Evaluate the labeled images of an evaluation after each of CORRUPTIONS.
 
@@ -138,15 +122,16 @@ def evaluate_corruptions(
         A row per corruption, after one for the clean images ("none"): `corruption`, and for each
         split its accuracy and its accuracy drop (`<split> drop`), in percent.
     """
-    labeled = clean.labels != UNLABELED
-    rows, labels, split = clean.rows[labeled], clean.labels[labeled], clean.split[labeled]
-    correct = {"none": clean.predicted[labeled] == labels}
+    labeled = clean.samples.labels != UNLABELED
+    samples = clean.samples.select(labeled)
+    correct = {"none": clean.predicted[labeled] == samples.labels}
     for name in progress_bar(CORRUPTIONS, "corruptions", unit="corruption"):
-        images = corrupt(dataset.images[rows], name)
+        images = corrupt(samples.images, name)
         predictions = predict_ensemble(networks, images, batch_size, tta)
-        correct[name] = predictions.probabilities.argmax(1) == labels
+        correct[name] = predictions.probabilities.argmax(1) == samples.labels
     table = pd.DataFrame({"corruption": list(correct)})
-    for name in dict.fromkeys(split.tolist()):
-        accuracy = np.array([100 * hits[split == name].mean() for hits in correct.values()])
+    for name in dict.fromkeys(samples.split.tolist()):
+        rows = samples.split == name
+        accuracy = np.array([100 * hits[rows].mean() for hits in correct.values()])
         table[name], table[f"{name} drop"] = accuracy, accuracy[0] - accuracy
     return table
