@@ -12,10 +12,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data.dataset import FaceDataset, match_classes
 from data.in_memory import InMemoryDataset
-from engine.distributed import DistributedContext
+from engine.distributed import DistributedContext, convert_sync_batch_norm
 from engine.optim import EMA, build_optimizer
 from engine.state import TrainingState
-from engine.sync_batch_norm import convert_sync_batch_norm
 from models.checkpoint import Checkpoint, load_checkpoint, transfer
 from models.fernet import Architecture, FERNet, Output
 from models.merge import merge_checkpoints
@@ -107,10 +106,10 @@ def build_state(
 ) -> TrainingState:
     """Move the network to the device of the images, and build optimizer, EMA and state for it."""
     device, is_balanced = images.labels.device, options.class_weights == "balanced"
-    if context.world_size > 1 and network.architecture.backbone.startswith(PREFIX):
-        network = convert_timm_sync_batch_norm(network, device)
-    elif context.world_size > 1:
-        network = convert_sync_batch_norm(network, device)
+    if context.world_size > 1:
+        is_timm = network.architecture.backbone.startswith(PREFIX)
+        convert = convert_timm_sync_batch_norm if is_timm else convert_sync_batch_norm
+        network = convert(network, device)
     network = network.to(device, memory_format=torch.channels_last)
     if network.landmark_head is not None and not options.landmarks:
         network.landmark_head.requires_grad_(False)  # it only locates the pooled features

@@ -10,7 +10,9 @@ from datetime import timedelta
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch import distributed as dist
+from torch.distributed.nn.functional import all_reduce  # its gradient is summed, too
 
 from data.loader import shard
 from utils.errors import OptionError, RunError
@@ -48,9 +50,8 @@ class DistributedContext:
     def initialize(self, device: torch.device) -> Iterator[None]:
         """Set up the process group, and silence the output of all but the main process.
 
-        Raises:
-            OptionError: This PyTorch has no NCCL, or the environment lacks an address.
-            RunError: A process was lost, or did not start.
+        An OptionError if this PyTorch has no NCCL, or the environment lacks an address. A RunError
+        if a process was lost, or did not start.
         """
         if self.world_size == 1:
             yield
@@ -123,6 +124,37 @@ class DistributedContext:
         parts = [None] * self.world_size
         dist.all_gather_object(parts, part)
         return parts
+
+
+def convert_sync_batch_norm(network: nn.Module, device: torch.device) -> nn.Module:
+    """Replace each BatchNorm2d by one whose statistics are those of all processes."""
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    for module in network.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = CpuSyncBatchNorm  # has the same parameters and buffers
+    return network
+
+
+class CpuSyncBatchNorm(nn.BatchNorm2d):
+    """SyncBatchNorm for CPUs, which torch.nn.SyncBatchNorm does not support."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        pixels = x.float()  # [N, C, H, W]
+        sums = torch.cat((pixels.sum((0, 2, 3)), pixels.new_tensor([x.numel() / x.shape[1]])))
+        total = all_reduce(sums)
+        count = total[-1]
+        mean = total[:-1] / count
+        centered = pixels - mean[:, None, None]
+        variance = all_reduce(centered.square().sum((0, 2, 3))) / count
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return (centered * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
 def launch(script: str, argv: Sequence[str], processes: int) -> int:

@@ -18,8 +18,7 @@ from torch import distributed as dist
 from torch import nn
 
 from data.dataset import EMOTIONS
-from engine.distributed import DistributedContext, launch
-from engine.sync_batch_norm import convert_sync_batch_norm
+from engine.distributed import DistributedContext, convert_sync_batch_norm, launch
 from models.checkpoint import Checkpoint, save_checkpoint
 from models.fernet import Architecture, FERNet
 from utils.devices import listed_gpus, pick_device, usable_gpus
