@@ -138,10 +138,8 @@ class Evaluation:
         """Return the prediction of each sample, and its label where they differ."""
         captions, names = [], self.samples.class_names
         for predicted, label in zip(self.predicted[rows], self.samples.labels[rows]):
-            text = names[predicted]
-            if label not in (UNLABELED, predicted):
-                text += f"\n(label {names[label]})"
-            captions.append(text)
+            differs = label not in (UNLABELED, predicted)
+            captions.append(names[predicted] + (f"\n(label {names[label]})" if differs else ""))
         return captions
 
 

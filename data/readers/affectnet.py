@@ -108,8 +108,7 @@ class ListedAffectNet:
                         raise ValueError(f"missing columns: {', '.join(sorted(missing))}")
                 except ValueError as error:
                     raise DataError(f"{file} cannot be read ({error}); copy it again") from error
-                numbers = np.arange(len(table)) + 1 + has_header
-                where = [f"{file}, row {number}" for number in numbers]
+                where = [f"{file}, row {i + 1 + has_header}" for i in range(len(table))]
                 tables.append(table.fillna("").assign(where=where, split=split))
         table = pd.concat(tables, ignore_index=True)
         labels = [_label(text, where) for text, where in zip(table["expression"], table["where"])]

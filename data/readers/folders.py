@@ -98,8 +98,7 @@ class FolderLayout:
         else:
             # A class keeps the spelling of --class_names.
             spellings = {_class_of_name(name): name for name in class_names}
-            class_of = {name: _class_of_name(name) for name in names - set(class_names)}
-            class_of = {name: spellings.get(c, c) for name, c in class_of.items()}
+            class_of = {name: spellings.get(c := _class_of_name(name), c) for name in names}
             class_of |= {name: name for name in names & set(class_names)}
         present = set(class_of.values())
         if class_names:
