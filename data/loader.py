@@ -34,7 +34,6 @@ class BatchLoader:
 
     Args:
         images: The Training images.
-        options: Of the run.
         epoch: Counted from 1.
         rank: Number of this process of `world_size`. It gets a shard of each batch, augmented as
             one process would augment it.

@@ -82,11 +82,8 @@ def evaluate_training_labels(
 ) -> dict[str, Any]:
     """Compute the quality of relabeling, and whether the importance detects incorrect labels.
 
-    Args:
-        network: In evaluation mode.
-        dataset: The whole data set, with the labels at the start of the training.
-        clean_labels: int [M], the labels of the data set without label noise.
-        final: int [N], the labels of the Training images at the end of the training.
+    The whole data set has the labels at the start of the training, `clean_labels` int [M] are those
+    without label noise, and `final` int [N] those of the Training images at the end.
 
     Returns:
         With label noise, `metrics.relabel_scores`. With `human_labels`, the auroc_importance_label
@@ -118,9 +115,8 @@ def evaluate_corruptions(
 ) -> pd.DataFrame:
     """Evaluate the labeled images of an evaluation after each of CORRUPTIONS.
 
-    Returns:
-        A row per corruption, after one for the clean images ("none"): `corruption`, and for each
-        split its accuracy and its accuracy drop (`<split> drop`), in percent.
+    The table has a row per corruption, after one for the clean images ("none"): `corruption`, and
+    for each split its accuracy and its accuracy drop (`<split> drop`), in percent.
     """
     labeled = clean.samples.labels != UNLABELED
     samples = clean.samples.select(labeled)

@@ -65,15 +65,9 @@ def relabel_scn(
 ) -> Tensor:
     """Relabel (SCN) where the largest probability exceeds the label's by more than `margin_2`.
 
-    With `importance` and `beta` only the low-importance group is relabeled, as in the paper. The
-    code of SCN's authors relabels every image.
-
-    Args:
-        logits: Unweighted.
-        labels: The current ones.
-        margin_2: The margin.
-        importance: [N, 1] or [N], or None to relabel every image.
-        beta: Share of the high group, whose labels stay.
+    The logits are unweighted. With an importance, [N, 1] or [N], only the low-importance group is
+    relabeled, as in the paper: the labels of the share `beta` with the largest importances stay.
+    The code of SCN's authors relabels every image.
     """
     probabilities = logits.softmax(1)
     best, predicted = probabilities.max(1)
@@ -128,14 +122,11 @@ def landmark_loss(
 ) -> Tensor:
     """Compute the mean absolute error of the landmarks, over the images that have any.
 
-    In normalized coordinates it has the same magnitude for every image size. It is
-    divided by the number of images with landmarks, so it does not depend on the detection rate.
-
-    Args:
-        predicted: [N, 68, 2], normalized coordinates.
-        landmarks: [N, 68, 2], NaN for an image without landmarks.
-        num_with_landmarks: Images with landmarks in the whole batch / number of processes, so that
-            the mean gradient of the processes is that of the batch. None: those in `landmarks`.
+    Both are [N, 68, 2] in normalized coordinates, where the loss has the same magnitude for every
+    image size; `landmarks` are NaN for an image without any. It is divided by the number of images
+    with landmarks, so it does not depend on the detection rate: by `num_with_landmarks`, that of
+    the whole batch / number of processes, so that the mean gradient of the processes is that of
+    the batch, or by the number in `landmarks`.
     """
     valid = ~landmarks.isnan().flatten(1).any(1)  # [N]
     target = torch.where(valid[:, None, None], landmarks, predicted.detach())
@@ -162,11 +153,9 @@ def compute_losses(
         landmarks: [N, 68, 2] in normalized coordinates, NaN where there are none; or None.
         options: The enabled losses and their weights.
         soft_targets: Class probabilities of the teachers [N, C], or None.
-        shard_weight: Shard size / mean shard size, which corrects DDP's mean; 1 in a single
-            process.
+        shard_weight: Shard size / mean shard size, which corrects DDP's mean.
         num_with_landmarks: As for `landmark_loss`.
-        class_weights: [C], weights of the expression loss; an image has that of its target, also
-            for soft targets. Or None.
+        class_weights: [C], weights of the expression loss, by an image's target; or None.
 
     Returns:
         Scalars by name: `loss`, and each term as `loss_<name>`.
