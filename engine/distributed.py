@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.distributed.nn.functional import all_reduce  # its gradient is summed, too
 
 from data.loader import shard
 from utils.errors import OptionError, RunError
@@ -144,17 +143,34 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
             return super().forward(x)
         pixels = x.float()  # [N, C, H, W]
         sums = torch.cat((pixels.sum((0, 2, 3)), pixels.new_tensor([x.numel() / x.shape[1]])))
-        total = all_reduce(sums)
+        total = _AllReduceSum.apply(sums)
         count = total[-1]
         mean = total[:-1] / count
         centered = pixels - mean[:, None, None]
-        variance = all_reduce(centered.square().sum((0, 2, 3))) / count
+        variance = _AllReduceSum.apply(centered.square().sum((0, 2, 3))) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
         return (centered * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
+
+class _AllReduceSum(torch.autograd.Function):
+    """Sum over all processes. Each process's loss depends on it, so its gradient is summed, too.
+
+    torch.distributed.nn.functional.all_reduce computes the same, but PyTorch 2.14 deprecates it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _AllReduceSum.apply(gradient)
 
 
 def launch(script: str, argv: Sequence[str], processes: int) -> int:
