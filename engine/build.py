@@ -19,7 +19,7 @@ from models.checkpoint import Checkpoint, load_checkpoint, transfer
 from models.fernet import Architecture, FERNet, Output
 from models.merge import merge_checkpoints
 from models.pretrained import initialize_backbone
-from models.timm_backbone import PREFIX, check_image_widths, convert_timm_sync_batch_norm
+from models.timm_backbone import PREFIX, check_image_widths
 from utils.devices import compile_module
 from utils.options import Options
 
@@ -107,9 +107,7 @@ def build_state(
     """Move the network to the device of the images, and build optimizer, EMA and state for it."""
     device, is_balanced = images.labels.device, options.class_weights == "balanced"
     if context.world_size > 1:
-        is_timm = network.architecture.backbone.startswith(PREFIX)
-        convert = convert_timm_sync_batch_norm if is_timm else convert_sync_batch_norm
-        network = convert(network, device)
+        network = convert_sync_batch_norm(network, device)
     network = network.to(device, memory_format=torch.channels_last)
     if network.landmark_head is not None and not options.landmarks:
         network.landmark_head.requires_grad_(False)  # it only locates the pooled features

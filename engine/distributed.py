@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from data.loader import shard
+from models.timm_backbone import TimmBackbone
 from utils.errors import OptionError, RunError
 from utils.signals import default_signal_handlers
 
@@ -126,7 +127,14 @@ class DistributedContext:
 
 
 def convert_sync_batch_norm(network: nn.Module, device: torch.device) -> nn.Module:
-    """Replace each BatchNorm2d by one whose statistics are those of all processes."""
+    """Replace each batch norm by one whose statistics are those of all processes."""
+    if any(isinstance(module, TimmBackbone) for module in network.modules()):
+        if device.type != "cuda":
+            fault = "--backbone timm:NAME on several CPU processes is not supported"
+            raise OptionError(f"{fault}; use one")
+        from timm.layers import convert_sync_batchnorm  # noqa: PLC0415  (an optional requirement)
+
+        return convert_sync_batchnorm(network)  # timm's batch norms contain an activation
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(network)
     for module in network.modules():
