@@ -109,8 +109,7 @@ def _unavailable_reason() -> str:
 def _has_kernels(gpu: torch.device) -> bool:
     """Return whether PyTorch has kernels for a GPU; torch.cuda lists GPUs without any, too.
 
-    Raises:
-        OptionError: The GPU does not respond, as one in exclusive use.
+    An OptionError if the GPU does not respond, as one in exclusive use.
     """
     try:
         torch.zeros(1, device=gpu).add_(1).item()
