@@ -104,17 +104,15 @@ def main() -> None:
     RunFolder.check_out(options.out)  # before the evaluation, which may take long
     evaluation = evaluate(networks, dataset, options.splits, options.batch_size, options.tta)
     print(f"\n{', '.join([dataset.source, *notes])}:\n{summary(evaluation.scores())}", flush=True)
-    predicts_landmarks = evaluation.predicted_landmarks is not None
+    predicts_landmarks = evaluation.predictions.landmarks is not None
     if options.landmarks and predicts_landmarks and dataset.landmarks is None:
-        evaluation = add_landmark_error(evaluation, dataset, options.threads)
+        evaluation = add_landmark_error(evaluation, options.threads)
     kind = " with FER+ labels" if options.ferplus else ""
     title = f"{checkpoint.architecture.name}, {source.name}{kind}"
     with RunFolder.create(options.out, f"test_{Path(options.model_path[0]).stem}") as run:
         evaluation.write(run, ", ".join([title, *notes]))
         if options.corruptions:
-            table = evaluate_corruptions(
-                networks, dataset, evaluation, options.batch_size, options.tta
-            )
+            table = evaluate_corruptions(networks, evaluation, options.batch_size, options.tta)
             run.write_csv("corruptions.csv", table)
             print("\naccuracy and accuracy drop, in percent:")
             print(table.round(2).to_string(index=False))
@@ -122,11 +120,7 @@ def main() -> None:
 
 
 def check_options(options: EvalOptions) -> None:
-    """Check the options.
-
-    Raises:
-        OptionError: A value is missing, out of range, or given twice.
-    """
+    """Raise an OptionError if a value is missing, out of range, or given twice."""
     if not options.model_path or not options.splits:
         raise OptionError("give at least one --model_path and one of --splits")
     if len({Path(path).resolve() for path in options.model_path}) < len(options.model_path):
@@ -154,10 +148,9 @@ def print_data_notes(
         print("         weights were trained on them, and the score is no test")
 
 
-def add_landmark_error(evaluation: Evaluation, dataset: FaceDataset, threads: int) -> Evaluation:
+def add_landmark_error(evaluation: Evaluation, threads: int) -> Evaluation:
     """Compute the landmarks of the evaluated images, and print the landmark error."""
-    part = add_landmarks(dataset.select(evaluation.rows), jobs=threads)
-    evaluation = replace(evaluation, landmarks=part.landmarks)
+    evaluation = replace(evaluation, samples=add_landmarks(evaluation.samples, jobs=threads))
     for split, scores in evaluation.scores().items():
         if (error := scores.get("landmark_error")) is not None:
             print(f"landmark error, {split}: {error:.2f} px", flush=True)

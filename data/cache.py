@@ -56,14 +56,10 @@ def store_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
     Of an array that is a memory-mapped file itself, the file's name is written.
     """
-    arrays = {
-        name: np.array(os.path.relpath(array.filename, path.parent))
-        if isinstance(array, np.memmap)
-        else array
-        for name, array in arrays.items()
-    }
+    files = {name: a.filename for name, a in arrays.items() if isinstance(a, np.memmap)}
+    names = {name: np.array(os.path.relpath(file, path.parent)) for name, file in files.items()}
     with atomic_write(path) as partial, open(partial, "wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **{**arrays, **names})
 
 
 def cached(

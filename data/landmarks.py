@@ -39,14 +39,9 @@ def add_landmarks(dataset: FaceDataset, cache: Path = CACHE_DIR, jobs: int = 0) 
     Each block of 256 images of a split has its own file in `cache`/landmarks, named by a digest of
     its pixels and the method, so an interrupted run continues with the next block.
 
-    Args:
-        dataset: The images. If they have landmarks, nothing is done.
-        cache: Folder of the results. One that cannot be written is a warning.
-        jobs: Processes; 0 for one per core that this process may use.
-
-    Raises:
-        DataError: dlib or its model is missing or damaged.
-        RunError: The system ended a process.
+    If the data set has landmarks, nothing is done. A cache folder that cannot be written is a
+    warning. `jobs` is the number of processes, 0 for one per core that this process may use. A
+    DataError if dlib or its model is missing or damaged, a RunError if the system ended a process.
     """
     if dataset.landmarks is not None:
         return dataset
@@ -71,10 +66,12 @@ def add_landmarks(dataset: FaceDataset, cache: Path = CACHE_DIR, jobs: int = 0) 
             for i, points in outputs:
                 rows, file = missing[i]
                 landmarks[rows] = points
-                can_store = can_store and _store(file, points)
-                done += len(points)
-                found = np.isfinite(landmarks[:, 0, 0]).sum()
-                bar.set_postfix_str(f"found {100 * found / done:.1f} %", refresh=False)
+                try:
+                    if can_store:
+                        store_arrays(file, {"landmarks": points})
+                except ProjectError as error:
+                    print_line(f"warning: the landmarks are not cached: {error}", sys.stderr)
+                    can_store = False
                 bar.update(len(points))
         _load_dlib.cache_clear()  # 100 MB
     found = np.isfinite(landmarks[:, 0, 0]).sum()
@@ -96,16 +93,6 @@ def _key(block: np.ndarray, model_digest: str) -> str:
     digest = hashlib.blake2b(settings.encode(), digest_size=16)
     digest.update(np.ascontiguousarray(block))
     return digest.hexdigest()
-
-
-def _store(file: Path, points: np.ndarray) -> bool:
-    """Write a block to the cache; return whether it succeeded."""
-    try:
-        store_arrays(file, {"landmarks": points})
-    except ProjectError as error:
-        print_line(f"warning: the landmarks are not cached: {error}", sys.stderr)
-        return False
-    return True
 
 
 def _model_file() -> tuple[Path, str]:

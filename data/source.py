@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,12 +12,14 @@ import numpy as np
 
 from data.cache import CACHE_DIR, CACHE_FORMAT, Arrays, cached
 from data.dataset import UNLABELED, FaceDataset, validate, validation_errors
-from data.download import KAGGLE_URL, download
 from data.readers.folders import split_of_name
 from data.readers.layouts import SUPPORTED_FORMATS, Layout, locate, unknown_layout_error
 from utils.classes import EMOTIONS
 from utils.errors import DataError
+from utils.internet import is_reachable
 
+KAGGLE_SET = "msambare/fer2013"
+KAGGLE_URL = f"https://www.kaggle.com/datasets/{KAGGLE_SET}"
 DATA_DIR = Path(__file__).resolve().parent
 MAX_HASHED = 8 << 30  # bytes of files whose content is part of the cache key
 HELD_OUT = 10  # every tenth Training image, where a data set has no PublicTest
@@ -30,7 +33,6 @@ class SyntheticLayout:
     root: Path = DATA_DIR / "synthetic"
 
     def files(self) -> list[Path]:
-        """Return all files that the images depend on."""
         return sorted(self.root.glob("*.py"))
 
     def read(self, width: int, channels: int, class_names: Sequence[str]) -> FaceDataset:
@@ -65,9 +67,8 @@ class Source:
 def find_source(data: str = "") -> Source:
     """Locate a data set without reading it, or raise a DataError.
 
-    Args:
-        data: A file or folder, or "sample". If empty: what lies under data/, else a download of
-            FER2013, else the synthetic data set.
+    `data` is a file or folder, or "sample". If empty: what lies under data/, else a download of
+    FER2013, else the synthetic data set.
     """
     if data == "sample":
         return Source(SyntheticLayout(), "sample", "the synthetic data set, as given by --data")
@@ -93,6 +94,31 @@ def find_source(data: str = "") -> Source:
         f"{KAGGLE_URL} there, or give its path with --data"
     )
     return Source(SyntheticLayout(), "sample", description)
+
+
+def download() -> Path | None:
+    """Return the folder of Kaggle's public copy of FER2013, or None if it is not available.
+
+    A complete earlier download is used as it is. `FER_OFFLINE=1` in the environment disables both.
+    """
+    if os.environ.get("FER_OFFLINE", "0") not in ("", "0"):
+        return None
+    cache = os.environ.get("KAGGLEHUB_CACHE") or os.path.expanduser("~/.cache/kagglehub")
+    folder = Path(cache, "datasets", KAGGLE_SET)
+    complete = [int(mark.stem) for mark in folder.glob("*.complete") if mark.stem.isdigit()]
+    newest = folder / "versions" / str(max(complete, default=0))
+    if newest.is_dir():
+        return newest
+    if not is_reachable(KAGGLE_URL):  # kagglehub itself would wait long
+        return None
+    try:
+        import kagglehub  # noqa: PLC0415  (only needed for a download)
+
+        print(f"Downloading FER2013 ({KAGGLE_SET}, 60 MB) from Kaggle", file=sys.stderr)
+        return Path(kagglehub.dataset_download(KAGGLE_SET))
+    except Exception as error:  # the synthetic data set is used instead
+        print(f"warning: the download from Kaggle failed: {error}", file=sys.stderr)
+        return None
 
 
 def load_dataset(

@@ -12,15 +12,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data.dataset import FaceDataset, match_classes
 from data.in_memory import InMemoryDataset
-from engine.distributed import DistributedContext
+from engine.distributed import DistributedContext, convert_sync_batch_norm
 from engine.optim import EMA, build_optimizer
 from engine.state import TrainingState
-from engine.sync_batch_norm import convert_sync_batch_norm
 from models.checkpoint import Checkpoint, load_checkpoint, transfer
 from models.fernet import Architecture, FERNet, Output
 from models.merge import merge_checkpoints
 from models.pretrained import initialize_backbone
-from models.timm_backbone import PREFIX, check_image_widths, convert_timm_sync_batch_norm
+from models.timm_backbone import PREFIX, check_image_widths
 from utils.devices import compile_module
 from utils.options import Options
 
@@ -37,10 +36,8 @@ def build_network(
 ) -> FERNet:
     """Build the network for a data set, new or with initial weights.
 
-    A new network is normalized by the mean and standard deviation of the Training pixels.
-
-    Raises:
-        WeightsError: The initial weights do not fit their architecture.
+    A new network is normalized by the mean and standard deviation of the Training pixels. A
+    WeightsError if the initial weights do not fit their architecture.
     """
     torch.manual_seed(options.seed)
     if initial:
@@ -65,13 +62,9 @@ def build_network(
 def load_initial_weights(paths: Sequence[str]) -> Checkpoint | None:
     """Load the weights of --model_path, several files merged; None without a path.
 
-    Raises:
-        WeightsError: A file cannot be read, or the networks cannot be merged.
+    A WeightsError if a file cannot be read, or the networks cannot be merged.
     """
-    if not paths:
-        return None
-    checkpoints = [load_checkpoint(path) for path in paths]
-    return merge_checkpoints(checkpoints, paths)
+    return merge_checkpoints([load_checkpoint(p) for p in paths], paths) if paths else None
 
 
 def _fine_tuned_network(options: Options, dataset: FaceDataset, initial: Checkpoint) -> FERNet:
@@ -113,9 +106,7 @@ def build_state(
 ) -> TrainingState:
     """Move the network to the device of the images, and build optimizer, EMA and state for it."""
     device, is_balanced = images.labels.device, options.class_weights == "balanced"
-    if context.world_size > 1 and network.architecture.backbone.startswith(PREFIX):
-        network = convert_timm_sync_batch_norm(network, device)
-    elif context.world_size > 1:
+    if context.world_size > 1:
         network = convert_sync_batch_norm(network, device)
     network = network.to(device, memory_format=torch.channels_last)
     if network.landmark_head is not None and not options.landmarks:

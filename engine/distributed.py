@@ -10,10 +10,11 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
 
 from data.loader import shard
+from models.timm_backbone import TimmBackbone
 from utils.errors import OptionError, RunError
 from utils.signals import default_signal_handlers
 
@@ -49,9 +50,8 @@ class DistributedContext:
     def initialize(self, device: torch.device) -> Iterator[None]:
         """Set up the process group, and silence the output of all but the main process.
 
-        Raises:
-            OptionError: This PyTorch has no NCCL, or the environment lacks an address.
-            RunError: A process was lost, or did not start.
+        An OptionError if this PyTorch has no NCCL, or the environment lacks an address. A RunError
+        if a process was lost, or did not start.
         """
         if self.world_size == 1:
             yield
@@ -117,19 +117,6 @@ class DistributedContext:
         dist.all_reduce(result, dist.ReduceOp.MAX)
         return bool(result)
 
-    def all_reduce(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the sum of each scalar over several processes, which have the same names."""
-        if not values:
-            return values
-        total = torch.stack(list(values.values())).double()
-        dist.all_reduce(total)
-        return dict(zip(values, total.unbind()))
-
-    def all_reduce_max(self, values: Tensor) -> Tensor:
-        """Return the elementwise maximum over several processes."""
-        dist.all_reduce(values, dist.ReduceOp.MAX)
-        return values
-
     def gather(self, part: Any) -> Sequence[Any]:
         """Return the objects of all processes, in the order of their ranks."""
         if self.world_size == 1:
@@ -137,6 +124,61 @@ class DistributedContext:
         parts = [None] * self.world_size
         dist.all_gather_object(parts, part)
         return parts
+
+
+def convert_sync_batch_norm(network: nn.Module, device: torch.device) -> nn.Module:
+    """Replace each batch norm by one whose statistics are those of all processes."""
+    if any(isinstance(module, TimmBackbone) for module in network.modules()):
+        if device.type != "cuda":
+            fault = "--backbone timm:NAME on several CPU processes is not supported"
+            raise OptionError(f"{fault}; use one")
+        from timm.layers import convert_sync_batchnorm  # noqa: PLC0415  (an optional requirement)
+
+        return convert_sync_batchnorm(network)  # timm's batch norms contain an activation
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    for module in network.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = CpuSyncBatchNorm  # has the same parameters and buffers
+    return network
+
+
+class CpuSyncBatchNorm(nn.BatchNorm2d):
+    """SyncBatchNorm for CPUs, which torch.nn.SyncBatchNorm does not support."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        pixels = x.float()  # [N, C, H, W]
+        sums = torch.cat((pixels.sum((0, 2, 3)), pixels.new_tensor([x.numel() / x.shape[1]])))
+        total = _AllReduceSum.apply(sums)
+        count = total[-1]
+        mean = total[:-1] / count
+        centered = pixels - mean[:, None, None]
+        variance = _AllReduceSum.apply(centered.square().sum((0, 2, 3))) / count
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return (centered * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
+
+class _AllReduceSum(torch.autograd.Function):
+    """Sum over all processes. Each process's loss depends on it, so its gradient is summed, too.
+
+    torch.distributed.nn.functional.all_reduce computes the same, but PyTorch 2.14 deprecates it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _AllReduceSum.apply(gradient)
 
 
 def launch(script: str, argv: Sequence[str], processes: int) -> int:

@@ -50,7 +50,11 @@ class ETA:
     def _print_duration(self, seconds: float) -> None:
         options, epochs = self._options, self._epochs
         first = options.total_epoch - epochs + 1
-        costs = [epoch_cost(options, epoch) for epoch in range(first, options.total_epoch + 1)]
+        # A frozen backbone has no backward pass, which costs about as much as two forward passes.
+        costs = [
+            (1 if epoch <= options.freeze_epochs else 3) * options.image_width_at(epoch) ** 2
+            for epoch in range(first, options.total_epoch + 1)
+        ]
         batches = math.ceil(self._num_images / options.batch_size)
         total = seconds * batches * sum(costs) / costs[0]
         duration, speed = format_duration(total), options.batch_size / seconds
@@ -77,15 +81,6 @@ class ETA:
                 f"warning: with --threads {threads} training gets the time of {cores:.1f} cores, "
                 "because other processes use the CPU. End them, or give fewer --threads"
             )
-
-
-def epoch_cost(options: Options, epoch: int) -> float:
-    """Return the relative cost of an epoch, counted from 1.
-
-    A frozen backbone has no backward pass, which costs about as much as two forward passes.
-    """
-    passes = 1 if epoch <= options.freeze_epochs else 3
-    return passes * options.image_width_at(epoch) ** 2
 
 
 def format_duration(seconds: float) -> str:

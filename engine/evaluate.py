@@ -60,17 +60,9 @@ def evaluate(
     batch_size: int = 256,
     tta: bool = False,
 ) -> Evaluation:
-    """Predict some splits of a data set in float32, in the given order.
+    """Predict some splits of the whole data set in float32, in the given order.
 
-    Args:
-        networks: One, or an ensemble, in evaluation mode.
-        dataset: The whole data set.
-        splits: To evaluate.
-        batch_size: Images per step.
-        tta: Use test-time augmentation.
-
-    Raises:
-        DataError: The splits are empty.
+    `networks` are one or an ensemble, in evaluation mode. A DataError if the splits are empty.
     """
     present = dataset.counts()
     if not present.keys() & set(splits):
@@ -78,24 +70,11 @@ def evaluate(
             f"{dataset.source} has no images of {' or '.join(splits)}, only {', '.join(present)}; "
             f"give another split, such as --splits {next(iter(present))}"
         )
-    rows = [np.flatnonzero(dataset.split == split) for split in dict.fromkeys(splits)]
-    rows = np.concatenate(rows)
-    part = dataset.select(rows)
-    predictions = predict_ensemble(networks, part.images, batch_size, tta)
-    return Evaluation(
-        class_names=dataset.class_names,
-        rows=rows,
-        split=part.split,
-        images=part.images,
-        labels=part.labels,
-        landmarks=part.landmarks,
-        duplicates=dataset.duplicates()[rows] if "Training" in present else None,
-        probabilities=predictions.probabilities,
-        importance=predictions.importance,
-        predicted_landmarks=predictions.landmarks,
-        label_kind="" if dataset.votes is None else "FER+",
-        human_labels=part.human_labels,
-    )
+    rows = np.concatenate([np.flatnonzero(dataset.split == s) for s in dict.fromkeys(splits)])
+    samples = dataset.select(rows)
+    predictions = predict_ensemble(networks, samples.images, batch_size, tta)
+    duplicates = dataset.duplicates()[rows] if "Training" in present else None
+    return Evaluation(samples, predictions, rows, duplicates)
 
 
 def evaluate_training_labels(
@@ -103,11 +82,8 @@ def evaluate_training_labels(
 ) -> dict[str, Any]:
     """Compute the quality of relabeling, and whether the importance detects incorrect labels.
 
-    Args:
-        network: In evaluation mode.
-        dataset: The whole data set, with the labels at the start of the training.
-        clean_labels: int [M], the labels of the data set without label noise.
-        final: int [N], the labels of the Training images at the end of the training.
+    The whole data set has the labels at the start of the training, `clean_labels` int [M] are those
+    without label noise, and `final` int [N] those of the Training images at the end.
 
     Returns:
         With label noise, `metrics.relabel_scores`. With `human_labels`, the auroc_importance_label
@@ -135,27 +111,23 @@ def predict_ensemble(
 
 
 def evaluate_corruptions(
-    networks: Sequence[FERNet],
-    dataset: FaceDataset,
-    clean: Evaluation,
-    batch_size: int = 256,
-    tta: bool = False,
+    networks: Sequence[FERNet], clean: Evaluation, batch_size: int, tta: bool = False
 ) -> pd.DataFrame:
     """Evaluate the labeled images of an evaluation after each of CORRUPTIONS.
 
-    Returns:
-        A row per corruption, after one for the clean images ("none"): `corruption`, and for each
-        split its accuracy and its accuracy drop (`<split> drop`), in percent.
+    The table has a row per corruption, after one for the clean images ("none"): `corruption`, and
+    for each split its accuracy and its accuracy drop (`<split> drop`), in percent.
     """
-    labeled = clean.labels != UNLABELED
-    rows, labels, split = clean.rows[labeled], clean.labels[labeled], clean.split[labeled]
-    correct = {"none": clean.predicted[labeled] == labels}
+    labeled = clean.samples.labels != UNLABELED
+    samples = clean.samples.select(labeled)
+    correct = {"none": clean.predicted[labeled] == samples.labels}
     for name in progress_bar(CORRUPTIONS, "corruptions", unit="corruption"):
-        images = corrupt(dataset.images[rows], name)
+        images = corrupt(samples.images, name)
         predictions = predict_ensemble(networks, images, batch_size, tta)
-        correct[name] = predictions.probabilities.argmax(1) == labels
+        correct[name] = predictions.probabilities.argmax(1) == samples.labels
     table = pd.DataFrame({"corruption": list(correct)})
-    for name in dict.fromkeys(split.tolist()):
-        accuracy = np.array([100 * hits[split == name].mean() for hits in correct.values()])
+    for name in dict.fromkeys(samples.split.tolist()):
+        rows = samples.split == name
+        accuracy = np.array([100 * hits[rows].mean() for hits in correct.values()])
         table[name], table[f"{name} drop"] = accuracy, accuracy[0] - accuracy
     return table

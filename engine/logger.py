@@ -72,8 +72,8 @@ class TrainingLogger:
     def _line(self, history: Sequence[Row], seconds: float) -> str:
         row = history[-1]
         best = max(history, key=lambda r: r[self._select])
-        losses = [name.removeprefix("loss_") for name in row if name.startswith("loss_")]
-        parts = [f"{name} {row[f'loss_{name}']:.3f}" for name in losses]
+        losses = {n.removeprefix("loss_"): v for n, v in row.items() if n.startswith("loss_")}
+        parts = [f"{name} {value:.3f}" for name, value in losses.items()]
         text = f"epoch {row['epoch']:>{len(str(self._total))}}/{self._total}"
         text += f"  loss {row['loss']:.3f} ({', '.join(parts)})"
         text += f"  Training {100 * row['train_accuracy']:.1f} %"

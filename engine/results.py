@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from sklearn.metrics import confusion_matrix
 
-from data.dataset import UNLABELED
+from data.dataset import UNLABELED, FaceDataset
 from utils import image_grids, metrics, plots
+from utils.predictions import Predictions
 from utils.run_folder import RunFolder
 
 NUM_LANDMARK_IMAGES = 14  # in landmarks.png
@@ -21,23 +23,15 @@ NUM_RANKED_IMAGES = 12  # in each row of importance.png
 class Evaluation:
     """Ground truth and predictions of N samples."""
 
-    class_names: tuple[str, ...]
-    rows: np.ndarray  # int [N], rows in the data set, counted from 0
-    split: np.ndarray  # str [N]
-    images: np.ndarray  # uint8 [N, W, W] or [N, W, W, 3]
-    labels: np.ndarray  # int [N], UNLABELED where there is none
-    landmarks: np.ndarray | None  # float [N, 68, 2] in pixels, NaN where there are none
+    samples: FaceDataset
+    predictions: Predictions
+    rows: np.ndarray  # int [N], rows of the samples in the whole data set, counted from 0
     duplicates: np.ndarray | None  # bool [N]: pixels are also in Training; None without Training
-    probabilities: np.ndarray  # float [N, C]
-    importance: np.ndarray  # float [N]
-    predicted_landmarks: np.ndarray | None  # float [N, 68, 2] in pixels
-    label_kind: str = ""  # "FER+" for its labels, whose scores are not comparable with others
-    human_labels: np.ndarray | None = None  # int [N], FER+'s majority, UNLABELED where none
 
     @property
     def predicted(self) -> np.ndarray:
         """int [N]: the most probable classes."""
-        return self.probabilities.argmax(1)
+        return self.predictions.probabilities.argmax(1)
 
     def scores(self) -> dict[str, dict[str, Any]]:
         """Compute the metrics of each split.
@@ -49,32 +43,34 @@ class Evaluation:
             also `metrics.human_agreement`, and auroc_importance_label: the AUROC of detecting
             labels that equal the human ones by the importance.
         """
-        return {name: self._score(self.split == name) for name in pd.unique(self.split)}
+        split = self.samples.split
+        return {name: self._score(split == name) for name in pd.unique(split)}
 
     def _score(self, mask: np.ndarray) -> dict[str, Any]:
-        labeled = mask & (self.labels != UNLABELED)
+        labels, names = self.samples.labels, self.samples.class_names
+        labeled = mask & (labels != UNLABELED)
         if not labeled.any():
             return {"n": 0, "unlabeled": int(mask.sum())}
-        labels, probabilities = self.labels, self.probabilities
-        result = {"labels": self.label_kind} if self.label_kind else {}
-        result |= metrics.score(labels[labeled], probabilities[labeled], self.class_names)
+        probabilities, importance, landmarks, *_ = self.predictions
+        # The scores on FER+'s labels are not comparable with others.
+        result = {} if self.samples.votes is None else {"labels": "FER+"}
+        result |= metrics.score(labels[labeled], probabilities[labeled], names)
         correct = self.predicted[labeled] == labels[labeled]
-        result["auroc_importance"] = metrics.correctness_auroc(self.importance[labeled], correct)
+        result["auroc_importance"] = metrics.correctness_auroc(importance[labeled], correct)
         result |= dict.fromkeys(("accuracy_without_duplicates", "duplicates", "landmark_error"))
         if self.duplicates is not None:
             unique = labeled & ~self.duplicates
             result["duplicates"] = int((labeled & self.duplicates).sum())
             accuracy = metrics.accuracy(labels[unique], probabilities[unique])
             result["accuracy_without_duplicates"] = accuracy
-        if self.landmarks is not None and self.predicted_landmarks is not None:
-            error = metrics.landmark_error(self.predicted_landmarks[mask], self.landmarks[mask])
+        if self.samples.landmarks is not None and landmarks is not None:
+            error = metrics.landmark_error(landmarks[mask], self.samples.landmarks[mask])
             result["landmark_error"] = error
-        if self.human_labels is not None:
-            human_labels = self.human_labels[mask]
-            result |= metrics.human_agreement(human_labels, self.predicted[mask], self.class_names)
-            both = labeled & (self.human_labels != UNLABELED)
+        if (human_labels := self.samples.human_labels) is not None:
+            result |= metrics.human_agreement(human_labels[mask], self.predicted[mask], names)
+            both = labeled & (human_labels != UNLABELED)
             result["auroc_importance_label"] = metrics.correctness_auroc(
-                self.importance[both], labels[both] == self.human_labels[both]
+                importance[both], labels[both] == human_labels[both]
             )
         return result
 
@@ -82,69 +78,68 @@ class Evaluation:
         self, run: RunFolder, title: str, more: Mapping[str, Mapping[str, Any]] | None = None
     ) -> dict[str, dict[str, Any]]:
         """Write metrics.json (scores, `more`), predictions.csv, and figures of the last split."""
-        scores = self.scores()
-        names = np.array([*self.class_names, ""])  # UNLABELED is -1: the last
-        table = pd.DataFrame({"index": self.rows, "split": self.split})
-        table["label"], table["predicted"] = names[self.labels], names[self.predicted]
-        if self.human_labels is not None:
-            table["human_label"] = names[self.human_labels]
-        table["importance"] = self.importance
-        probabilities = pd.DataFrame(self.probabilities, columns=self.class_names)
+        scores, samples = self.scores(), self.samples
+        names = np.array([*samples.class_names, ""])  # UNLABELED is -1: the last
+        table = pd.DataFrame({"index": self.rows, "split": samples.split})
+        table["label"], table["predicted"] = names[samples.labels], names[self.predicted]
+        if samples.human_labels is not None:
+            table["human_label"] = names[samples.human_labels]
+        table["importance"] = self.predictions.importance
+        probabilities = pd.DataFrame(self.predictions.probabilities, columns=samples.class_names)
         table = pd.concat([table, probabilities], axis="columns")
         run.write_csv("predictions.csv", table.round(6))
-        last = self.split == self.split[-1]
-        self._write_figures(run, np.flatnonzero(last), f"{title}, {self.split[-1]}")
+        last = samples.split[-1]
+        self._write_figures(run, np.flatnonzero(samples.split == last), f"{title}, {last}")
         run.write_json("metrics.json", scores | (more or {}))  # last: it marks a finished run
         return scores
 
     def _write_figures(self, run: RunFolder, rows: np.ndarray, title: str) -> None:
-        labeled = rows[self.labels[rows] != UNLABELED]
+        images, importance = self.samples.images, self.predictions.importance
+        labeled = rows[self.samples.labels[rows] != UNLABELED]
         if len(labeled):
             self._write_score_figures(run, labeled, title)
-        if self.predicted_landmarks is not None:
+        if (landmarks := self.predictions.landmarks) is not None:
             classes = pd.Series(self.predicted[rows])
             place = classes.groupby(classes).cumcount()  # the first of each class, the second, ...
             shown = rows[np.lexsort((classes, place))[:NUM_LANDMARK_IMAGES]]
-            truth = None if self.landmarks is None else self.landmarks[shown]
-            points = {"ground truth": truth, "prediction": self.predicted_landmarks[shown]}
+            truth = None if self.samples.landmarks is None else self.samples.landmarks[shown]
+            points = {"ground truth": truth, "prediction": landmarks[shown]}
             figure = image_grids.plot_landmarks(
-                self.images[shown], points, self._captions(shown), f"{title}: landmarks"
+                images[shown], points, self._captions(shown), f"{title}: landmarks"
             )
             run.write_figure("landmarks.png", figure)
-        order = rows[self.importance[rows].argsort(kind="stable")]
+        order = rows[importance[rows].argsort(kind="stable")]
         count = min(NUM_RANKED_IMAGES, len(rows) // 2)
-        if count and np.ptp(self.importance[rows]) > 0:
+        if count and np.ptp(importance[rows]) > 0:
             grid_rows = []
             for which, shown in (("highest", order[::-1][:count]), ("lowest", order[:count])):
-                pairs = zip(self._captions(shown), self.importance[shown])
-                captions = [f"{text}\n{importance:.2f}" for text, importance in pairs]
-                grid_rows.append((f"{title}: {which} importance", self.images[shown], captions))
+                pairs = zip(self._captions(shown), importance[shown])
+                captions = [f"{text}\n{value:.2f}" for text, value in pairs]
+                grid_rows.append((f"{title}: {which} importance", images[shown], captions))
             run.write_figure("importance.png", image_grids.plot_grid(grid_rows))
 
     def _write_score_figures(self, run: RunFolder, rows: np.ndarray, title: str) -> None:
-        labels, probabilities = self.labels[rows], self.probabilities[rows]
-        counts = metrics.confusion(labels, probabilities)
+        names, labels = self.samples.class_names, self.samples.labels[rows]
+        probabilities, importance = (array[rows] for array in self.predictions[:2])
+        counts = confusion_matrix(labels, self.predicted[rows], labels=range(len(names)))
         accuracy = 100 * metrics.accuracy(labels, probabilities)
         text = f"{title}\naccuracy {accuracy:.2f} %, n = {len(rows):,}"
-        figure = plots.plot_confusion_matrix(counts, self.class_names, text)
+        figure = plots.plot_confusion_matrix(counts, names, text)
         run.write_figure("confusion_matrix.png", figure)
         bins = metrics.reliability(labels, probabilities)
         error = metrics.expected_calibration_error(labels, probabilities)
         run.write_figure("reliability.png", plots.plot_reliability(bins, error, title))
-        importance = self.importance[rows]
         if np.ptp(importance) > 0:
-            by_class = {self.class_names[c]: importance[labels == c] for c in np.unique(labels)}
+            by_class = {names[c]: importance[labels == c] for c in np.unique(labels)}
             figure = plots.plot_importance_by_class(by_class, f"{title}: importance by label")
             run.write_figure("importance_by_class.png", figure)
 
     def _captions(self, rows: Iterable[int]) -> list[str]:
         """Return the prediction of each sample, and its label where they differ."""
-        captions = []
-        for predicted, label in zip(self.predicted[rows], self.labels[rows]):
-            text = self.class_names[predicted]
-            if label not in (UNLABELED, predicted):
-                text += f"\n(label {self.class_names[label]})"
-            captions.append(text)
+        captions, names = [], self.samples.class_names
+        for predicted, label in zip(self.predicted[rows], self.samples.labels[rows]):
+            differs = label not in (UNLABELED, predicted)
+            captions.append(names[predicted] + (f"\n(label {names[label]})" if differs else ""))
         return captions
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -31,9 +32,7 @@ class CheckpointWriter:
         """Keep the weights if the epoch is the best so far, and write if it is time."""
         scores = [row[f"public_{self._options.select}"] for row in state.history]
         if all(scores[-1] > earlier for earlier in scores[:-1]):
-            best = self._checkpoint(state)
-            net = {name: value.clone() for name, value in best.net.items()}
-            self._best = replace(best, net=net)
+            self._best = deepcopy(self._checkpoint(state))
         if time.monotonic() >= self._next_write:
             self.write(state)
 
@@ -57,6 +56,7 @@ class CheckpointWriter:
 
     def _checkpoint(self, state: TrainingState) -> Checkpoint:
         row = state.history[-1] if state.history else {}
+        scores = {n.removeprefix("public_"): v for n, v in row.items() if n.startswith("public_")}
         return Checkpoint(
             architecture=state.network.architecture,
             net=state.ema.module.state_dict(),
@@ -64,9 +64,5 @@ class CheckpointWriter:
             image_width=self._options.eval_image_width,
             epoch=state.epoch,
             options=asdict(self._options),
-            scores={
-                name.removeprefix("public_"): value
-                for name, value in row.items()
-                if name.startswith("public_")
-            },
+            scores=scores,
         )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch import distributed as dist
 from torch.optim.swa_utils import AveragedModel
 
 from engine.distributed import DistributedContext
@@ -67,9 +68,12 @@ class TrainingState:
     def all_reduce(self, context: DistributedContext) -> None:
         """Combine the sums and the relabeled labels of all processes."""
         if context.world_size > 1:
-            self.sums = context.all_reduce(self.sums)
+            if self.sums:
+                totals = torch.stack(list(self.sums.values()))
+                dist.all_reduce(totals)
+                self.sums = dict(zip(self.sums, totals.unbind()))
             moved = torch.where(self.labels != self.labels_before, self.labels, -1)
-            moved = context.all_reduce_max(moved)
+            dist.all_reduce(moved, dist.ReduceOp.MAX)
             self.labels.copy_(torch.where(moved >= 0, moved, self.labels_before))
 
     def end_epoch(self, num_batches: int, num_images: int) -> dict[str, float] | None:
@@ -112,8 +116,7 @@ class TrainingState:
     def load_state_dict(self, checkpoint: Checkpoint, context: DistributedContext) -> None:
         """Load a last.pth, whose sums are those of all processes.
 
-        Raises:
-            RunError: The file cannot be resumed, or data or teachers differ from the run's.
+        A RunError if the file cannot be resumed, or data or teachers differ from the run's.
         """
         saved = checkpoint.training
         if not saved:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from inference.runtime import METADATA_KEY, OUTPUT_NAMES
 from models.checkpoint import Checkpoint
-from models.explain import explained_outputs
+from models.explain import explain
 from models.fernet import FERNet
 
 CALIBRATION_BATCH = 32  # images
@@ -29,7 +29,7 @@ class _ExportedNetwork(nn.Module):
         self.network = network
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        outputs = explained_outputs(self.network, pixels)
+        outputs = explain(self.network, pixels)
         return tuple(value for value in outputs if value is not None)
 
 

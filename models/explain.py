@@ -9,28 +9,22 @@ with map[c] = importance * w[c] . f(cell). No backward pass is needed.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.fernet import GROUP_SIZES, FERNet, Output, sample_at_landmarks
+from models.fernet import GROUP_SIZES, FERNet, sample_at_landmarks
 from utils.coordinates import to_pixels
 from utils.predictions import Predictions
 
 
-class ActivationMaps(NamedTuple):
-    """Decomposed logits of N images."""
+def explain(network: FERNet, images: Tensor) -> tuple[Tensor | None, ...]:
+    """Predict images [N, C, W, W] as `FERNet.forward` does, and decompose their logits.
 
-    logits: Tensor  # [N, C], the weighted logits
-    bias: Tensor  # [N, C]
-    maps: Tensor  # [N, C, w, w]; logits = bias + maps.mean((2, 3))
-
-
-def explain(network: FERNet, pixels: Tensor) -> tuple[Output, ActivationMaps]:
-    """Predict images [N, C, W, W] as `FERNet.forward` does, and decompose their logits."""
-    middle, cells = network.forward_backbone(pixels)
+    Returns the values of `Predictions` as tensors; the landmarks may be None. The weighted logits
+    [N, C] are bias [N, C] + maps.mean((2, 3)), with maps [N, C, w, w].
+    """
+    middle, cells = network.forward_backbone(images)
     output = network.forward_heads(middle, cells)
     weight = network.classifier.weight
     if network.architecture.mirror:
@@ -43,23 +37,16 @@ def explain(network: FERNet, pixels: Tensor) -> tuple[Output, ActivationMaps]:
         maps = maps + _landmark_maps(network, middle, output.landmarks, width)
     bias = output.importance * network.classifier.bias
     maps = output.importance[:, :, None, None] * maps
-    return output, ActivationMaps(output.weighted_logits, bias, maps)
+    logits, landmarks = output.weighted_logits, output.landmarks
+    if landmarks is not None:
+        landmarks = to_pixels(landmarks, images.shape[-1])
+    return logits.softmax(1), output.importance[:, 0], landmarks, logits, bias, maps
 
 
 @torch.inference_mode()
 def predict_explained(network: FERNet, images: Tensor) -> Predictions:
     """Predict images uint8 [N, C, W, W], and decompose their logits."""
-    values = explained_outputs(network, images)
-    return Predictions(*(None if value is None else value.cpu().numpy() for value in values))
-
-
-def explained_outputs(network: FERNet, images: Tensor) -> tuple[Tensor | None, ...]:
-    """Return the values of `Predictions` as tensors; the landmarks may be None."""
-    output, maps = explain(network, images)
-    landmarks = output.landmarks
-    if landmarks is not None:
-        landmarks = to_pixels(landmarks, images.shape[-1])
-    return output.weighted_logits.softmax(1), output.importance[:, 0], landmarks, *maps
+    return Predictions(*(None if v is None else v.cpu().numpy() for v in explain(network, images)))
 
 
 def linear_cells(cells: Tensor) -> Tensor:

@@ -118,16 +118,14 @@ class FERNet(nn.Module):
             features = invariant(features)
         if self.part_layer is not None:
             features = features + self.part_layer(pool_at_parts(middle, landmarks.detach()))
-        logits_without_dropout = self.classifier(features)
-        logits = logits_without_dropout
+        logits = without_dropout = self.classifier(features)
         if self.training and self.architecture.dropout:
             logits = self.classifier(F.dropout(features, self.architecture.dropout))
-        return Output(
-            logits.float(),
-            self._importance(features),
-            landmarks,
-            logits_without_dropout.detach().float(),
-        )
+        if self.attention is None:
+            importance = features.new_ones(features.shape[0], 1, dtype=torch.float32)
+        else:
+            importance = self.attention(features).float().sigmoid()
+        return Output(logits.float(), importance, landmarks, without_dropout.detach().float())
 
     def freeze_backbone(self, is_frozen: bool) -> FERNet:
         """Train only the heads, or all layers; a frozen backbone keeps its batch-norm statistics.
@@ -146,11 +144,6 @@ class FERNet(nn.Module):
         if self.is_frozen:
             self.backbone.eval()
         return self
-
-    def _importance(self, features: Tensor) -> Tensor:
-        if self.attention is None:
-            return features.new_ones(features.shape[0], 1, dtype=torch.float32)
-        return self.attention(features).float().sigmoid()
 
     def _landmarks(self, features: Tensor) -> Tensor | None:
         if self.landmark_head is None:

@@ -26,9 +26,8 @@ SHARED = ("pixel_mean", "pixel_std", "mean_face")
 def merge_checkpoints(checkpoints: Sequence[Checkpoint], paths: Sequence[str]) -> Checkpoint:
     """Merge networks that differ at most in width and dropout; a single one is unchanged.
 
-    Raises:
-        WeightsError: They differ in more, one is damaged, mirror-equivariant or given twice, or no
-            network has as many channels as they have together.
+    A WeightsError if they differ in more, one is damaged, mirror-equivariant or given twice, or no
+    network has as many channels as they have together.
     """
     first = checkpoints[0]
     if len(checkpoints) == 1:
@@ -85,13 +84,7 @@ def _merge(name: str, parts: list[Tensor], wide: dict[str, Tensor]) -> Tensor:
 
 
 def _block_diagonal(blocks: list[Tensor]) -> Tensor:
-    """Return [O, I, ...] with the blocks [o, i, ...] on its diagonal, as torch.block_diag does for
-    matrices."""
-    sides = [sum(block.shape[axis] for block in blocks) for axis in (0, 1)]
-    result = blocks[0].new_zeros(*sides, *blocks[0].shape[2:])
-    row = column = 0
-    for block in blocks:
-        bottom, right = row + block.shape[0], column + block.shape[1]
-        result[row:bottom, column:right] = block
-        row, column = bottom, right
-    return result
+    """Return [O, I, ...] with the blocks [o, i, ...] on its diagonal."""
+    matrices = zip(*(block.reshape(*block.shape[:2], -1).unbind(2) for block in blocks))
+    merged = torch.stack([torch.block_diag(*parts) for parts in matrices], 2)
+    return merged.reshape(*merged.shape[:2], *blocks[0].shape[2:])

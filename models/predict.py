@@ -26,18 +26,19 @@ def predict(
     bf16: bool = False,
     progress: bool = True,
 ) -> Predictions:
-    """Predict images.
+    """Predict images uint8 [N, C, W, W] by a network in evaluation mode, on their device.
 
-    Args:
-        network: In evaluation mode, on the images' device.
-        images: uint8 [N, C, W, W].
-        batch_size: Images per step.
-        tta: Average the probabilities over `tta_copies`; the landmarks are those of the plain copy.
-        bf16: Compute in bfloat16. Reported figures are computed in float32.
-        progress: Show a progress bar.
+    With `tta`, probabilities are averaged over `tta_copies`; the landmarks are those of the plain
+    copy. `bf16` computes in bfloat16, but reported figures are computed in float32.
     """
-    batches = progress_bar(images.split(batch_size), "predicting", disable=not progress)
-    parts = [_predict_batch(network, batch.float(), tta, bf16) for batch in batches]
+    mirror, parts = not network.architecture.mirror, []
+    for batch in progress_bar(images.split(batch_size), "predicting", disable=not progress):
+        copies = tta_copies(batch.float(), mirror) if tta else [batch.float()]
+        with autocast(images.device, bf16):
+            outputs = [network(copy) for copy in copies]
+        probabilities = torch.stack([o.weighted_logits.softmax(1) for o in outputs]).mean(0)
+        importance = torch.stack([o.importance for o in outputs]).mean(0)[:, 0]
+        parts.append((probabilities, importance, outputs[0].landmarks))
     columns = [None if part[0] is None else torch.cat(part) for part in zip(*parts)]
     probabilities, importance, landmarks = columns
     if landmarks is not None:
@@ -59,14 +60,3 @@ def tta_copies(images: Tensor, mirror: bool = True) -> list[Tensor]:
     offsets = [(round(x * step), round(y * step)) for x, y in SHIFTS]
     shifted = [F.pad(images, (x, -x, y, -y), mode="replicate") for x, y in offsets]
     return [copy for image in shifted for copy in (image, image.flip(-1))[: 1 + mirror]]
-
-
-def _predict_batch(
-    network: FERNet, images: Tensor, tta: bool, bf16: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    with autocast(images.device, bf16):
-        mirror = not network.architecture.mirror
-        outputs = [network(copy) for copy in (tta_copies(images, mirror) if tta else [images])]
-    probabilities = torch.stack([output.weighted_logits.softmax(1) for output in outputs]).mean(0)
-    importance = torch.stack([output.importance for output in outputs]).mean(0)[:, 0]
-    return probabilities, importance, outputs[0].landmarks

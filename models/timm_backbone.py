@@ -20,17 +20,11 @@ class TimmBackbone(nn.Module):
     """A network of timm without its head.
 
     Its last feature map is pooled globally. Features at landmarks are those of the map with the
-    smallest stride from 4 to 8.
-
-    Args:
-        name: A name of `timm.list_models()`, such as "convnext_atto".
-        channels: Of the input, 1 or 3.
-
-    Raises:
-        OptionError: timm is not installed, or has no such convolutional network.
+    smallest stride from 4 to 8. The name is one of `timm.list_models()`, such as "convnext_atto".
+    An OptionError if timm is not installed, or has no such convolutional network.
     """
 
-    def __init__(self, name: str, channels: int = 1) -> None:
+    def __init__(self, name: str, channels: int) -> None:
         super().__init__()
         self.network = _create(name, features_only=True, in_chans=channels)
         info = self.network.feature_info
@@ -53,8 +47,7 @@ class TimmBackbone(nn.Module):
 def pretrained_state_dict(name: str) -> dict[str, Tensor]:
     """Return the weights of timm's pretrained network, from its cache or downloaded.
 
-    Raises:
-        WeightsError: There are none, or they cannot be downloaded.
+    A WeightsError if there are none, or they cannot be downloaded.
     """
     network = _create(name)
     config = network.pretrained_cfg
@@ -87,15 +80,6 @@ def check_image_widths(network: nn.Module, widths: Sequence[int]) -> None:
                 f"--backbone {architecture.backbone} accepts no images of {width} pixels "
                 f"({reason}); give another --image_width, such as a multiple of 32"
             ) from error
-
-
-def convert_timm_sync_batch_norm(network: nn.Module, device: torch.device) -> nn.Module:
-    """Replace timm's batch norms, which contain an activation, by those of several GPUs."""
-    if device.type != "cuda":
-        raise OptionError("--backbone timm:NAME on several CPU processes is not supported; use one")
-    from timm.layers import convert_sync_batchnorm  # noqa: PLC0415
-
-    return convert_sync_batchnorm(network)
 
 
 def _create(name: str, **options: Any) -> nn.Module:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,7 @@ from torch import distributed as dist
 from torch import nn
 
 from data.dataset import EMOTIONS
-from engine.distributed import DistributedContext, launch
-from engine.sync_batch_norm import convert_sync_batch_norm
+from engine.distributed import DistributedContext, convert_sync_batch_norm, launch
 from models.checkpoint import Checkpoint, save_checkpoint
 from models.fernet import Architecture, FERNet
 from utils.devices import listed_gpus, pick_device, usable_gpus
@@ -141,7 +141,7 @@ def test_sync_batch_norm_of_one_process_is_batch_norm(tmp_path):
         pixels = torch.randn(5, 2, 8, 8)
         results = []
         state = {name: value.clone() for name, value in plain.state_dict().items()}
-        for network in (plain, convert_sync_batch_norm(nn.Sequential(*plain), torch.device("cpu"))):
+        for network in (plain, convert_sync_batch_norm(deepcopy(plain), torch.device("cpu"))):
             network.load_state_dict(state)
             network.zero_grad()
             x = pixels.clone().requires_grad_()

@@ -65,12 +65,12 @@ def test_bias_and_maps_add_up_to_the_logits(architecture, images):
     pixels = torch.from_numpy(images)[:, None]
     with torch.inference_mode():
         expected = network(pixels).weighted_logits
-        output, maps = explain(network, pixels)
-    assert maps.maps.shape[:2] == (len(images), 7)
-    np.testing.assert_allclose(output.weighted_logits, expected, atol=1e-5)
-    np.testing.assert_allclose(maps.logits, expected, atol=1e-5)
-    np.testing.assert_allclose(maps.bias + maps.maps.mean((2, 3)), expected, atol=1e-4)
-    assert maps.maps.std() > 0
+        probabilities, *_, logits, bias, maps = explain(network, pixels)
+    assert maps.shape[:2] == (len(images), 7)
+    np.testing.assert_allclose(probabilities, expected.softmax(1), atol=1e-5)
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+    np.testing.assert_allclose(bias + maps.mean((2, 3)), expected, atol=1e-4)
+    assert maps.std() > 0
 
 
 def test_features_pooled_at_landmarks_are_added_where_the_landmarks_are(images):
@@ -80,10 +80,10 @@ def test_features_pooled_at_landmarks_are_added_where_the_landmarks_are(images):
     network.mean_face.zero_()
     pixels = torch.from_numpy(images)[:, None]
     with torch.inference_mode():
-        _, pooled = explain(network, pixels)
+        *_, pooled = explain(network, pixels)
         network.part_layer.weight.data.zero_()
-        _, plain = explain(network, pixels)
-    difference = pooled.maps - plain.maps
+        *_, plain = explain(network, pixels)
+    difference = pooled - plain
     assert difference[..., 1, 1].abs().min() > 1e-3
     difference[..., 1, 1] = 0
     assert difference.abs().max() < 1e-4

@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from data.dataset import FaceDataset
 from engine.results import Evaluation, relabel_summary, summary
 from utils import metrics
 from utils.metrics import human_agreement, human_relabels
+from utils.predictions import Predictions
 from utils.run_folder import RunFolder
 
 NAMES = ("a", "b", "c")
@@ -68,20 +70,22 @@ def test_landmark_error_by_hand():
     assert metrics.landmark_error(predicted[2:], true[2:]) is None
 
 
-def evaluation(**changes):
+PREDICTIONS = Predictions(
+    probabilities=one_hot([0, 1, 2, 0, 1, 0], 0.8),
+    importance=np.linspace(0.1, 0.9, 6),
+    landmarks=np.full((6, 68, 2), 24.0),
+)
+
+
+def evaluation(predictions=PREDICTIONS, has_training=True, **changes):
     fields = {
-        "class_names": NAMES,
-        "rows": np.arange(10, 16),
-        "split": np.array(["PublicTest"] * 3 + ["PrivateTest"] * 3),
         "images": np.random.default_rng(0).integers(0, 256, (6, 48, 48), dtype=np.uint8),
         "labels": np.array([0, 1, 2, 0, 1, 2]),
-        "landmarks": None,
-        "duplicates": np.array([False, False, False, True, False, False]),
-        "probabilities": one_hot([0, 1, 2, 0, 1, 0], 0.8),
-        "importance": np.linspace(0.1, 0.9, 6),
-        "predicted_landmarks": np.full((6, 68, 2), 24.0),
+        "split": np.array(["PublicTest"] * 3 + ["PrivateTest"] * 3),
+        "class_names": NAMES,
     }
-    return Evaluation(**fields | changes)
+    duplicates = np.array([False, False, False, True, False, False]) if has_training else None
+    return Evaluation(FaceDataset(**fields | changes), predictions, np.arange(10, 16), duplicates)
 
 
 def test_splits_are_scored_separately_and_without_duplicates():
@@ -98,7 +102,7 @@ def test_splits_are_scored_separately_and_without_duplicates():
 
 
 def test_undefined_metrics_are_none():
-    scores = evaluation(duplicates=None, labels=np.array([0, 1, 2, -1, -1, -1])).scores()
+    scores = evaluation(has_training=False, labels=np.array([0, 1, 2, -1, -1, -1])).scores()
     assert scores["PublicTest"]["accuracy_without_duplicates"] is None
     assert scores["PrivateTest"] == {"n": 0, "unlabeled": 3}
     assert "no scores" in summary(scores)
@@ -120,7 +124,8 @@ def test_results_are_written(tmp_path):
 
 def test_unlabeled_images_get_predictions(tmp_path):
     run = RunFolder.create(str(tmp_path / "run"), "x")
-    evaluation(labels=np.full(6, -1), predicted_landmarks=None).write(run, "title")
+    predictions = PREDICTIONS._replace(landmarks=None)
+    evaluation(predictions, labels=np.full(6, -1)).write(run, "title")
     lines = (tmp_path / "run/predictions.csv").read_text().splitlines()
     assert lines[1].startswith("10,PublicTest,,a,")
     assert not (tmp_path / "run/confusion_matrix.png").exists()
@@ -158,5 +163,5 @@ def test_human_relabels_by_hand():
     assert scores.pop("human_relabel_by_class")["b"] == expected
     assert scores == {f"human_relabel_{name}": value for name, value in expected.items()}
     text = relabel_summary(human_relabels(human, given, final, "abc"))
-    assert text.splitlines()[-1].split() == ["b", "3", *["33.3", "%"] * 3]
+    assert text.splitlines()[-1].split() == ["b", "3", *["33.3"] * 3]
     assert relabel_summary(human_relabels(human, given, given, "abc")) == ""

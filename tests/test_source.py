@@ -9,14 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import download as download_module
 from data import source as source_module
 from data.cache import cached, load_arrays, store_arrays
 from data.dataset import EMOTIONS, UNLABELED, FaceDataset
-from data.download import download
 from data.readers.layouts import CsvLayout
-from data.source import Source, find_source, hold_out, load_dataset
-from utils import network
+from data.source import Source, download, find_source, hold_out, load_dataset
+from utils import internet
 from utils.errors import DataError
 
 
@@ -44,7 +42,7 @@ def data_dir(tmp_path, monkeypatch):
     folder = tmp_path / "data"
     folder.mkdir()
     monkeypatch.setattr(source_module, "DATA_DIR", folder)
-    monkeypatch.setattr(download_module, "is_reachable", lambda url: False)
+    monkeypatch.setattr(source_module, "is_reachable", lambda url: False)
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "kagglehub"))
     monkeypatch.delenv("FER_OFFLINE", raising=False)
     (tmp_path / "elsewhere").mkdir()
@@ -95,7 +93,7 @@ def test_download_is_third(data_dir, tmp_path, monkeypatch):
     make_folders(tmp_path / "downloaded")
     hub = types.SimpleNamespace(dataset_download=lambda name: str(tmp_path / "downloaded"))
     monkeypatch.setitem(sys.modules, "kagglehub", hub)
-    monkeypatch.setattr(download_module, "is_reachable", lambda url: True)
+    monkeypatch.setattr(source_module, "is_reachable", lambda url: True)
     source = find_source()
     assert source.layout.root == tmp_path / "downloaded"
     assert "Kaggle" in source.description
@@ -131,7 +129,7 @@ def test_failed_download_is_a_warning(data_dir, monkeypatch, capsys):
         raise RuntimeError("403")
 
     hub = types.SimpleNamespace(dataset_download=raise_error)
-    monkeypatch.setattr(download_module, "is_reachable", lambda url: True)
+    monkeypatch.setattr(source_module, "is_reachable", lambda url: True)
     for module in (hub, None):  # None: not installed
         monkeypatch.setitem(sys.modules, "kagglehub", module)
         assert download() is None
@@ -143,9 +141,9 @@ def test_probe_of_the_network_has_a_timeout(monkeypatch):
         time.sleep(30)
 
     monkeypatch.setattr("urllib.request.urlopen", wait)
-    monkeypatch.setattr(network, "PROBE_SECONDS", 0.1)
+    monkeypatch.setattr(internet, "PROBE_SECONDS", 0.1)
     start = time.monotonic()
-    assert not network.is_reachable("https://example.org")
+    assert not internet.is_reachable("https://example.org")
     assert time.monotonic() - start < 2
 
 

@@ -13,14 +13,13 @@ from data.loader import BatchLoader
 from data.synthetic.generate import synthetic_dataset
 from engine.build import build_network, build_state, wrap_model
 from engine.distill import Teachers
-from engine.distributed import DistributedContext
+from engine.distributed import DistributedContext, convert_sync_batch_norm
 from engine.eta import ETA
 from engine.trainer import train_one_epoch
 from models import timm_backbone
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.fernet import Architecture, FERNet, describe
 from models.pretrained import initialize_backbone
-from models.timm_backbone import convert_timm_sync_batch_norm
 from utils.errors import OptionError, WeightsError
 from utils.options import Options
 from utils.validation import validate_options
@@ -172,9 +171,9 @@ def test_batch_norm_of_several_gpus_keeps_the_activations():
     network = FERNet(Architecture("timm:test_efficientnet")).eval()
     x = torch.rand(2, 1, 32, 32) * 255
     expected = network(x).logits
-    converted = convert_timm_sync_batch_norm(network, torch.device("cuda")).eval()
+    converted = convert_sync_batch_norm(network, torch.device("cuda")).eval()
     kinds = {type(module) for module in converted.modules()}
     assert not kinds & {nn.BatchNorm2d, timm.layers.BatchNormAct2d}
     torch.testing.assert_close(converted(x).logits, expected)
     with pytest.raises(OptionError, match="several CPU processes is not supported"):
-        convert_timm_sync_batch_norm(network, CPU)
+        convert_sync_batch_norm(network, CPU)

@@ -168,11 +168,12 @@ def evaluate_release(network: FERNet, dataset: FaceDataset, batch_size: int) -> 
     print(f"\n{summary(scores)}", flush=True)
     tta = evaluate([network], dataset, SPLITS, batch_size, tta=True).scores()
     print(f"\nTTA:\n{summary(tta)}", flush=True)
-    table = evaluate_corruptions([network], dataset, clean, batch_size)
+    table = evaluate_corruptions([network], clean, batch_size)
     print("\naccuracy and accuracy drop, in percent:")
     print(table.round(2).to_string(index=False), flush=True)
-    private = (clean.split == "PrivateTest") & (clean.labels != UNLABELED)
-    labels, predicted = clean.labels[private], clean.predicted[private]
+    samples = clean.samples
+    private = (samples.split == "PrivateTest") & (samples.labels != UNLABELED)
+    labels, predicted = samples.labels[private], clean.predicted[private]
     by_class = [
         {"name": name, "recall": scores["PrivateTest"]["recall"][name]}
         | {"n": (labels == c).sum(), "predicted": (predicted == c).sum()}

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_type_hints
 
+import docstring_parser
 import tyro
 
 from utils.errors import OptionError
-from utils.help import with_help
 from utils.options import RECIPES, Options, with_recipe
 from utils.validation import validate_options, validate_types
 
 T = TypeVar("T")
+ROOT = Path(__file__).resolve().parents[1]
+# The names of texts; the other options of type str are paths.
+METAVARS = {"gpu_ids": "IDS", "common": "OPTIONS", "note": "TEXT"}
+METAVARS |= dict.fromkeys(("backbone", "class_names", "variants"), "NAME")
 # Options that may differ when a run is resumed: they change where it runs, not what it trains.
 FREE_ON_RESUME = {"resume", "out", "data", "ferplus", "ferplus_test", "gpu_ids", "threads"}
 FREE_ON_RESUME |= {"compile", "final_test"}
@@ -73,10 +78,8 @@ class CommandLine:
 def parse(kind: type[T], argv: Sequence[str], description: str) -> T:
     """Parse a command line into a dataclass whose docstrings are the help.
 
-    An unknown option or a wrong type ends the process with a message and status 2.
-
-    Raises:
-        OptionError: A value is out of range, or an option has another name now, or was removed.
+    An unknown option or a wrong type ends the process with a message and status 2. An OptionError
+    if a value is out of range, or an option has another name now, or was removed.
     """
     names = {field.name for field in fields(kind)}
     for word in (word.split("=")[0].replace("-", "_").replace("__", "--", 1) for word in argv):
@@ -89,15 +92,37 @@ def parse(kind: type[T], argv: Sequence[str], description: str) -> T:
     main = sys.modules["__main__"].__spec__  # None, unless this is `python -m`
     program = f"python -m {main.name}" if main else Path(sys.argv[0]).name
     # tyro puts a second empty line before an indented one.
-    description = description.replace("\n\n    ", "\n    ")
-    values = tyro.cli(
-        with_help(kind),
-        prog=program,
-        description=description,
-        args=list(argv),
-        use_underscores=True,
-    )
+    texts = {"prog": program, "description": description.replace("\n\n    ", "\n    ")}
+    values = tyro.cli(with_help(kind), args=list(argv), use_underscores=True, **texts)
     return validate_types(vars(values), kind)
+
+
+def with_help(kind: type) -> type:
+    """Return a dataclass with the fields of another one, annotated with what --help prints.
+
+    Each field has a docstring, and a default that cannot be changed.
+    """
+    params = docstring_parser.parse_from_object(kind).params
+    texts = {param.arg_name: " ".join((param.description or "").split()) for param in params}
+    types, annotations = get_type_hints(kind), get_type_hints(kind, include_extras=True)
+    annotated = []
+    for option in fields(kind):
+        metavar, name = None, METAVARS.get(option.name, "PATH")
+        if types[option.name] == tuple[str, ...]:
+            metavar = f"[{name} ...]"
+        elif types[option.name] in (str, str | None):
+            metavar = name
+        text = texts.get(option.name)
+        argument = tyro.conf.arg(help=text, metavar=metavar, help_behavior_hint=_default_hint)
+        annotation = Annotated[annotations[option.name], argument]
+        annotated.append((option.name, annotation, field(default=option.default)))
+    return make_dataclass(kind.__name__, annotated)
+
+
+def _default_hint(default: str) -> str:
+    """Return a default as --help prints it: nothing for an empty one, relative paths."""
+    is_empty = default in ("", "''", "None")
+    return "" if is_empty else f"(default: {default.replace(f'{ROOT}{os.sep}', '')})"
 
 
 def parse_train_options(argv: Sequence[str], description: str) -> CommandLine:
@@ -117,9 +142,7 @@ def resolve_options(
 
     The recipe `auto` depends on whether the data set is the synthetic one. `initial` has the
     options of the initial weights, which precede those of the recipe, except for its image widths.
-
-    Raises:
-        OptionError: A value is out of range, or options contradict each other or the weights.
+    An OptionError if a value is out of range, or options contradict each other or the weights.
     """
     recipe, initial = command.options.recipe, dict(initial or {})
     if recipe == "auto":
@@ -147,8 +170,7 @@ def resolve_options(
 def resume_options(saved: Any, command: CommandLine) -> Options:
     """Return the options of a resumed run: the saved ones, and the given ones that may differ.
 
-    Raises:
-        OptionError: The saved options are damaged, or a given one would change the training.
+    An OptionError if the saved options are damaged, or a given one would change the training.
     """
     before = options_from_json(saved)
     options = replace(command.over(before), resume="")
@@ -164,7 +186,7 @@ def resume_options(saved: Any, command: CommandLine) -> Options:
 
 def changed_options(one: Options, other: Options) -> list[str]:
     """Return the options that change the training and differ between two runs."""
-    names = sorted({field.name for field in fields(Options)} - FREE_ON_RESUME)
+    names = sorted(vars(one).keys() - FREE_ON_RESUME)
     return [f"--{name}" for name in names if getattr(one, name) != getattr(other, name)]
 
 
@@ -172,11 +194,9 @@ def format_command(options: Options) -> str:
     """Return the command-line options of a training: its recipe, and what differs from it."""
     recipe = with_recipe(options.recipe)
     words = [f"--recipe {options.recipe}"]
-    for name in (field.name for field in fields(Options) if field.name not in FREE_ON_RESUME):
-        value = getattr(options, name)
-        if value == getattr(recipe, name):
-            continue
-        words.append(_format_option(name, value))
+    for name, value in vars(options).items():
+        if name not in FREE_ON_RESUME and value != getattr(recipe, name):
+            words.append(_format_option(name, value))
     return " ".join(words)
 
 
@@ -190,8 +210,7 @@ def _format_option(name: str, value: Any) -> str:
 def options_from_json(saved: Any) -> Options:
     """Return the options in a config.json; a missing one has its default.
 
-    Raises:
-        OptionError: They are damaged, or of another version of this project.
+    An OptionError if they are damaged, or of another version of this project.
     """
     if not isinstance(saved, dict):
         raise OptionError("config.json has no options; start a new run")

@@ -1,6 +1,7 @@
 """Metrics: accuracy, recall, calibration, quality of relabeling, landmark error.
 
-Labels are int [N], probabilities [N, C].
+Labels are int [N], probabilities [N, C], predicted classes int [N]. `human_labels` are the majority
+of FER+'s annotators, int [N], negative for images without one, which do not count.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from sklearn.metrics import confusion_matrix, f1_score, recall_score, roc_auc_score
+from sklearn.metrics import f1_score, recall_score, roc_auc_score
 
 from utils.statistics import wilson
 
@@ -49,11 +50,6 @@ def human_agreement(
     human_labels: np.ndarray, predicted: np.ndarray, class_names: Sequence[str]
 ) -> dict[str, object]:
     """Compute the share of predictions that equal the majority of FER+'s annotators.
-
-    Args:
-        human_labels: int [N], the majority; negative for images without one, which are left out.
-        predicted: int [N], the predicted classes.
-        class_names: The names of the classes.
 
     Returns:
         human_agreement (0 to 1), human_agreement_n (the number of images that count),
@@ -114,10 +110,8 @@ def relabel_scores(
 ) -> dict[str, int | float | None]:
     """Compute the quality of relabeling.
 
-    Args:
-        clean: int [N], the labels that are assumed to be correct.
-        noisy: int [N], the labels at the start of the training.
-        final: int [N], the labels at its end.
+    `clean` labels are assumed to be correct, `noisy` are those at the start of the training, and
+    `final` those at its end.
 
     Returns:
         noisy (number of incorrect labels at the start); relabeled (number of changed labels);
@@ -143,13 +137,7 @@ def relabel_scores(
 def human_relabels(
     human_labels: np.ndarray, given: np.ndarray, final: np.ndarray, class_names: Sequence[str]
 ) -> dict[str, object]:
-    """Compute which of two labels the majority of FER+'s annotators agrees with, where they differ.
-
-    Args:
-        human_labels: int [N], the majority; negative for images without one, which are left out.
-        given: int [N], the labels of the data set.
-        final: int [N], the labels after relabeling.
-        class_names: The names of the classes.
+    """Compute which label FER+'s majority agrees with, the given or the final one, if they differ.
 
     Returns:
         human_relabel_n (relabeled images with a majority), and the shares of these whose majority
@@ -179,8 +167,3 @@ def landmark_error(predicted: np.ndarray, landmarks: np.ndarray) -> float | None
         return None
     offsets = predicted[has_landmarks] - landmarks[has_landmarks]
     return float(np.linalg.norm(offsets, axis=-1).mean())
-
-
-def confusion(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Return counts [C, C]: rows are true classes, columns are predicted classes."""
-    return confusion_matrix(labels, probabilities.argmax(1), labels=range(probabilities.shape[1]))

@@ -14,7 +14,7 @@ import pandas as pd
 from data.dataset import FaceDataset, match_classes, quoted, resize_landmarks
 from data.readers.folders import list_visible
 from data.readers.images import clip_box, image_size, read_images
-from data.readers.lists import check_landmarks
+from data.readers.lists import check_landmarks, read_landmarks
 from utils.classes import EMOTIONS
 from utils.coordinates import NUM_LANDMARKS
 from utils.errors import DataError
@@ -37,25 +37,18 @@ class CroppedAffectNet:
     root: Path
 
     def files(self) -> list[Path]:
-        """Return all files that the data set depends on."""
         images = [path for path, _ in self._images()]
         annotations = [_annotation(path, kind) for path in images for kind in ("exp", "lnd")]
         return images + [path for path in annotations if path.is_file()]
 
     def read(self, width: int, channels: int, class_names: Sequence[str] = ()) -> FaceDataset:
-        """Read the images as width x width pixels, grayscale or RGB, and the landmarks."""
         paths, split = zip(*self._images())
         files = [_annotation(path, "exp") for path in paths]
         labels = np.array([_label(_load(file), str(file)) for file in files], np.int64)
         classes, labels, rows = _select(labels, class_names)
         paths, split = [paths[i] for i in rows], np.array(split, "U12")[rows]
-        landmarks = np.full((len(paths), NUM_LANDMARKS, 2), np.nan, np.float32)
-        for i, path in enumerate(paths):
-            if (file := _annotation(path, "lnd")).is_file():
-                size = image_size(path)
-                points = check_landmarks(_load(file), size, str(file))
-                landmarks[i] = resize_landmarks(points, size, width)
-        landmarks = None if np.isnan(landmarks).all() else landmarks
+        files = [_annotation(path, "lnd") for path in paths]
+        landmarks = read_landmarks(paths, files, _load, width)
         images = read_images(paths, width, channels)
         return FaceDataset(images, labels, split, classes, landmarks, source=str(self.root))
 
@@ -87,7 +80,6 @@ class ListedAffectNet:
         return lists + list(dict.fromkeys(self._pictures(table[labels < len(CLASSES)])))
 
     def read(self, width: int, channels: int, class_names: Sequence[str] = ()) -> FaceDataset:
-        """Read the faces as width x width pixels, grayscale or RGB, and the landmarks."""
         table, labels = self._read_lists()
         classes, labels, rows = _select(labels, class_names)
         table = table.iloc[rows]
@@ -116,8 +108,7 @@ class ListedAffectNet:
                         raise ValueError(f"missing columns: {', '.join(sorted(missing))}")
                 except ValueError as error:
                     raise DataError(f"{file} cannot be read ({error}); copy it again") from error
-                numbers = np.arange(len(table)) + 1 + has_header
-                where = [f"{file}, row {number}" for number in numbers]
+                where = [f"{file}, row {i + 1 + has_header}" for i in range(len(table))]
                 tables.append(table.fillna("").assign(where=where, split=split))
         table = pd.concat(tables, ignore_index=True)
         labels = [_label(text, where) for text, where in zip(table["expression"], table["where"])]

@@ -56,11 +56,9 @@ def read_csv(
     Truncation is detected within a row, and from a missing line end (a warning), but not between
     two rows. A DataError names the first invalid row.
 
-    Args:
-        path: The file.
-        class_names: Classes of the labels 0, 1, ...; those of FER2013 if empty.
-        default_split: Split of the images if there is no column `Usage`. Without a column `emotion`
-            it is PrivateTest, and all images are UNLABELED.
+    `class_names` are those of the labels 0, 1, ..., or FER2013's if empty. `default_split` is that
+    of the images if there is no column `Usage`. Without a column `emotion` it is PrivateTest, and
+    all images are UNLABELED.
     """
     class_names, chunks = tuple(class_names) or EMOTIONS, []
     with open(path, "rb") as file:
@@ -205,10 +203,9 @@ class _RowParser:
         self.num_pixels = num_pixels
         if (emotion := fields.get("emotion", b"0")) not in self.label_of_field:
             expected = f"expected a whole number from 0 to {len(self.label_of_field) - 1}"
-            is_number = emotion.isdigit()
-            hint = (
-                "for other classes, use --class_names" if is_number else "the number of the class"
-            )
+            hint = "the number of the class"
+            if emotion.isdigit():
+                hint = "for other classes, use --class_names"
             yield f"emotion is {_quote(emotion)}, {expected} ({hint})"
         if (usage := fields.get("usage", b"training")).lower() not in _SPLIT_OF_FIELD:
             yield f"Usage is {_quote(usage)}, expected one of {', '.join(SPLITS)}"

@@ -59,7 +59,6 @@ class FolderLayout:
         return [p for folders in self.images.values() for paths in folders.values() for p in paths]
 
     def read(self, width: int, channels: int, class_names: Sequence[str] = ()) -> FaceDataset:
-        """Read the images as width x width pixels, grayscale or RGB."""
         classes, class_of = self._classes(tuple(class_names))
         self._check_classes(classes, class_of, bool(class_names))
         if ignored := self._ignored_files():
@@ -99,8 +98,7 @@ class FolderLayout:
         else:
             # A class keeps the spelling of --class_names.
             spellings = {_class_of_name(name): name for name in class_names}
-            class_of = {name: _class_of_name(name) for name in names - set(class_names)}
-            class_of = {name: spellings.get(c, c) for name, c in class_of.items()}
+            class_of = {name: spellings.get(c := _class_of_name(name), c) for name in names}
             class_of |= {name: name for name in names & set(class_names)}
         present = set(class_of.values())
         if class_names:

@@ -50,13 +50,8 @@ def read_images(
 ) -> np.ndarray:
     """Read N image files as uint8 [N, width, width], or [N, width, width, 3] for 3 channels.
 
-    Images that do not fit into memory are decoded into a memory-mapped file in the cache.
-
-    Args:
-        paths: The files.
-        width: In pixels.
-        channels: 1 for grayscale, 3 for RGB.
-        boxes: int64 [N, 4], left, top, right and bottom of the part of each image that is read.
+    Images that do not fit into memory are decoded into a memory-mapped file in the cache. `boxes`
+    int64 [N, 4] are left, top, right and bottom of the part of each image that is read.
     """
     shape = (len(paths), width, width) if channels == 1 else (len(paths), width, width, 3)
 

@@ -51,7 +51,6 @@ class CsvLayout:
     paths: tuple[Path, ...]
 
     def files(self) -> list[Path]:
-        """Return the CSVs."""
         return list(self.paths)
 
     def read(self, width: int, channels: int, class_names: Sequence[str]) -> FaceDataset:
@@ -72,7 +71,6 @@ class ArchiveLayout:
     may_nest: bool = True
 
     def files(self) -> list[Path]:
-        """Return the archive."""
         return [self.root]
 
     def read(self, width: int, channels: int, class_names: Sequence[str]) -> FaceDataset:

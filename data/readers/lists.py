@@ -1,7 +1,7 @@
 """A data set as lists: one image path per line, one integer label per line, landmark files."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +35,6 @@ class ListLayout:
         return images + [path for path in optional if path.is_file()]
 
     def read(self, width: int, channels: int, class_names: Sequence[str] = ()) -> FaceDataset:
-        """Read the images as width x width pixels, grayscale or RGB, and the landmarks if any."""
         class_names = tuple(class_names) or EMOTIONS
         paths, labels, split = [], [], []
         for name in self.names:
@@ -44,12 +43,8 @@ class ListLayout:
             labels += self._labels(name, len(images), len(class_names))
             split += [split_of_name(name)] * len(images)
         images = read_images(paths, width, channels)
-        landmarks = np.full((len(paths), NUM_LANDMARKS, 2), np.nan, np.float32)
-        for i, path in enumerate(paths):
-            if (file := path.with_suffix(".txt")).is_file():
-                size = image_size(path)
-                landmarks[i] = resize_landmarks(_read_landmarks(file, size), size, width)
-        landmarks = None if np.isnan(landmarks).all() else landmarks
+        files = [path.with_suffix(".txt") for path in paths]
+        landmarks = read_landmarks(paths, files, _read_numbers, width)
         labels, split = np.array(labels, np.int64), np.array(split, "U12")
         return FaceDataset(images, labels, split, class_names, landmarks, source=str(self.root))
 
@@ -101,6 +96,22 @@ def read_lines(file: Path, max_bytes: int = MAX_LIST_BYTES) -> list[str]:
     return [line.strip() for line in lines]
 
 
+def read_landmarks(
+    images: Sequence[Path], files: Sequence[Path], read: Callable[[Path], Sequence], width: int
+) -> np.ndarray | None:
+    """Return the landmarks float32 [N, 68, 2] of N images resized to a width, or None.
+
+    `read` returns the numbers in one of the files, of which any may be missing.
+    """
+    landmarks = np.full((len(images), NUM_LANDMARKS, 2), np.nan, np.float32)
+    for i, (image, file) in enumerate(zip(images, files)):
+        if file.is_file():
+            size = image_size(image)
+            points = check_landmarks(read(file), size, str(file))
+            landmarks[i] = resize_landmarks(points, size, width)
+    return None if np.isnan(landmarks).all() else landmarks
+
+
 def check_landmarks(values: Sequence, size: tuple[int, int], where: str) -> np.ndarray:
     """Return 136 numbers or texts as landmarks float64 [68, 2].
 
@@ -118,8 +129,7 @@ def check_landmarks(values: Sequence, size: tuple[int, int], where: str) -> np.n
     return numbers.reshape(NUM_LANDMARKS, 2)
 
 
-def _read_landmarks(file: Path, size: tuple[int, int]) -> np.ndarray:
-    """Return the landmarks float64 [68, 2] of a file, in pixels of an image of (width, height)."""
+def _read_numbers(file: Path) -> list[float]:
     numbers = []
     for number, line in enumerate(read_lines(file, MAX_LANDMARK_BYTES), start=1):
         try:
@@ -127,4 +137,4 @@ def _read_landmarks(file: Path, size: tuple[int, int]) -> np.ndarray:
         except ValueError as error:
             remedy = "expected 136 numbers; correct or remove the file"
             raise DataError(f"{file}, line {number}: {error}; {remedy}") from error
-    return check_landmarks(numbers, size, str(file))
+    return numbers

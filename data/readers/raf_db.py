@@ -34,7 +34,6 @@ class RafDbLayout:
         return [self.root / LABEL_FILE, *(path for path, _, _ in self._samples())]
 
     def read(self, width: int, channels: int, class_names: Sequence[str] = ()) -> FaceDataset:
-        """Read the aligned images as width x width pixels, grayscale or RGB."""
         classes = tuple(class_names) or EMOTIONS
         index = match_classes(CLASSES, classes)
         if missing := [name for i, name in enumerate(CLASSES) if i not in index]:
