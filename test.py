@@ -120,7 +120,11 @@ def main() -> None:
 
 
 def check_options(options: EvalOptions) -> None:
-    """Raise an OptionError if a value is missing, out of range, or given twice."""
+    """Check the options.
+
+    Raises:
+        OptionError: A value is missing, out of range, or given twice.
+    """
     if not options.model_path or not options.splits:
         raise OptionError("give at least one --model_path and one of --splits")
     if len({Path(path).resolve() for path in options.model_path}) < len(options.model_path):

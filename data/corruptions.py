@@ -15,9 +15,11 @@ from data.dataset import resize_image
 
 
 def corrupt(images: np.ndarray, name: str) -> np.ndarray:
-    """Return uint8 images [N, W, W] or [N, W, W, 3] with a corruption, a key of CORRUPTIONS.
+    """Return corrupted images. The same images give the same result at every call.
 
-    The same images give the same result at every call.
+    Args:
+        images: uint8 [N, W, W] or [N, W, W, 3].
+        name: A key of CORRUPTIONS.
     """
     corruption, rng = CORRUPTIONS[name], np.random.default_rng(0)
     return np.stack([corruption(image, rng) for image in images]) if len(images) else images

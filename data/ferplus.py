@@ -43,8 +43,9 @@ def with_ferplus_labels(dataset: FaceDataset, path: str | Path) -> FaceDataset:
     with more than half of the other votes. An image without such a class, or whose majority is
     "unknown" or "not a face", is UNLABELED.
 
-    The data set is FER2013 from fer2013.csv, in its order, and `path` that of fer2013new.csv. A
-    DataError if it cannot be read, or belongs to other images.
+    Args:
+        dataset: FER2013 from fer2013.csv, in its order.
+        path: fer2013new.csv. A DataError if it cannot be read, or belongs to other images.
     """
     votes = _read(Path(path), dataset)
     labels, source = _majority(votes), f"{dataset.source}, with FER+ labels"
@@ -56,8 +57,10 @@ def with_human_labels(dataset: FaceDataset, path: str | Path) -> FaceDataset:
     """Return the data set with FER+'s majority as `human_labels`; its own labels stay.
 
     The majority is that of `with_ferplus_labels`. Images whose majority is none of the data set's
-    classes are UNLABELED. A DataError if the file cannot be read, or belongs to other images or
-    classes.
+    classes are UNLABELED.
+
+    Raises:
+        DataError: The file cannot be read, or belongs to other images or classes.
     """
     names = dataset.class_names
     index = [names.index(name) if name in names else UNLABELED for name in CLASSES]
@@ -87,7 +90,9 @@ def _check_order(path: str | Path, dataset: FaceDataset, labels: np.ndarray) -> 
 def training_targets(dataset: FaceDataset, kind: str) -> np.ndarray | None:
     """Return class probabilities [N, 8] as targets of the images, or None for their labels.
 
-    `kind` is "majority" (the labels), "distribution" (of the votes), or "mixture" (their mean).
+    Args:
+        dataset: With FER+'s labels, unless `kind` is "majority".
+        kind: "majority" (the labels), "distribution" (of the votes), or "mixture" (their mean).
     """
     if kind == "majority":
         return None

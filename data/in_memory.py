@@ -27,7 +27,6 @@ class InMemoryDataset:
 
     The attributes `labels` int64 [N], `has_landmarks` bool [N], and `targets` float32 [N, C] or
     None are on the device. `labels` are the given ones: relabeling changes `TrainingState.labels`.
-    An OptionError if memory runs out.
 
     Args:
         dataset: The whole data set, of M square images.
@@ -35,6 +34,9 @@ class InMemoryDataset:
         device: Where batches are needed.
         targets: float32 [M, C], class probabilities used instead of labels; or None.
         storage: By default the first of "device", "cpu" and "mmap" (the cache file) with room.
+
+    Raises:
+        OptionError: Memory ran out.
     """
 
     def __init__(

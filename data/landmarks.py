@@ -39,9 +39,14 @@ def add_landmarks(dataset: FaceDataset, cache: Path = CACHE_DIR, jobs: int = 0) 
     Each block of 256 images of a split has its own file in `cache`/landmarks, named by a digest of
     its pixels and the method, so an interrupted run continues with the next block.
 
-    If the data set has landmarks, nothing is done. A cache folder that cannot be written is a
-    warning. `jobs` is the number of processes, 0 for one per core that this process may use. A
-    DataError if dlib or its model is missing or damaged, a RunError if the system ended a process.
+    Args:
+        dataset: The images. If they have landmarks, nothing is done.
+        cache: Folder of the results. One that cannot be written is a warning.
+        jobs: Processes; 0 for one per core that this process may use.
+
+    Raises:
+        DataError: dlib or its model is missing or damaged.
+        RunError: The system ended a process.
     """
     if dataset.landmarks is not None:
         return dataset

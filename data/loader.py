@@ -34,9 +34,11 @@ class BatchLoader:
 
     Args:
         images: The Training images.
+        options: Of the run.
         epoch: Counted from 1.
-        rank: Number of this process of `world_size`. It gets a shard of each batch, augmented as
-            one process would augment it.
+        rank: Number of this process, which gets a shard of each batch, augmented as one process
+            would augment it.
+        world_size: Number of processes.
         teacher_images: Whether teachers need images with weak augmentation, too.
         equal_lengths: Whether all batches have the same length, so that some images occur twice:
             torch.compile compiles for each length.

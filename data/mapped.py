@@ -31,9 +31,13 @@ def decode_to_file(
     The file is written image by image, so an interrupted call continues after the last complete
     one. Another process that calls this function with the same key waits.
 
-    `key` is a digest of everything that the images depend on, `shape` is that of all images, and
-    `decode` returns the images from a number on. A DataError if the disk is too small, or the
-    folder cannot be written.
+    Args:
+        key: A digest of everything that the images depend on.
+        shape: Of all images.
+        decode: Returns the images from a number on.
+
+    Raises:
+        DataError: The disk is too small, or the folder cannot be written.
     """
     path = CACHE_DIR / "images" / f"{key}.npy"
     header, size = _npy_header(shape), math.prod(shape[1:])

@@ -67,8 +67,9 @@ class Source:
 def find_source(data: str = "") -> Source:
     """Locate a data set without reading it, or raise a DataError.
 
-    `data` is a file or folder, or "sample". If empty: what lies under data/, else a download of
-    FER2013, else the synthetic data set.
+    Args:
+        data: A file or folder, or "sample". If empty: what lies under data/, else a download of
+            FER2013, else the synthetic data set.
     """
     if data == "sample":
         return Source(SyntheticLayout(), "sample", "the synthetic data set, as given by --data")

@@ -69,8 +69,10 @@ def augment(
     Args:
         images: uint8 or float [N, C, H, W], 0 to 255.
         landmarks: [N, 68, 2], normalized coordinates, NaN where there are none; or None.
+        augmentation: The strengths.
         generator: On the images' device; equal states give equal batches.
-        shard: Position of these images in a batch of `whole` images (default: N).
+        shard: Position of these images in a batch of `whole` images, whose others are elsewhere.
+        whole: See `shard`; by default N.
         compile: Use torch.compile.
 
     Returns:

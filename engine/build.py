@@ -36,8 +36,10 @@ def build_network(
 ) -> FERNet:
     """Build the network for a data set, new or with initial weights.
 
-    A new network is normalized by the mean and standard deviation of the Training pixels. A
-    WeightsError if the initial weights do not fit their architecture.
+    A new network is normalized by the mean and standard deviation of the Training pixels.
+
+    Raises:
+        WeightsError: The initial weights do not fit their architecture.
     """
     torch.manual_seed(options.seed)
     if initial:
@@ -62,9 +64,13 @@ def build_network(
 def load_initial_weights(paths: Sequence[str]) -> Checkpoint | None:
     """Load the weights of --model_path, several files merged; None without a path.
 
-    A WeightsError if a file cannot be read, or the networks cannot be merged.
+    Raises:
+        WeightsError: A file cannot be read, or the networks cannot be merged.
     """
-    return merge_checkpoints([load_checkpoint(p) for p in paths], paths) if paths else None
+    if not paths:
+        return None
+    checkpoints = [load_checkpoint(path) for path in paths]
+    return merge_checkpoints(checkpoints, paths)
 
 
 def _fine_tuned_network(options: Options, dataset: FaceDataset, initial: Checkpoint) -> FERNet:

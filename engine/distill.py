@@ -45,8 +45,13 @@ class Teachers:
     with weak augmentation only: no erasing, degradation or JPEG. Each image is predicted by one
     teacher, in rotation, so that several teachers cost no more than one. In expectation this is
     distillation of their mean prediction, because the cross-entropy is linear in the target. A
-    resumed run checks the digests of their weight files. `shared` has the classes of each teacher,
-    None for those of the student; by default, all are None.
+    resumed run checks the digests of their weight files.
+
+    Args:
+        models: The teachers.
+        bf16: Whether they compute in bfloat16.
+        digests: Of their weight files.
+        shared: The classes of each teacher, None for those of the student; default: all None.
     """
 
     def __init__(
@@ -86,7 +91,8 @@ class Teachers:
 def load_teachers(options: Options, dataset: FaceDataset, device: torch.device) -> Teachers:
     """Load the networks of `options.teacher`, if any.
 
-    A WeightsError if they cannot be read, or do not fit the data set or the run's image widths.
+    Raises:
+        WeightsError: Weights cannot be read, or do not fit the data set or the run's image widths.
     """
     models, digests, shared = [], [], []
     for path in options.teacher:

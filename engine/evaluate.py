@@ -60,9 +60,17 @@ def evaluate(
     batch_size: int = 256,
     tta: bool = False,
 ) -> Evaluation:
-    """Predict some splits of the whole data set in float32, in the given order.
+    """Predict some splits of a data set in float32, in the given order.
 
-    `networks` are one or an ensemble, in evaluation mode. A DataError if the splits are empty.
+    Args:
+        networks: One, or an ensemble, in evaluation mode.
+        dataset: The whole data set.
+        splits: To evaluate.
+        batch_size: Images per step.
+        tta: Use test-time augmentation.
+
+    Raises:
+        DataError: The splits are empty.
     """
     present = dataset.counts()
     if not present.keys() & set(splits):
@@ -82,8 +90,11 @@ def evaluate_training_labels(
 ) -> dict[str, Any]:
     """Compute the quality of relabeling, and whether the importance detects incorrect labels.
 
-    The whole data set has the labels at the start of the training, `clean_labels` int [M] are those
-    without label noise, and `final` int [N] those of the Training images at the end.
+    Args:
+        network: In evaluation mode.
+        dataset: The whole data set, with the labels at the start of the training.
+        clean_labels: int [M], the labels of the data set without label noise.
+        final: int [N], the labels of the Training images at the end of the training.
 
     Returns:
         With label noise, `metrics.relabel_scores`. With `human_labels`, the auroc_importance_label
@@ -115,8 +126,9 @@ def evaluate_corruptions(
 ) -> pd.DataFrame:
     """Evaluate the labeled images of an evaluation after each of CORRUPTIONS.
 
-    The table has a row per corruption, after one for the clean images ("none"): `corruption`, and
-    for each split its accuracy and its accuracy drop (`<split> drop`), in percent.
+    Returns:
+        A row per corruption, after one for the clean images ("none"): `corruption`, and for each
+        split its accuracy and its accuracy drop (`<split> drop`), in percent.
     """
     labeled = clean.samples.labels != UNLABELED
     samples = clean.samples.select(labeled)

@@ -53,8 +53,10 @@ class EMA(AveragedModel):
     The decay d starts low and rises to `decay`, so that a short run does not keep its random
     initialization. Batch-norm statistics are averaged, too. `update_parameters` is overridden
     because that of AveragedModel copies its counter to the GPU, which synchronizes at every step.
-    The network must be on its final device, in its final memory format. A decay of 0.999 averages
-    about 1,000 steps, 0 copies the network.
+
+    Args:
+        network: On its final device, in its final memory format.
+        decay: 0.999 averages about 1,000 steps; 0 copies the network.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:

@@ -52,8 +52,11 @@ def train(
     """Train to the last epoch, evaluate the EMA on PublicTest after each, and save.
 
     `images` are the Training images, `dataset` is the whole data set, and `title` is that of the
-    figures. `run` is None in processes that write nothing. A RunError if training diverged, or the
-    run folder cannot be written; Interrupted if a signal arrived and the state is saved.
+    figures. `run` is None in processes that write nothing.
+
+    Raises:
+        RunError: Training diverged, or the run folder cannot be written.
+        Interrupted: A signal arrived; the state is saved.
     """
     model = None
     public = dataset.subset("PublicTest")

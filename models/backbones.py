@@ -22,6 +22,7 @@ class ResNet18(nn.Module):
     Images keep their resolution through layer1. Features: [N, C, 48, 48] -> [N, 512, 6, 6].
 
     Args:
+        channels: Of the image.
         width: A factor on all channel counts; 0.5 has a quarter of the arithmetic.
         downsample: How layer2 to layer4 halve the map: by convolutions of stride 2 ("stride"), or
             by average pooling before their first block ("pool").

@@ -78,7 +78,8 @@ class Checkpoint:
 
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint atomically."""
-    content = vars(checkpoint) | {"architecture": asdict(checkpoint.architecture)}
+    content = {f.name: getattr(checkpoint, f.name) for f in fields(checkpoint)}
+    content["architecture"] = asdict(checkpoint.architecture)
     content |= {"format": FORMAT, "class_names": list(checkpoint.class_names)}
     packed = io.BytesIO()  # torch.save gives no reason for a failed write
     torch.save(content, packed)
@@ -87,9 +88,12 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Load a checkpoint of this project, or RainbowRui's weights: only tensors and plain values.
+    """Load a checkpoint of this project, or RainbowRui's weights.
 
-    A WeightsError if the file is missing, damaged, has pickled code, or is another program's.
+    Only tensors and plain values are loaded; a file with pickled code is refused.
+
+    Raises:
+        WeightsError: The file is missing, damaged, has pickled code, or is another program's.
     """
     path = Path(path)
     content = load_file(path)
@@ -127,15 +131,21 @@ def transfer(
     """Build a network with the weights of a checkpoint.
 
     A layer that only the new network has is newly initialized; one that only the checkpoint has is
-    left out. Returns the network, and the names of its modules with kept and with new weights,
-    apart from the classifier.
+    left out.
 
     Args:
-        checkpoint: The weights; a WeightsError if they do not fit their architecture.
+        checkpoint: The weights.
         new: The checkpoint's architecture with other classes, heads or dropout.
         classes: By index of a new class, the index of the checkpoint's class whose row of the
             classifier it gets. The other rows are newly initialized.
         path: Of the checkpoint, for messages.
+
+    Returns:
+        The network, and the names of its modules with kept and with new weights, apart from the
+        classifier.
+
+    Raises:
+        WeightsError: The weights do not fit their architecture.
     """
     try:
         checkpoint.network()

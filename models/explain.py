@@ -46,7 +46,8 @@ def explain(network: FERNet, images: Tensor) -> tuple[Tensor | None, ...]:
 @torch.inference_mode()
 def predict_explained(network: FERNet, images: Tensor) -> Predictions:
     """Predict images uint8 [N, C, W, W], and decompose their logits."""
-    return Predictions(*(None if v is None else v.cpu().numpy() for v in explain(network, images)))
+    values = explain(network, images)
+    return Predictions(*(None if value is None else value.cpu().numpy() for value in values))
 
 
 def linear_cells(cells: Tensor) -> Tensor:

@@ -42,8 +42,10 @@ def convert_original(content: Any, path: Path) -> dict[str, Any] | None:
 
     Returns None if the content is neither a file of the original method nor a bare state dict.
     The original regresses pixels at 48 x 48 and this project normalized coordinates, so the
-    landmark head is scaled by 2 / 48. Its mean face was not released; MEAN_FACE replaces it. A
-    WeightsError if keys or shapes are not the original's.
+    landmark head is scaled by 2 / 48. Its mean face was not released; MEAN_FACE replaces it.
+
+    Raises:
+        WeightsError: Keys or shapes are not the original's.
     """
     weights = _state_dict(content)
     if weights is None:

@@ -2,9 +2,6 @@
 
 Self-Cure Network: Wang et al., "Suppressing Uncertainties for Large-Scale Facial
 Expression Recognition", CVPR 2020, arXiv:2002.10392.
-
-Labels are int64 [N], logits and probabilities [N, C]. The margin of a relabeling rule is a
-difference of two probabilities, 0 to 1.
 """
 
 from __future__ import annotations
@@ -65,9 +62,15 @@ def relabel_scn(
 ) -> Tensor:
     """Relabel (SCN) where the largest probability exceeds the label's by more than `margin_2`.
 
-    The logits are unweighted. With an importance, [N, 1] or [N], only the low-importance group is
-    relabeled, as in the paper: the labels of the share `beta` with the largest importances stay.
-    The code of SCN's authors relabels every image.
+    With `importance` and `beta` only the low-importance group is relabeled, as in the paper. The
+    code of SCN's authors relabels every image.
+
+    Args:
+        logits: [N, C], unweighted.
+        labels: int64 [N].
+        margin_2: Difference of two probabilities, 0 to 1.
+        importance: [N, 1] or [N], or None to relabel every image.
+        beta: Share of the high group, whose labels stay.
     """
     probabilities = logits.softmax(1)
     best, predicted = probabilities.max(1)
@@ -83,9 +86,14 @@ def relabel_scn(
 def relabel_ema(probabilities: Tensor, given: Tensor, margin: float, max_share: float) -> Tensor:
     """Relabel: take the prediction where its probability exceeds the label's by more than `margin`.
 
-    Of each class, at most the share `max_share` (0 to 1) of the `given` labels of the data set
-    moves, those with the largest difference first: a rare class would lose most of its labels
-    otherwise. `probabilities` are mean predictions without augmentation.
+    Of each class, at most the share `max_share` of the given labels moves, those with the largest
+    difference first: a rare class would lose most of its labels otherwise.
+
+    Args:
+        probabilities: [N, C], mean predictions without augmentation.
+        given: int64 [N], the labels of the data set.
+        margin: Difference of two probabilities, 0 to 1.
+        max_share: 0 to 1.
     """
     best, predicted = probabilities.max(1)
     difference = best - probabilities.gather(1, given[:, None])[:, 0]
@@ -100,12 +108,16 @@ def relabel_ema(probabilities: Tensor, given: Tensor, margin: float, max_share: 
 
 
 def soft_labels(probabilities: Tensor, given: Tensor, margin: float) -> Tensor:
-    """Return class probabilities [N, C]: a mixture of the data set's labels and the predictions.
+    """Return class probabilities [N, C]: a mixture of the given labels and the predictions.
 
-    It is soft bootstrapping (Reed et al., 2015, arXiv:1412.6596) with mean predictions without
-    augmentation. The weight of the given label is margin / (1 + margin), so that another class is
-    the largest exactly where its probability exceeds that of the given label by more than the
-    margin.
+    It is soft bootstrapping (Reed et al., 2015, arXiv:1412.6596) with mean predictions. The weight
+    of the given label is margin / (1 + margin), so that another class is the largest exactly where
+    its probability exceeds that of the given label by more than the margin.
+
+    Args:
+        probabilities: [N, C], mean predictions without augmentation.
+        given: int64 [N], the labels of the data set.
+        margin: Difference of two probabilities, 0 to 1.
     """
     one_hot = F.one_hot(given, probabilities.shape[1])
     return (margin * one_hot + probabilities) / (1 + margin)
@@ -122,11 +134,14 @@ def landmark_loss(
 ) -> Tensor:
     """Compute the mean absolute error of the landmarks, over the images that have any.
 
-    Both are [N, 68, 2] in normalized coordinates, where the loss has the same magnitude for every
-    image size; `landmarks` are NaN for an image without any. It is divided by the number of images
-    with landmarks, so it does not depend on the detection rate: by `num_with_landmarks`, that of
-    the whole batch / number of processes, so that the mean gradient of the processes is that of
-    the batch, or by the number in `landmarks`.
+    In normalized coordinates it has the same magnitude for every image size. It is
+    divided by the number of images with landmarks, so it does not depend on the detection rate.
+
+    Args:
+        predicted: [N, 68, 2], normalized coordinates.
+        landmarks: [N, 68, 2], NaN for an image without landmarks.
+        num_with_landmarks: Images with landmarks in the whole batch / number of processes, so that
+            the mean gradient of the processes is that of the batch. None: those in `landmarks`.
     """
     valid = ~landmarks.isnan().flatten(1).any(1)  # [N]
     target = torch.where(valid[:, None, None], landmarks, predicted.detach())
@@ -153,9 +168,11 @@ def compute_losses(
         landmarks: [N, 68, 2] in normalized coordinates, NaN where there are none; or None.
         options: The enabled losses and their weights.
         soft_targets: Class probabilities of the teachers [N, C], or None.
-        shard_weight: Shard size / mean shard size, which corrects DDP's mean.
+        shard_weight: Shard size / mean shard size, which corrects DDP's mean; 1 in a single
+            process.
         num_with_landmarks: As for `landmark_loss`.
-        class_weights: [C], weights of the expression loss, by an image's target; or None.
+        class_weights: [C], weights of the expression loss; an image has that of its target, also
+            for soft targets. Or None.
 
     Returns:
         Scalars by name: `loss`, and each term as `loss_<name>`.

@@ -26,10 +26,13 @@ def predict(
     bf16: bool = False,
     progress: bool = True,
 ) -> Predictions:
-    """Predict images uint8 [N, C, W, W] by a network in evaluation mode, on their device.
+    """Predict images.
 
-    With `tta`, probabilities are averaged over `tta_copies`; the landmarks are those of the plain
-    copy. `bf16` computes in bfloat16, but reported figures are computed in float32.
+    Args:
+        network: In evaluation mode, on the images' device.
+        images: uint8 [N, C, W, W].
+        tta: Average the probabilities over `tta_copies`; the landmarks are those of the plain copy.
+        bf16: Compute in bfloat16. Reported figures are computed in float32.
     """
     mirror, parts = not network.architecture.mirror, []
     for batch in progress_bar(images.split(batch_size), "predicting", disable=not progress):

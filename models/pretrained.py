@@ -22,10 +22,16 @@ from utils.internet import is_reachable
 def initialize_backbone(network: FERNet, init: str) -> str:
     """Load weights into the backbone of a network; return how many tensors were loaded.
 
-    `init` is "imagenet", or the path of a state dict of torchvision or timm, which may be the value
-    of `state_dict`. Keys may have the prefix `module.`; those of a classifier are ignored. The
-    first convolution is adapted to grayscale input, and to the 3 x 3 stem. A WeightsError if they
-    cannot be downloaded or read, or most tensors do not fit.
+    Keys may have the prefix `module.`; those of a classifier are ignored. The first convolution is
+    adapted to grayscale input, and to the 3 x 3 stem.
+
+    Args:
+        network: Of width 1.
+        init: "imagenet", or the path of a state dict of torchvision or timm, which may be the value
+            of `state_dict`.
+
+    Raises:
+        WeightsError: They cannot be downloaded or read, or most tensors do not fit.
     """
     name, backbone = network.architecture.backbone, network.backbone
     if isinstance(backbone, TimmBackbone):

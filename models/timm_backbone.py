@@ -20,11 +20,17 @@ class TimmBackbone(nn.Module):
     """A network of timm without its head.
 
     Its last feature map is pooled globally. Features at landmarks are those of the map with the
-    smallest stride from 4 to 8. The name is one of `timm.list_models()`, such as "convnext_atto".
-    An OptionError if timm is not installed, or has no such convolutional network.
+    smallest stride from 4 to 8.
+
+    Args:
+        name: A name of `timm.list_models()`, such as "convnext_atto".
+        channels: Of the input, 1 or 3.
+
+    Raises:
+        OptionError: timm is not installed, or has no such convolutional network.
     """
 
-    def __init__(self, name: str, channels: int) -> None:
+    def __init__(self, name: str, channels: int = 1) -> None:
         super().__init__()
         self.network = _create(name, features_only=True, in_chans=channels)
         info = self.network.feature_info
@@ -47,7 +53,8 @@ class TimmBackbone(nn.Module):
 def pretrained_state_dict(name: str) -> dict[str, Tensor]:
     """Return the weights of timm's pretrained network, from its cache or downloaded.
 
-    A WeightsError if there are none, or they cannot be downloaded.
+    Raises:
+        WeightsError: There are none, or they cannot be downloaded.
     """
     network = _create(name)
     config = network.pretrained_cfg

@@ -100,7 +100,8 @@ def parse(kind: type[T], argv: Sequence[str], description: str) -> T:
 def with_help(kind: type) -> type:
     """Return a dataclass with the fields of another one, annotated with what --help prints.
 
-    Each field has a docstring, and a default that cannot be changed.
+    Args:
+        kind: A dataclass whose fields have a default that cannot be changed, and a docstring.
     """
     params = docstring_parser.parse_from_object(kind).params
     texts = {param.arg_name: " ".join((param.description or "").split()) for param in params}
@@ -112,8 +113,9 @@ def with_help(kind: type) -> type:
             metavar = f"[{name} ...]"
         elif types[option.name] in (str, str | None):
             metavar = name
-        text = texts.get(option.name)
-        argument = tyro.conf.arg(help=text, metavar=metavar, help_behavior_hint=_default_hint)
+        argument = tyro.conf.arg(
+            help=texts.get(option.name), metavar=metavar, help_behavior_hint=_default_hint
+        )
         annotation = Annotated[annotations[option.name], argument]
         annotated.append((option.name, annotation, field(default=option.default)))
     return make_dataclass(kind.__name__, annotated)

@@ -24,7 +24,8 @@ from utils.errors import OptionError
 def listed_gpus(gpu_ids: str) -> list[int]:
     """Parse `--gpu_ids`: "" is [], "0,1" is [0, 1], "-1" (the CPU) is [-1].
 
-    An OptionError if a part is not a number, or a GPU is given twice.
+    Raises:
+        OptionError: A part is not a number, or a GPU is given twice.
     """
     try:
         ids = [int(part) for part in gpu_ids.split(",")] if gpu_ids.strip() else []
@@ -40,7 +41,8 @@ def listed_gpus(gpu_ids: str) -> list[int]:
 def usable_gpus(gpu_ids: str) -> list[int]:
     """Return the GPUs that `--gpu_ids` selects, none for the CPU, without initializing them.
 
-    An OptionError if a GPU does not exist, or a part is not a number.
+    Raises:
+        OptionError: A GPU does not exist, or a part is not a number.
     """
     ids = listed_gpus(gpu_ids)
     if ids == [-1]:
@@ -59,9 +61,14 @@ def pick_device(gpu_ids: str, local_rank: int | None = None) -> torch.device:
     """Return the device of `--gpu_ids`: "" is the first GPU if any, "-1" the CPU, "0" GPU 0.
 
     If no GPU was selected and PyTorch cannot use the first one (too old for its kernels, or a
-    driver that is too old), the CPU is returned with a warning. Each process of torchrun has its
-    own GPU, which `local_rank` selects. An OptionError if it does not exist or cannot compute, or
-    a part is not a number.
+    driver that is too old), the CPU is returned with a warning.
+
+    Args:
+        gpu_ids: The option.
+        local_rank: Of a process of torchrun, each of which has its own GPU.
+
+    Raises:
+        OptionError: The GPU does not exist or cannot compute, or a part is not a number.
     """
     is_selected, ids = bool(listed_gpus(gpu_ids)), usable_gpus(gpu_ids)
     if is_selected and len(ids) > 1 and local_rank is None:
@@ -109,7 +116,8 @@ def _unavailable_reason() -> str:
 def _has_kernels(gpu: torch.device) -> bool:
     """Return whether PyTorch has kernels for a GPU; torch.cuda lists GPUs without any, too.
 
-    An OptionError if the GPU does not respond, as one in exclusive use.
+    Raises:
+        OptionError: The GPU does not respond, as one in exclusive use.
     """
     try:
         torch.zeros(1, device=gpu).add_(1).item()

@@ -18,7 +18,10 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path next to `path`, and rename it to `path` if the block succeeds.
 
     If the block raises or the process is killed, the old file is unchanged. Missing folders are
-    created. A RunError if the folder is not writable, or the disk is full.
+    created.
+
+    Raises:
+        RunError: The folder is not writable, or the disk is full.
     """
     path = Path(path)
     partial = None

@@ -110,8 +110,10 @@ def relabel_scores(
 ) -> dict[str, int | float | None]:
     """Compute the quality of relabeling.
 
-    `clean` labels are assumed to be correct, `noisy` are those at the start of the training, and
-    `final` those at its end.
+    Args:
+        clean: The labels that are assumed to be correct.
+        noisy: The labels at the start of the training.
+        final: The labels at its end.
 
     Returns:
         noisy (number of incorrect labels at the start); relabeled (number of changed labels);

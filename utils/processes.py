@@ -26,8 +26,10 @@ def map_unordered(
     """Yield (index, function(item)) for each item, in the order in which they are finished.
 
     The function is one of a module, which a worker process can import. There are `jobs` processes,
-    or with one job none besides this one. Errors of the function are passed on. A RunError if the
-    system ended a process.
+    or with one job none besides this one.
+
+    Raises:
+        RunError: The system ended a process. Errors of `function` are passed on.
     """
     parallel = joblib.Parallel(
         jobs,

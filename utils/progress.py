@@ -31,7 +31,8 @@ def progress_bar(
 ) -> tqdm:
     """Return a progress bar on a terminal, and a line every 30 seconds in a log.
 
-    The arguments are those of tqdm; `initial` is the number of items that are finished already.
+    The arguments are those of tqdm: None as iterable is for manual updates, and `initial` is the
+    number of items that are finished already.
     """
     shared = {"desc": description, "total": total, "initial": initial, "unit": unit, "leave": False}
     if disable or sys.stderr.isatty():

@@ -12,9 +12,11 @@ NUM_RESAMPLES = 10_000
 
 
 def compare(correct: Mapping[str, Mapping[int, np.ndarray]], baseline: str) -> pd.DataFrame:
-    """Compare variants with a baseline, one of them, on the same images.
+    """Compare variants with a baseline on the same images.
 
-    `correct` has by variant and seed bool [N]: whether each prediction is correct.
+    Args:
+        correct: By variant and seed, bool [N]: whether each prediction is correct.
+        baseline: One of the variants.
 
     Returns:
         A row per variant. Columns: variant; seeds (their number); mean and std of the accuracy in

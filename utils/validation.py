@@ -19,21 +19,25 @@ def validate_options(options: Options) -> Options:
     """Return the options as they are used.
 
     Rank regularization needs importances, pooling at landmarks needs landmarks, relabeling needs
-    labels, and freezing needs initial weights: each is off without what it needs. An OptionError if
-    a value is out of range, or options contradict each other.
+    labels, and freezing needs initial weights: each is off without what it needs.
+
+    Raises:
+        OptionError: A value is out of range, or options contradict each other.
     """
     validate_types(asdict(options))
     _check_architecture(options)
     widths, epochs = options.image_width, options.total_epoch
-    least, listed = min_image_width(options.backbone), " ".join(map(str, widths))
+    least = min_image_width(options.backbone)
     if not widths or min(widths) < least or widths[-1] < 32 or len(widths) > epochs:
         raise OptionError(
-            f"--image_width {listed}: each must be {least} to 224 pixels, the last one at least "
-            f"32, and there must be no more widths than epochs ({epochs})"
+            f"--image_width {' '.join(map(str, widths))}: each must be {least} to 224 pixels, "
+            f"the last one at least 32, and there must be no more widths than epochs ({epochs})"
         )
     if options.mirror:
         if any(width % 8 for width in widths):
-            raise OptionError(f"--image_width {listed}: --mirror needs multiples of 8")
+            raise OptionError(
+                f"--image_width {' '.join(map(str, widths))}: --mirror needs multiples of 8"
+            )
         options = replace(options, downsample="pool", landmark_pool=False)
     check_label_options(options.class_names, options.ferplus, options.ferplus_test)
     if options.ferplus_target != "majority":
@@ -84,7 +88,11 @@ def print_notes(options: Options) -> None:
 
 
 def check_label_options(class_names: Sequence[str], ferplus: str, ferplus_test: str) -> None:
-    """Raise an OptionError for an empty or repeated name, or contradictory options for FER+."""
+    """Check the names of the classes, and the options for FER+.
+
+    Raises:
+        OptionError: A name is empty or repeated, or options contradict each other.
+    """
     names = [name.strip() for name in class_names]
     if "" in names or len(set(names)) < len(names):
         raise OptionError(f"--class_names {shlex.join(class_names)}: names must differ, not empty")
@@ -100,9 +108,10 @@ def check_label_options(class_names: Sequence[str], ferplus: str, ferplus_test: 
 def validate_types(
     values: dict[str, Any], kind: type[T] = Options, before: str = "", after: str = ""
 ) -> T:
-    """Return the options of plain values, or raise an OptionError for a wrong type or range.
+    """Return the options of plain values; `before` and `after` are texts of the error message.
 
-    `before` and `after` are texts of its message.
+    Raises:
+        OptionError: A value has a wrong type, or is out of range.
     """
     try:
         return TypeAdapter(kind).validate_python(values)
