@@ -198,10 +198,10 @@ def test_lost_process_ends_the_run_which_one_process_resumes(faces_csv, tmp_path
     os.kill(processes_by_rank(process)[1], signal.SIGKILL)
     output, _ = process.communicate(timeout=120)
     assert process.returncode != 0
-    # torchrun terminates the other process, perhaps before that process notices the loss.
+    # torchrun terminates the other process: before it notices the loss, after, or in between.
     messages = ("process 0 lost one of the 2 processes", "Interrupted: checkpoint saved")
-    assert any(message in output for message in messages), output
-    assert "--resume" in output, output
+    assert any(message in output for message in (*messages, "\nterminated\n")), output
+    assert "--resume" in output or "\nterminated\n" in output, output
     run("--resume", tmp_path / "r", "--threads", torch.get_num_threads())
     assert [row["epoch"] for row in table(tmp_path / "r/metrics.csv")] == [
         str(i + 1) for i in range(40)
