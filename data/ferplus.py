@@ -45,7 +45,10 @@ def with_ferplus_labels(dataset: FaceDataset, path: str | Path) -> FaceDataset:
 
     Args:
         dataset: FER2013 from fer2013.csv, in its order.
-        path: fer2013new.csv. A DataError if it cannot be read, or belongs to other images.
+        path: fer2013new.csv.
+
+    Raises:
+        DataError: The file cannot be read, or belongs to other images.
     """
     votes = _read(Path(path), dataset)
     labels, source = _majority(votes), f"{dataset.source}, with FER+ labels"

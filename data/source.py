@@ -133,7 +133,10 @@ def load_dataset(
 
     Images are width x width, grayscale for 1 channel (always for a CSV), RGB for 3. The labels are
     in the order of `class_names`, or if empty in the data set's own. It has a PublicTest split (see
-    `hold_out`), and landmarks if the layout has any. A DataError names the file and the row.
+    `hold_out`), and landmarks if the layout has any.
+
+    Raises:
+        DataError: The data set cannot be read; the message names the file, and the row of a CSV.
     """
     class_names, layout = tuple(class_names), source.layout
     # The name of the root folder may mean a split, such as test/.

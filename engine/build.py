@@ -85,7 +85,6 @@ def _fine_tuned_network(options: Options, dataset: FaceDataset, initial: Checkpo
         landmarks=options.landmarks or saved.landmark_pool,
         importance=options.importance,
         dropout=options.dropout,
-        landmark_pool=options.landmark_pool or saved.landmark_pool,
     )
     classes = match_classes(dataset.class_names, initial.class_names)
     paths = " and ".join(options.model_path)

@@ -50,8 +50,9 @@ class DistributedContext:
     def initialize(self, device: torch.device) -> Iterator[None]:
         """Set up the process group, and silence the output of all but the main process.
 
-        An OptionError if this PyTorch has no NCCL, or the environment lacks an address. A RunError
-        if a process was lost, or did not start.
+        Raises:
+            OptionError: This PyTorch has no NCCL, or a variable of torchrun is missing.
+            RunError: A process was lost, or did not start.
         """
         if self.world_size == 1:
             yield

@@ -116,7 +116,8 @@ class TrainingState:
     def load_state_dict(self, checkpoint: Checkpoint, context: DistributedContext) -> None:
         """Load a last.pth, whose sums are those of all processes.
 
-        A RunError if the file cannot be resumed, or data or teachers differ from the run's.
+        Raises:
+            RunError: The file cannot be resumed, or data or teachers differ from the run's.
         """
         saved = checkpoint.training
         if not saved:

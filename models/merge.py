@@ -26,8 +26,8 @@ SHARED = ("pixel_mean", "pixel_std", "mean_face")
 def merge_checkpoints(checkpoints: Sequence[Checkpoint], paths: Sequence[str]) -> Checkpoint:
     """Merge networks that differ at most in width and dropout; a single one is unchanged.
 
-    A WeightsError if they differ in more, one is damaged, mirror-equivariant or given twice, or no
-    network has as many channels as they have together.
+    Raises:
+        WeightsError: A file is damaged or given twice, or the networks cannot be merged.
     """
     first = checkpoints[0]
     if len(checkpoints) == 1:

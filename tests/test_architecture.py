@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.cli import REMOVED, RENAMED, parse
+from utils.cli import RENAMED, parse
 from utils.errors import OptionError
 from utils.options import Options
 
@@ -211,12 +211,6 @@ def test_renamed_option_names_the_new_one(option, form):
         parse(Options, form.format(option).split(), "")
 
 
-@pytest.mark.parametrize("option", REMOVED)
-def test_removed_option_gives_the_reason(option):
-    with pytest.raises(OptionError, match=f"{option} has been removed: .+"):
-        parse(Options, [option, "1"], "")
-
-
 def test_new_names_of_renamed_options_exist():
     options = {
         node.target.id
@@ -226,7 +220,7 @@ def test_new_names_of_renamed_options_exist():
     }
     new = {text.split()[0].removeprefix("--") for text in RENAMED.values()}
     assert new <= options
-    assert not {name.removeprefix("--") for name in [*RENAMED, *REMOVED]} & {
+    assert not {name.removeprefix("--") for name in RENAMED} & {
         field.name for field in fields(Options)
     }
 

@@ -114,8 +114,6 @@ def test_option_that_contradicts_the_weights_is_an_error(argv, message):
     with pytest.raises(OptionError, match=f"^{message}, which cannot be changed; leave out"):
         resolve(*argv, initial=initial)
     assert resolve("--width", "0.5", "--landmark_pool", initial=initial).width == 0.5  # the same
-    initial["landmark_pool"] = False
-    assert resolve("--landmark_pool", initial=initial).landmark_pool  # it can be added
 
 
 def test_freezing_needs_initial_weights():

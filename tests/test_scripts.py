@@ -165,10 +165,6 @@ def test_pooling_at_landmarks_is_trained_and_saved(trained, faces_csv, tmp_path)
     )
     ours, theirs = (tmp_path / name / "predictions.csv" for name in ("run", "e"))
     assert ours.read_text() == theirs.read_text()
-    # The layer is new if the initial weights have none; without landmarks it is off.
-    more = ("--model_path", trained / "best.pth", "--out", tmp_path / "more")
-    run(train, *argv, *more)
-    assert load_checkpoint(tmp_path / "more/best.pth").architecture.landmark_pool
     run(train, *argv, "--no_landmarks", "--out", tmp_path / "without")
     assert load_checkpoint(tmp_path / "without/best.pth").network().part_layer is None
 

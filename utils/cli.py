@@ -24,9 +24,9 @@ METAVARS |= dict.fromkeys(("backbone", "class_names", "variants"), "NAME")
 # Options that may differ when a run is resumed: they change where it runs, not what it trains.
 FREE_ON_RESUME = {"resume", "out", "data", "ferplus", "ferplus_test", "gpu_ids", "threads"}
 FREE_ON_RESUME |= {"compile", "final_test"}
-# Options that initial weights determine. Pooling at landmarks can be added, but not removed.
-FIXED_BY_WEIGHTS = ("backbone", "width", "channels", "landmark_pool")
-FIXED_BY_WEIGHTS += ("downsample", "mirror", "stem")
+# Options that initial weights determine.
+FIXED_BY_WEIGHTS = {"backbone", "width", "downsample", "mirror", "stem", "channels"}
+FIXED_BY_WEIGHTS |= {"landmark_pool"}
 # Names of earlier versions and of other projects, and what replaces them.
 RENAMED = {
     "--epochs": "--total_epoch",
@@ -43,23 +43,6 @@ RENAMED = {
     "--at_once": "--parallel",
     "--picture": "--figure",
     "--relabel_rule": "--relabel",
-}
-REMOVED = {
-    "--relabel_group": "--relabel scn relabels the low-importance group, as in the paper",
-    "--relabel_logits": "--relabel scn uses the unweighted logits, as in the paper",
-    **dict.fromkeys(
-        ("--importance_smoothing", "--no_importance_smoothing"),
-        "it did not change the accuracy (docs/experiments.md)",
-    ),
-    **dict.fromkeys(
-        ("--mix", "--mixup", "--cutmix"), "it lowered the accuracy (docs/experiments.md)"
-    ),
-    "--sam": "it made the importances collapse (docs/experiments.md)",
-    "--cycles": "no recipe uses it",
-    "--landmark_num": "it is always 68",
-    "--store": "the fastest memory with enough room is chosen automatically",
-    "--flip": "it is always 0.5",
-    "--erased_area": "it is always up to 0.2 of the image",
 }
 
 
@@ -78,8 +61,10 @@ class CommandLine:
 def parse(kind: type[T], argv: Sequence[str], description: str) -> T:
     """Parse a command line into a dataclass whose docstrings are the help.
 
-    An unknown option or a wrong type ends the process with a message and status 2. An OptionError
-    if a value is out of range, or an option has another name now, or was removed.
+    An unknown option or a wrong type ends the process with a message and status 2.
+
+    Raises:
+        OptionError: A value is out of range, or an option has another name now.
     """
     names = {field.name for field in fields(kind)}
     for word in (word.split("=")[0].replace("-", "_").replace("__", "--", 1) for word in argv):
@@ -87,8 +72,6 @@ def parse(kind: type[T], argv: Sequence[str], description: str) -> T:
             continue
         if word in RENAMED:
             raise OptionError(f"{word} does not exist; use {RENAMED[word]}")
-        if word in REMOVED:
-            raise OptionError(f"{word} has been removed: {REMOVED[word]}")
     main = sys.modules["__main__"].__spec__  # None, unless this is `python -m`
     program = f"python -m {main.name}" if main else Path(sys.argv[0]).name
     # tyro puts a second empty line before an indented one.
@@ -144,16 +127,17 @@ def resolve_options(
 
     The recipe `auto` depends on whether the data set is the synthetic one. `initial` has the
     options of the initial weights, which precede those of the recipe, except for its image widths.
-    An OptionError if a value is out of range, or options contradict each other or the weights.
+
+    Raises:
+        OptionError: A value is out of range, or options contradict each other or the weights.
     """
     recipe, initial = command.options.recipe, dict(initial or {})
     if recipe == "auto":
         is_finetuned = bool(command.options.model_path)
         recipe = "finetune" if is_finetuned else "sample" if is_synthetic else "full"
-    for name in FIXED_BY_WEIGHTS:
+    for name in sorted(FIXED_BY_WEIGHTS & command.given):
         value = getattr(command.options, name)
-        is_added = name == "landmark_pool" and value
-        if name in command.given and value != initial.get(name, value) and not is_added:
+        if value != initial.get(name, value):
             weights, theirs = " ".join(command.options.model_path), initial[name]
             fault = f"{_format_option(name, value)}: {weights} has {name} {theirs}"
             raise OptionError(f"{fault}, which cannot be changed; leave out this option")
@@ -172,7 +156,8 @@ def resolve_options(
 def resume_options(saved: Any, command: CommandLine) -> Options:
     """Return the options of a resumed run: the saved ones, and the given ones that may differ.
 
-    An OptionError if the saved options are damaged, or a given one would change the training.
+    Raises:
+        OptionError: The saved options are damaged, or a given one would change the training.
     """
     before = options_from_json(saved)
     options = replace(command.over(before), resume="")
@@ -212,7 +197,8 @@ def _format_option(name: str, value: Any) -> str:
 def options_from_json(saved: Any) -> Options:
     """Return the options in a config.json; a missing one has its default.
 
-    An OptionError if they are damaged, or of another version of this project.
+    Raises:
+        OptionError: They are damaged, or of another version of this project.
     """
     if not isinstance(saved, dict):
         raise OptionError("config.json has no options; start a new run")

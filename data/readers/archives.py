@@ -43,8 +43,9 @@ def is_archive(path: Path) -> bool:
 def unpacked(path: Path) -> Iterator[Path]:
     """Yield a temporary folder with the files of an archive, and remove it afterwards.
 
-    A DataError if it is damaged, encrypted or too large, if a member would lie outside the folder
-    or is neither a file nor a folder, or if the disk is full.
+    Raises:
+        DataError: The archive is damaged, encrypted or too large, a member would lie outside the
+            folder or is neither a file nor a folder, or the disk is full.
     """
     with tempfile.TemporaryDirectory(prefix="dataset-") as name:
         folder = Path(name)

@@ -54,11 +54,14 @@ def read_csv(
     """Read one CSV of images, with its columns in any order; blank lines are skipped.
 
     Truncation is detected within a row, and from a missing line end (a warning), but not between
-    two rows. A DataError names the first invalid row.
+    two rows.
 
     `class_names` are those of the labels 0, 1, ..., or FER2013's if empty. `default_split` is that
     of the images if there is no column `Usage`. Without a column `emotion` it is PrivateTest, and
     all images are UNLABELED.
+
+    Raises:
+        DataError: A row is invalid; the message names the first one.
     """
     class_names, chunks = tuple(class_names) or EMOTIONS, []
     with open(path, "rb") as file:

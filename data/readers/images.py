@@ -109,8 +109,10 @@ def _key(paths: Sequence[Path], shape: tuple[int, ...], boxes: np.ndarray | None
 def read_image(path: Path, channels: int) -> np.ndarray:
     """Read one image file upright: uint8 [H, W], or [H, W, 3] in RGB for 3 channels.
 
-    Images with 16 bits are reduced to 8, and transparent pixels become gray. A file that is no
-    image, damaged or too large is a DataError.
+    Images with 16 bits are reduced to 8, and transparent pixels become gray.
+
+    Raises:
+        DataError: The file is no image, damaged or too large.
     """
     _ignore_pillow_warnings()
     size = ""

@@ -90,8 +90,10 @@ class ArchiveLayout:
 def locate(path: Path) -> Layout | None:
     """Return the layout of a file or folder, or None; only the first bytes of files are read.
 
-    A folder is searched breadth-first. Unpacked data sets have priority over archives. Several CSVs
-    of one kind, and archives of an unsupported kind, are a DataError.
+    A folder is searched breadth-first. Unpacked data sets have priority over archives.
+
+    Raises:
+        DataError: There are several CSVs of one kind, or an archive of an unsupported kind.
     """
     if path.is_file():
         return _locate_file(path)

@@ -115,7 +115,10 @@ def read_landmarks(
 def check_landmarks(values: Sequence, size: tuple[int, int], where: str) -> np.ndarray:
     """Return 136 numbers or texts as landmarks float64 [68, 2].
 
-    They are x and y in pixels of an image of size (width, height). A DataError names `where`.
+    They are x and y in pixels of an image of size (width, height).
+
+    Raises:
+        DataError: The values are no landmarks; the message names `where`.
     """
     remedy = "expected 136 numbers, x and y in pixels of the image; correct or remove them"
     try:
