@@ -75,7 +75,8 @@ class PredictOptions:
     wide there; a larger size finds smaller faces and takes longer. 0 is 1000, but 640 for
     videos."""
     min_score: float = MIN_SCORE
-    """Minimum score of a detected face; 0 finds more faces, and more false detections."""
+    """Minimum score of a detected face; a lower one finds more faces, and more false detections.
+    CenterFace's scores are from 0 to 1; dlib's have no limits."""
     batch_size: int = 64
     """Faces per step of the network."""
     threads: int = 0
@@ -120,7 +121,7 @@ def main() -> None:
         for video in filter(is_video, sources):
             runner.predict_video(video)
     annotated = " and annotated files" if results.has_drawn else ""
-    rows = count_of(results.num_faces, "face")
+    rows = count_of(results.num_faces, "record")
     print(f"Results: predictions.csv and .json ({rows}){annotated} in {printable(str(run.path))}")
     if runner.num_failed:
         counts = f"{runner.num_failed:,} of {len(sources):,} inputs"

@@ -93,14 +93,15 @@ def main() -> None:
     dataset = with_ferplus(dataset, options.ferplus, options.ferplus_test)
     if dataset.class_names != checkpoint.class_names:
         needs_ferplus = checkpoint.options.get("ferplus")
-        hint = "; those are FER+ classes: give --ferplus" if needs_ferplus else ""
+        hint = "; for FER2013 with FER+'s labels, give --ferplus" if needs_ferplus else ""
         raise DataError(
             f"{dataset.source} has the classes {', '.join(dataset.class_names)}, and "
             f"{options.model_path[0]} has {', '.join(checkpoint.class_names)}; they must be equal"
-            f"{hint}"
+            f"{hint}. If the data set has some of these classes, name them with --class_names"
         )
     notes = [f"{len(networks)} networks"] if len(networks) > 1 else []
-    notes += [f"TTA, mean of {num_copies(networks[0])} copies"] if options.tta else []
+    copies = " or ".join(map(str, sorted(set(map(num_copies, networks)))))
+    notes += [f"TTA, mean of {copies} copies"] if options.tta else []
     RunFolder.check_out(options.out)  # before the evaluation, which may take long
     evaluation = evaluate(networks, dataset, options.splits, options.batch_size, options.tta)
     print(f"\n{', '.join([dataset.source, *notes])}:\n{summary(evaluation.scores())}", flush=True)

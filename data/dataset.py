@@ -93,7 +93,9 @@ class FaceDataset:
     def describe(self) -> str:
         """Return the source, the number of images, and the classes, in two lines."""
         counts = ", ".join(f"{n:,} {split}" for split, n in self.counts().items())
-        classes = ", ".join(self.class_names)
+        classes, used = ", ".join(self.class_names), len(self.training_rows)
+        if 0 < used < self.counts().get("Training", 0):
+            counts += f"; trains on {used:,}"
         return f"{self.source}: {len(self):,} images, {counts}\nclasses  {classes}"
 
     def resized(self, width: int) -> FaceDataset:

@@ -88,7 +88,7 @@ def _fine_tuned_network(options: Options, dataset: FaceDataset, initial: Checkpo
     )
     classes = match_classes(dataset.class_names, initial.class_names)
     paths = " and ".join(options.model_path)
-    network, kept, new = transfer(initial, architecture, classes, paths)
+    network, kept, new = transfer(initial, architecture, classes)
     names = dataset.class_names
     shared = [names[i] for i in classes]
     texts = []

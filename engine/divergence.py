@@ -61,7 +61,7 @@ class DivergenceGuard:
             raise divergence_error(where)
         raise RunError(
             f"the importances collapsed to 0, so the expression loss has no gradient, in {where}. "
-            "The last checkpoint is valid. Set --clip to 1 or less, lower --start_lr, lengthen "
+            "Set --clip to 1 or less, lower --start_lr, lengthen "
             "--warmup_epoch, or turn them off with --no_importance"
         )
 
@@ -69,6 +69,6 @@ class DivergenceGuard:
 def divergence_error(where: str) -> RunError:
     """Return the error for values that are not finite."""
     return RunError(
-        f"training diverged in {where}. The last checkpoint is valid. Lower --start_lr, lengthen "
-        "--warmup_epoch, or set --clip to 1 or less"
+        f"training diverged in {where}. Lower --start_lr, lengthen --warmup_epoch, or set --clip "
+        "to 1 or less"
     )

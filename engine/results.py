@@ -77,7 +77,8 @@ class Evaluation:
     def write(
         self, run: RunFolder, title: str, more: Mapping[str, Mapping[str, Any]] | None = None
     ) -> dict[str, dict[str, Any]]:
-        """Write metrics.json (scores, `more`), predictions.csv, and figures of the last split."""
+        """Write metrics.json (scores, `more`), predictions.csv, and figures of the last
+        labeled split."""
         scores, samples = self.scores(), self.samples
         names = np.array([*samples.class_names, ""])  # UNLABELED is -1: the last
         table = pd.DataFrame({"index": self.rows, "split": samples.split})
@@ -88,7 +89,8 @@ class Evaluation:
         probabilities = pd.DataFrame(self.predictions.probabilities, columns=samples.class_names)
         table = pd.concat([table, probabilities], axis="columns")
         run.write_csv("predictions.csv", table.round(6))
-        last = samples.split[-1]
+        labeled = samples.split[samples.labels != UNLABELED]
+        last = (labeled if len(labeled) else samples.split)[-1]
         self._write_figures(run, np.flatnonzero(samples.split == last), f"{title}, {last}")
         run.write_json("metrics.json", scores | (more or {}))  # last: it marks a finished run
         return scores

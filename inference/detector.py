@@ -118,7 +118,7 @@ class CenterFace:
         position = offset[:, rows, columns] + (rows, columns) + np.float32(0.5)
         y, x = STRIDE * position / (new_size / size)[::-1, None]
         found = np.stack([x - width / 2, y - height / 2, width, height], 1)
-        kept = cv2.dnn.NMSBoxes(found.tolist(), scores.tolist(), min_score, MAX_IOU)
+        kept = cv2.dnn.NMSBoxes(found.tolist(), scores.tolist(), 0, MAX_IOU)
         kept = np.array(kept, int).reshape(-1)
         x, y, side = x[kept], y[kept] + DROP * height[kept], SIDE * width[kept]
         boxes = np.stack([x - side / 2, y - side / 2, x + side / 2, y + side / 2], 1)

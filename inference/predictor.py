@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -93,13 +94,13 @@ class FacePredictor:
         threads: int = 0,
         gpu_ids: str = "",
     ) -> None:
-        limits = {"batch_size": (batch_size, 1), "threads": (threads, 0)}
+        limits = {"batch_size": (batch_size, 1), "threads": (threads, 0), "views": (views, -1)}
         limits["detection_size"] = (detection_size, MIN_FACE_SIZE)
         for name, (value, minimum) in limits.items():
-            if value < minimum:
-                raise OptionError(f"{name} {value} must be at least {minimum}")
-        if not -1 <= views <= MAX_VIEWS:
-            raise OptionError(f"views {views} must be 0 to {MAX_VIEWS}, or -1")
+            if not isinstance(value, Integral) or value < minimum:
+                raise OptionError(f"{name} {value} must be a whole number of at least {minimum}")
+        if views > MAX_VIEWS:
+            raise OptionError(f"views {views} must be at most {MAX_VIEWS}")
         if not math.isfinite(min_score):
             raise OptionError(f"min_score {min_score} must be a finite number")
         if not max_shift >= 0:
@@ -110,8 +111,7 @@ class FacePredictor:
         if self.detector != "dlib" and not cropped:
             load_centerface(self.detector)  # an invalid file is an error here
         self.cropped, self.detection_size, self.min_score = cropped, detection_size, min_score
-        self.batch_size = batch_size
-        self.max_shift = math.inf if cropped else max_shift
+        self.batch_size, self.max_shift = batch_size, math.inf if cropped else max_shift
         self.views = (0 if cropped else 1) if views < 0 else views
         self.explain = explain
 

@@ -94,7 +94,7 @@ class Results:
         self._records.write(record)
 
     def plot_explanations(self, image: np.ndarray, faces: Sequence[Face], name: str) -> None:
-        """Plot the explanations of the largest faces of an image."""
+        """Plot the explanations of the largest faces of an image to the file `name`."""
         explained = []
         for number, face in enumerate(faces[:MAX_EXPLAINED]):
             explanation = face.explanation
@@ -103,8 +103,7 @@ class Results:
             parts = explanation.parts | {"bias": explanation.bias}
             explained.append((title, face_panels(image, face), parts))
         if explained:
-            path = self.new_path(f"{name}_explanation.png")
-            self._run.write_figure(path.name, plot_explanations(explained))
+            self._run.write_figure(name, plot_explanations(explained))
 
     def plot(self, tracker: Tracker, name: str) -> None:
         """Plot the probabilities of a video's faces over time."""

@@ -76,9 +76,13 @@ class InferenceRunner:
                     drawing.submit(image.nbytes, write_annotated, target, image, confident)
                     results.has_drawn = True
                     if self.predictor.explain:
-                        results.plot_explanations(image, confident, path.stem)
+                        name = "_explanation".join(target.stem.rsplit("_faces", 1))
+                        results.plot_explanations(image, confident, f"{name}.png")
                 if not faces:
-                    self.warn(f"{path}: no face found; --cropped predicts the image as one face")
+                    hint = "--cropped predicts the image as one face"
+                    if len(result.boxes):
+                        hint = "--max_shift inf keeps the detection that was left out"
+                    self.warn(f"{path}: no face found; {hint}")
                 elif len(paths) <= MAX_LINES:
                     parts = [count_of(len(confident), "face"), *(f.caption for f in confident)]
                     print_line(f"{printable(path.name)}: {', '.join(parts)}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.errors import WeightsError
+from utils.errors import OptionError, WeightsError
 from utils.predictions import Predictions
 
 # Of an ONNX model. One without landmarks has no such output.
@@ -48,8 +48,11 @@ def load_runtime(path: str | Path, gpu_ids: str = "", threads: int = 0) -> Runti
 
     Raises:
         WeightsError: The file is missing, damaged, or another program's.
+        OptionError: There is no such GPU.
     """
     if Path(path).suffix.lower() == ".onnx":
+        if gpu_ids not in ("", "-1"):
+            raise OptionError(f"--gpu_ids {gpu_ids}: {path} runs on the CPU; leave out --gpu_ids")
         return OnnxRuntime(path, threads)
     from inference.torch_runtime import TorchRuntime  # noqa: PLC0415  (.onnx needs no PyTorch)
 
@@ -70,6 +73,7 @@ class OnnxRuntime(Runtime):
             raise WeightsError(f"{path}: no such model; write it with export.py --out {path}")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        options.log_severity_level = 3  # an error is raised below
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = session = onnxruntime.InferenceSession(

@@ -57,12 +57,11 @@ class VideoFile:
             ) from error
         rate = float(stream.guessed_rate or 0)
         self.rate = rate if 0 < rate < 1000 else DEFAULT_RATE
-        seconds = (self._container.duration or 0) / 1e6
-        self.num_frames = stream.frames or round(seconds * self.rate)
+        self.num_frames = self._count_frames()
         self._num_read, self._seconds = 0, 0.0
 
     def frames(self, every: int = 1) -> Iterator[Frame]:
-        """Yield every `every`-th frame with the time that the file gives it.
+        """Yield every `every`-th frame, with square pixels and the time that the file gives it.
 
         A frame without a time, or after a jump of the clock, is 1 / rate after the one before it.
         """
@@ -75,7 +74,8 @@ class VideoFile:
                     self._seconds += stamp - last if is_valid else 1 / self.rate
                 last = stamp
                 if self._num_read % every == 0:
-                    image = reformatter.reformat(frame, format="rgb24").to_ndarray()
+                    width = round(frame.width * (self._stream.sample_aspect_ratio or 1))
+                    image = reformatter.reformat(frame, width, format="rgb24").to_ndarray()
                     if quarters := round(frame.rotation / 90) % 4:
                         image = np.ascontiguousarray(np.rot90(image, quarters))
                     yield Frame(self._num_read, self._seconds, image)
@@ -89,12 +89,9 @@ class VideoFile:
         """What is wrong with the file after all frames were read; empty if nothing.
 
         The number of frames of a file with a variable rate may come from its average rate, so the
-        time of the last frame counts too. Matroska has the duration of the longest stream, which
-        may be the sound.
+        time of the last frame counts too.
         """
         minimum = 0.98 * self.num_frames - 1
-        if "matroska" in self._container.format.name:
-            minimum -= self.rate
         if not self._num_read:
             return (
                 f"{self._name}: no frame can be decoded; the file is damaged or its codec is not "
@@ -106,6 +103,17 @@ class VideoFile:
             f"{self._name} ends after {self._num_read} of its {self.num_frames} frames; it is "
             "damaged or truncated. The predictions of these frames are kept"
         )
+
+    def _count_frames(self) -> int:
+        stream, seconds = self._stream, (self._container.duration or 0) / 1e6
+        tags = (text for name, text in stream.metadata.items() if name.startswith("DURATION"))
+        with contextlib.suppress(ValueError):  # of Matroska, where the sound may be longer
+            hours, minutes, rest = next(tags, "").split(":")
+            seconds = 3600 * int(hours) + 60 * int(minutes) + float(rest)
+        count = stream.frames or round(seconds * self.rate)
+        if "mp4" in self._container.format.name and stream.duration:  # some frames may be hidden
+            count = min(count, round(float(stream.duration * stream.time_base) * self.rate))
+        return count
 
     def _decode(self) -> Iterator[tuple[float, object]]:
         """Yield time in seconds (NaN if unknown) and frame; damaged packets are skipped."""

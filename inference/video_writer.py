@@ -64,8 +64,8 @@ class VideoWriter:
                 f"{self.rate:g} frames per second); give another --out, or --no_draw"
             ) from error
 
-    def write(self, image: np.ndarray, position: int = 0) -> None:
-        """Append an image, repeated until the file has the frame number `position`.
+    def write(self, image: np.ndarray, position: int | None = None) -> None:
+        """Append an image: once, or as often as needed until the file has frame `position`.
 
         After an error, such as a full disk, `fault` is set and frames are ignored.
         """
@@ -74,7 +74,8 @@ class VideoWriter:
                 return
             odd_height, odd_width = image.shape[0] % 2, image.shape[1] % 2
             image = np.pad(image, ((0, odd_height), (0, odd_width), (0, 0)), "edge")
-            for _ in range(max(1, position + 1 - self._count)):
+            times = 1 if position is None else position + 1 - self._count
+            for _ in range(times):
                 frame = av.VideoFrame.from_ndarray(image, format="rgb24")
                 frame.pts, frame.time_base = self._count, 1 / self._fraction
                 self._count += 1

@@ -44,20 +44,28 @@ def draw_heat_maps(image: np.ndarray, faces: Iterable[Face]) -> np.ndarray:
 
     Red raises the logit of the explained class and blue lowers it. The crops are in grayscale.
     """
-    size = image.shape[1::-1]
+    image = image.copy()
     for explanation in (face.explanation for face in faces if face.explanation):
         heat, cells = explanation.map, len(explanation.map)
         side = 16 * cells
         relative = heat / max(np.abs(heat).max(), 1e-9)
         fine = cv2.resize(relative, (side, side), interpolation=cv2.INTER_CUBIC)
         matrix = compose(explanation.matrix, box_matrix(np.array([0, 0, cells, cells]), side))
+        corners = transform(matrix, np.array([(-1, -1), (side, -1), (side, side), (-1, side)]))
+        left, top = np.maximum(np.floor(corners.min(0)), 0).astype(int)
+        right, bottom = np.maximum(np.ceil(corners.max(0)) + 1, 0).astype(int)
+        region = image[top:bottom, left:right]
+        if not region.size:
+            continue
+        size = region.shape[1::-1]
+        matrix[:, 2] -= left, top
         is_inside = cv2.warpAffine(np.ones_like(fine), matrix, size)[..., None] > 0.5
         value = cv2.warpAffine(fine, matrix, size, borderMode=cv2.BORDER_REPLICATE)[..., None]
         opacity = HEAT_OPACITY * np.abs(value).clip(0, 1)
         color = np.where(value > 0, np.float32(RED), np.float32(BLUE))
-        gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
+        gray = cv2.cvtColor(region, cv2.COLOR_RGB2GRAY)[..., None]
         drawn = np.round(gray * (1 - opacity) + color * opacity).astype(np.uint8)
-        image = np.where(is_inside, drawn, image)
+        region[:] = np.where(is_inside, drawn, region)
     return image
 
 

@@ -33,6 +33,7 @@ class Checkpoint:
     epoch: int = 0  # finished epochs
     options: dict[str, Any] = field(default_factory=dict)  # of the run
     scores: dict[str, float] = field(default_factory=dict)  # metrics of that epoch on PublicTest
+    path: str = ""  # of the file, for messages
     card: str = ""  # model card of a release, in Markdown
     temperature: float = 1.0  # by which `network` divides the logits (Guo et al., ICML 2017)
     unsure_below: float = 0.0  # probability below which at most half are right
@@ -69,16 +70,18 @@ class Checkpoint:
                 for parameter in network.classifier.parameters():
                     parameter.data /= self.temperature
         except OptionError as error:  # such as a missing requirement
-            raise WeightsError(f"the network of the weights cannot be built: {error}") from error
+            raise WeightsError(f"{self.path}: its network cannot be built: {error}") from error
         except (RuntimeError, TypeError, AttributeError) as error:
             reason = str(error).splitlines()[-1].strip()
-            raise WeightsError(f"the weights do not fit their architecture: {reason}") from error
+            fault = f"{self.path}: the weights do not fit their architecture ({reason})"
+            raise WeightsError(f"{fault}; copy the file again") from error
         return fold(network.eval()).to(memory_format=torch.channels_last)
 
 
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint atomically."""
     content = {f.name: getattr(checkpoint, f.name) for f in fields(checkpoint)}
+    del content["path"]
     content["architecture"] = asdict(checkpoint.architecture)
     content |= {"format": FORMAT, "class_names": list(checkpoint.class_names)}
     packed = io.BytesIO()  # torch.save gives no reason for a failed write
@@ -98,7 +101,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     content = load_file(path)
     if original := convert_original(content, path):
-        return Checkpoint(**original)
+        return Checkpoint(**original, path=str(path))
     if not isinstance(content, dict) or "format" not in content:
         raise WeightsError(
             f"{path} has no weights of this project; give a best.pth or last.pth of train.py, or "
@@ -113,6 +116,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         if content["format"] == 1:
             content = upgrade(content)
         content = {"temperature": 1.0, "unsure_below": 0.0} | content  # missing in older files
+        content["path"] = str(path)
         values = {f.name: content[f.name] for f in fields(Checkpoint)}
         values["architecture"] = Architecture(**values["architecture"])
         values["class_names"] = tuple(values["class_names"])
@@ -126,7 +130,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def transfer(
-    checkpoint: Checkpoint, new: Architecture, classes: Mapping[int, int], path: str | Path
+    checkpoint: Checkpoint, new: Architecture, classes: Mapping[int, int]
 ) -> tuple[FERNet, set[str], set[str]]:
     """Build a network with the weights of a checkpoint.
 
@@ -138,7 +142,6 @@ def transfer(
         new: The checkpoint's architecture with other classes, heads or dropout.
         classes: By index of a new class, the index of the checkpoint's class whose row of the
             classifier it gets. The other rows are newly initialized.
-        path: Of the checkpoint, for messages.
 
     Returns:
         The network, and the names of its modules with kept and with new weights, apart from the
@@ -147,10 +150,7 @@ def transfer(
     Raises:
         WeightsError: The weights do not fit their architecture.
     """
-    try:
-        checkpoint.network()
-    except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from error
+    checkpoint.network()  # checks the weights
     network = FERNet(new)
     state = network.state_dict()
     shared = {key: value for key, value in checkpoint.net.items() if key in state}

@@ -195,27 +195,27 @@ SAME = {i: i for i in range(7)}
 
 @pytest.mark.parametrize("missing", [True, False])
 def test_transfer_of_damaged_weights_is_an_error(missing):
-    damaged = checkpoint()
+    damaged = replace(checkpoint(), path="w.pth")
     weight = damaged.net.pop("backbone.layer4.1.conv2.weight")
     if not missing:
         damaged.net["backbone.layer4.1.conv2.weight"] = weight[:1]
     with pytest.raises(WeightsError, match=r"^w.pth: .* do not fit their architecture"):
-        transfer(damaged, SMALL, SAME, "w.pth")
+        transfer(damaged, SMALL, SAME)
 
 
 def test_transfer_adds_and_removes_heads():
     without = checkpoint(replace(SMALL, landmarks=False, importance=False))
-    network, kept, new = transfer(without, SMALL, SAME, "w.pth")
+    network, kept, new = transfer(without, SMALL, SAME)
     assert (kept, new) == ({"backbone"}, {"attention", "landmark_head"})
     assert torch.equal(network.classifier.weight, without.net["classifier.weight"])
-    network, kept, new = transfer(checkpoint(), replace(SMALL, landmarks=False), SAME, "w.pth")
+    network, kept, new = transfer(checkpoint(), replace(SMALL, landmarks=False), SAME)
     assert (kept, new) == ({"attention", "backbone"}, set())
     assert network.landmark_head is None
 
 
 def test_transfer_copies_rows_of_the_classifier():
     old = checkpoint()
-    network, *_ = transfer(old, replace(SMALL, classes=3), {0: 4, 2: 1}, "w.pth")
+    network, *_ = transfer(old, replace(SMALL, classes=3), {0: 4, 2: 1})
     for name in ("classifier.weight", "classifier.bias"):
         new, rows = network.state_dict()[name], old.net[name]
         assert torch.equal(new[[0, 2]], rows[[4, 1]])

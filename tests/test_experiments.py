@@ -277,11 +277,12 @@ def test_private_test_is_evaluated_on_the_labels_of_the_training(tmp_path, monke
         "tools.experiments.subprocess.run",
         lambda command, **_: commands.append(command) or subprocess.CompletedProcess(command, 0),
     )
-    options = {"options": {"ferplus": "votes.csv", "ferplus_test": ""}}
+    options = {"options": {"data": "d.csv", "ferplus": "votes.csv", "ferplus_test": ""}}
     (tmp_path / "config.json").write_text(json.dumps(options))
     experiments.evaluate_private(
         Run("a", 0, (), tmp_path), experiments.ExperimentOptions("p.toml", tta=True)
     )
+    assert commands[0][commands[0].index("--data") + 1] == "d.csv"
     assert commands[0][commands[0].index("--ferplus") + 1] == "votes.csv"
     assert commands[0][commands[0].index("--splits") + 1] == "PrivateTest"
     assert commands[0][commands[0].index("--out") + 1] == str(tmp_path / "private_tta")

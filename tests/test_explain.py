@@ -194,7 +194,7 @@ def test_crops_follow_the_landmarks_of_the_first_pass(monkeypatch):
     runtime.crops.clear()
     FacePredictor(cropped=True)(image)
     assert len(runtime.crops) == 1  # a cropped face is predicted as it is
-    with pytest.raises(OptionError, match="views 99 must be 0 to 8"):
+    with pytest.raises(OptionError, match="views 99 must be at most 8"):
         FacePredictor(views=99)
     for value in (-0.1, math.nan):
         with pytest.raises(OptionError, match="max_shift .* must be 0 or more; inf keeps all"):
@@ -273,6 +273,14 @@ def test_explanations_of_photographs(weights, both, tmp_path):
         total = explanation["bias"] + sum(explanation["parts"].values())
         assert total == pytest.approx(explanation["logit"], abs=1e-4)
     assert (tmp_path / "a/both_explanation.png").is_file()
+    (tmp_path / "x").mkdir()
+    save(tmp_path / "x/both.png", np.zeros((90, 90, 3), np.uint8))  # no face, so no figure
+    assert run(tmp_path / "x/both.png", image, "--explain", *argv, "--out", tmp_path / "c") == 3
+    names = {
+        record["annotated"] for record in json.loads((tmp_path / "c/predictions.json").read_text())
+    }
+    assert names == {"both_faces_2.png"}
+    assert (tmp_path / "c/both_explanation_2.png").is_file()
     assert run(image, *argv, "--explain", "sad", "--no_draw", "--out", tmp_path / "b") == 0
     records = json.loads((tmp_path / "b/predictions.json").read_text())
     assert {record["explanation"]["class"] for record in records} == {"sad"}
@@ -321,3 +329,10 @@ def test_heat_maps_are_red_where_the_logit_is_raised(weights, astronaut):
         x, y = transform(explanation.matrix, np.array(cell)).round().astype(int)
         assert (drawn[y, x, 0] > drawn[y, x, 2] + 30) == is_red
     assert (drawn[:20] == astronaut[:20]).all()  # beyond the crop
+    moved = explanation.matrix + [[0, 0, 7], [0, 0, 5]]  # the same in a larger image
+    larger = np.pad(astronaut, ((5, 9), (7, 3), (0, 0)))
+    faces = [face._replace(explanation=explanation._replace(matrix=moved))]
+    np.testing.assert_array_equal(draw_heat_maps(larger, faces)[5:-9, 7:-3], drawn)
+    outside = explanation._replace(matrix=explanation.matrix + [[0, 0, 5000], [0, 0, 0]])
+    drawn = draw_heat_maps(astronaut, [face._replace(explanation=outside)])
+    np.testing.assert_array_equal(drawn, astronaut)

@@ -203,6 +203,8 @@ def test_images_per_class():
     assert set(small.training_rows) < set(dataset.training_rows)
     assert np.array_equal(small.labels, dataset.with_images_per_class(3, 1).labels)
     assert not np.array_equal(small.labels, dataset.with_images_per_class(3, 2).labels)
+    assert small.describe().splitlines()[0].endswith(f"trains on {len(small.training_rows)}")
+    assert "trains on" not in dataset.describe()
     assert dataset.with_images_per_class(0, 1) is dataset
     assert dataset.with_images_per_class(99, 1).labels.tolist() == dataset.labels.tolist()
 

@@ -82,6 +82,17 @@ def assert_dataset(dataset, seeds, class_of=lambda name: name):
 # Folders
 
 
+def test_folders_of_subjects_and_several_data_sets_are_errors(tmp_path):
+    for name in ("happy", "sad"):
+        for subject in ("s0", "s1"):
+            save(tmp_path / "a/train" / name / subject / "1.png", random_image(0))
+    assert_rejected(tmp_path / "a", tmp_path / "a/train", "several data sets (happy, sad)")
+    for name in ("mine", "yours"):
+        make_folders(tmp_path / "b" / name)
+    assert_rejected(tmp_path / "b", "several data sets (mine, yours); give one with --data")
+    assert len(read(tmp_path / "b/mine"))
+
+
 def test_folders_of_splits_and_classes(tmp_path):
     seeds = make_folders(tmp_path, ("train", "validation", "test"))
     dataset = read(tmp_path)
@@ -118,8 +129,9 @@ def test_ignored_files_are_a_warning(tmp_path, capsys):
         save(tmp_path / name, random_image(1))
     (tmp_path / "test" / "sad" / "4").write_bytes(b"no suffix")
     (tmp_path / "train" / "loop").symlink_to(tmp_path)
+    (tmp_path / "train" / "sad" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     assert_dataset(read(tmp_path), seeds)
-    assert "4 files are ignored, such as train/happy/old/2.png;" in capsys.readouterr().err
+    assert "5 files are ignored, such as train/happy/old/2.png;" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["val", "Valid", "VALIDATION", "public", "PublicTest"])

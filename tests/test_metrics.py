@@ -131,6 +131,15 @@ def test_unlabeled_images_get_predictions(tmp_path):
     assert not (tmp_path / "run/confusion_matrix.png").exists()
 
 
+def test_figures_are_those_of_the_last_labeled_split(tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr(Evaluation, "_write_figures", lambda *args: titles.append(args[-1]))
+    for labels in (None, np.array([0, 1, 2, -1, -1, -1])):
+        run = RunFolder.create(str(tmp_path / str(len(titles))), "x")
+        (evaluation() if labels is None else evaluation(labels=labels)).write(run, "title")
+    assert titles == ["title, PrivateTest", "title, PublicTest"]
+
+
 def test_human_agreement_by_hand():
     human, predicted = np.array([0, 0, 0, 1, -1]), np.array([0, 0, 1, 1, 2])
     scores = human_agreement(human, predicted, "abc")

@@ -287,7 +287,7 @@ def test_training_can_start_from_original_weights(tmp_path):
     save_original(original("resnet18"), tmp_path / "original.pth")
     checkpoint = load_checkpoint(tmp_path / "original.pth")
     architecture = replace(checkpoint.architecture, dropout=0.3)
-    network, _, new = transfer(checkpoint, architecture, {i: i for i in range(7)}, "original.pth")
+    network, _, new = transfer(checkpoint, architecture, {i: i for i in range(7)})
     assert new == set()
     assert network.architecture.dropout == 0.3
     pixels = torch.randint(0, 256, (2, 1, 48, 48), dtype=torch.uint8)

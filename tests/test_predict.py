@@ -129,6 +129,7 @@ def test_centerface_by_hand(centerface, constant_runtime, tmp_path):
     larger = detect_faces(cv2.resize(image, None, fx=2, fy=2), 256, detector=str(centerface))
     np.testing.assert_allclose(larger.boxes, 2 * expected, atol=1)
     assert len(detect_faces(image, min_score=0.9, detector=str(centerface)).boxes) == 1
+    assert len(detect_faces(image, min_score=-1, detector=str(centerface)).boxes) == 2
     assert len(detect_faces(np.zeros((5, 9, 3), np.uint8), detector=str(centerface)).boxes) == 0
     assert len(FacePredictor(detector=centerface)(image)) == 2
     with pytest.raises(WeightsError, match="no such detector"):
@@ -218,7 +219,7 @@ def test_the_records_and_annotated_images_of_a_folder(weights, folder, tmp_path,
     assert "camera.png: no face found; --cropped" in output.err
     assert "both.png: 2 faces, " in output.out
     assert (
-        f"Results: predictions.csv and .json (5 faces) and annotated files in {out}" in output.out
+        f"Results: predictions.csv and .json (5 records) and annotated files in {out}" in output.out
     )
     assert "2 of 6 inputs have no face or could not be read" in output.out
     rows = table(out)
@@ -511,6 +512,11 @@ def test_wrong_arguments_are_named(weights, tmp_path, capsys, astronaut):
             run(name)
     with pytest.raises(OptionError, match="no input; give an image"):
         run()
+    with pytest.raises(OptionError, match=r"--gpu_ids 3: .*onnx runs on the CPU"):
+        FacePredictor("model.onnx", gpu_ids="3")
+    for wrong in ({"batch_size": 2.5}, {"views": "1"}, {"threads": 1.0}):
+        with pytest.raises(OptionError, match=r"must be a whole number of at least"):
+            FacePredictor(weights, **wrong)
     (tmp_path / "text.png").write_text("no image")
     argv = ("--model_path", weights, "--gpu_ids", "-1", "--out", tmp_path / "o")
     assert run(tmp_path / "text.png", 99, *argv) == 3
@@ -557,7 +563,7 @@ def test_each_image_has_a_line_with_its_expressions(constant_runtime, tmp_path, 
         "one.png: 1 face, happy 100 %",
         "both.png: 2 faces, happy 100 %, happy 100 %",
     ]
-    assert lines[2] == f"Results: predictions.csv and .json (3 faces) in {tmp_path / 'o'}"
+    assert lines[2] == f"Results: predictions.csv and .json (3 records) in {tmp_path / 'o'}"
     assert len(lines) == 3
 
 

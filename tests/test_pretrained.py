@@ -220,5 +220,5 @@ def test_training_starts_from_the_weights_and_its_checkpoint_keeps_the_stem(
     loaded = load_checkpoint(tmp_path / "best.pth")
     assert loaded.network().backbone.conv1.kernel_size == (7, 7)
     changed = replace(loaded.architecture, dropout=0.1)
-    transferred, _, new_modules = transfer(loaded, changed, {i: i for i in range(7)}, "best.pth")
+    transferred, _, new_modules = transfer(loaded, changed, {i: i for i in range(7)})
     assert (transferred.architecture.stem, new_modules) == ("imagenet", set())

@@ -165,6 +165,7 @@ def test_the_command_of_the_card_gives_the_same_training(trained):
     saved = options_from_json(json.loads((trained / "run/config.json").read_text())["options"])
     again = resolve_options(parse_train_options(argv, ""), is_synthetic=False)
     assert changed_options(saved, again) == []
+    assert changed_options(saved, replace(again, ferplus="votes.csv")) == ["--ferplus"]
 
 
 def test_a_formatted_command_parses_to_the_same_options():

@@ -60,6 +60,10 @@ def test_a_run_stores_absolute_paths_of_its_data(tmp_path, monkeypatch):
     stored = RunFolder(tmp_path).read_json("config.json")["options"]
     paths = {"data": f"{tmp_path}/a.csv", "ferplus_test": f"{tmp_path}/votes.csv"}
     assert stored == options | paths
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    RunFolder(tmp_path).write_config(options | {"data": "~/a.csv"}, "2.9", is_new=True)
+    stored = RunFolder(tmp_path).read_json("config.json")["options"]
+    assert stored["data"] == f"{tmp_path}/home/a.csv"
     RunFolder(tmp_path).write_config(options | {"data": "sample"}, "2.9", is_new=True)
     assert RunFolder(tmp_path).read_json("config.json")["options"]["data"] == "sample"
 

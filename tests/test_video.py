@@ -267,11 +267,54 @@ def test_a_file_with_fewer_frames_than_its_header_says_is_reported(tmp_path, mov
 
 
 def test_the_sound_of_a_matroska_file_may_be_longer(tmp_path, moving):
-    video = VideoFile(write_video(tmp_path / "film.mkv", moving, "MJPG"))
-    list(video.frames())
-    for seconds, is_damaged in ((0, False), (0.9, False), (2.5, True)):
-        video.num_frames = 24 + round(seconds * video.rate)
-        assert bool(video.fault) == is_damaged
+    file = tmp_path / "film.mkv"
+    with av.open(file, "w") as container:
+        stream, sound = container.add_stream("mpeg4", 10), container.add_stream("aac", 8000)
+        stream.height, stream.width = moving[0].shape[:2]
+        for image in moving:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+        samples = np.zeros((1, 8000 * 8), np.float32)
+        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(sound.encode(frame))
+        container.mux(sound.encode(None))
+    video = VideoFile(file)
+    assert video.num_frames == 24
+    assert len(list(video.frames())) == 24
+    assert not video.fault
+
+
+def test_frames_that_an_edit_list_hides_are_not_missed(tmp_path, moving):
+    file = tmp_path / "film.mp4"
+    with av.open(file, "w") as container:
+        stream = container.add_stream("libx264", 10)
+        stream.height, stream.width = moving[0].shape[:2]
+        for image in moving:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    content = bytearray(file.read_bytes())
+    start = content.index(b"elst") + 12
+    content[start : start + 4] = struct.pack(">i", 1000)  # milliseconds
+    file.write_bytes(content)
+    video = VideoFile(file)
+    assert len(list(video.frames())) in range(10, 13)
+    assert not video.fault
+
+
+def test_pixels_become_square(tmp_path, moving):
+    file = tmp_path / "film.mp4"
+    with av.open(file, "w") as container:
+        stream = container.add_stream("mpeg4", 10)
+        stream.height, stream.width = moving[0].shape[:2]
+        stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
+        for image in moving[:3]:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    image = frames_of(file)[0]
+    assert image.shape == (360, 640, 3)
+    expected = cv2.resize(moving[0], (640, 360))
+    assert np.abs(image.astype(int) - expected).mean() < 10
 
 
 def test_an_unknown_codec_is_reported(constant_runtime, tmp_path, moving, capsys):
@@ -524,10 +567,10 @@ def test_the_times_of_a_camera_are_those_of_the_clock(monkeypatch, tmp_path):
     assert [frame.time for frame in frames] == pytest.approx(np.arange(1, 7) / 5)
     monkeypatch.undo()
     with closing(VideoWriter(tmp_path / "a.mp4", 10, (64, 64))) as writer:
-        for position in (0, 1, 1, 6):
+        for position in (0, 1, 1, 6):  # of two images for a frame, the first is written
             writer.write(np.full((64, 64, 3), 40 * position, np.uint8), position)
     levels = [round(frame.mean() / 40) for frame in frames_of(tmp_path / "a.mp4").values()]
-    assert levels == [0, 1, 1, 6, 6, 6, 6]
+    assert levels == [0, 1, 6, 6, 6, 6, 6]
 
 
 def test_a_camera_is_recorded_until_it_ends(constant_runtime, monkeypatch, tmp_path, capsys):
@@ -535,7 +578,7 @@ def test_a_camera_is_recorded_until_it_ends(constant_runtime, monkeypatch, tmp_p
     assert run(0, "--cropped", "--out", tmp_path / "o") == 0
     assert "camera0: 12 frames, 1 face; happy 100 % of the time" in capsys.readouterr().out
     assert {row["file"] for row in table(tmp_path / "o")} == {"0"}
-    assert len(frames_of(tmp_path / "o/camera0_faces.mp4")) >= 12
+    assert frames_of(tmp_path / "o/camera0_faces.mp4")
 
 
 # Tracking

@@ -20,7 +20,7 @@ MEANS: dict[str, tuple[str, str, float]] = {
     "ece": ("ECE", "{:.3f}", 1),
     "auroc_confidence": ("AUROC confidence", "{:.3f}", 1),
     "auroc_importance": ("AUROC importance", "{:.3f}", 1),
-    "auroc_importance_label": ("AUROC importance, label", "{:.3f}", 1),
+    "auroc_importance_label": ("AUROC importance, label (Training)", "{:.3f}", 1),
     "human_relabel_new": ("relabels: FER+ agrees with the new label (%)", "{:.1f}", 100),
     "human_relabel_old": ("with the old label (%)", "{:.1f}", 100),
     "relabel_precision": ("relabel precision (%)", "{:.1f}", 100),

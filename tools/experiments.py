@@ -69,7 +69,7 @@ def main() -> None:
     num_finished = sum(run.is_finished for run in runs)
     print(f"{len(runs)} runs in {out}, of which {num_finished} are finished", flush=True)
     for run in runs:
-        check_run(run, options.data)
+        check_run(run, options.data, options.ferplus_test)
     scheduler = Scheduler(options.data, options.gpu_ids, options.parallel, options.ferplus_test)
     failed = scheduler.train_all([run for run in runs if not run.is_finished])
     finished = [run for run in runs if run.is_finished]
@@ -90,10 +90,10 @@ def main() -> None:
         raise RunError(f"{', '.join(failed)} did not finish; see {out}/*.log, and start again")
 
 
-def check_run(run: Run, data: str = "") -> None:
+def check_run(run: Run, data: str = "", ferplus_test: str = "") -> None:
     """Check the options of a run, and that its folder holds no other run.
 
-    Prints a note if the run is finished and was trained on data at another path.
+    Prints a note if the run is finished and had other data, or no `ferplus_test`.
 
     Raises:
         OptionError: train.py would reject the options.
@@ -125,6 +125,8 @@ def check_run(run: Run, data: str = "") -> None:
     is_other_path = data and Path(saved.data).resolve() != Path(data).resolve()
     if run.is_finished and is_other_path:
         print(f"note     {run.folder} is finished; its --data was {saved.data or 'not given'}")
+    if ferplus_test and run.is_finished and not saved.ferplus_test:
+        print(f"note     {run.folder} is finished, without --ferplus_test")
 
 
 def private_folder(options: ExperimentOptions) -> str:
@@ -140,7 +142,7 @@ def evaluate_private(run: Run, options: ExperimentOptions) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     saved = RunFolder(run.folder).read_json("config.json")["options"]
     given = {
-        "--data": options.data,
+        "--data": options.data or saved.get("data"),
         "--ferplus": saved.get("ferplus"),
         "--ferplus_test": options.ferplus_test or saved.get("ferplus_test"),
         "--gpu_ids": options.gpu_ids.split(",")[0],

@@ -80,7 +80,7 @@ def main() -> None:
             f"{run.path} is at epoch {last.epoch} of {trained_with.total_epoch}; finish it with: "
             f"bash train.sh --resume {run.path}"
         )
-    net = to_half(checkpoint.net)
+    net, init = to_half(checkpoint.net), Path(trained_with.init).name
     network = replace(checkpoint, net=net).network().to(pick_device(options.gpu_ids))
     print(f"weights  {run / 'best.pth'} (epoch {checkpoint.epoch})\nnetwork  {describe(network)}")
     dataset = load_fer2013(options.data, options.ferplus, checkpoint)
@@ -99,12 +99,13 @@ def main() -> None:
         network=describe(network),
         dataset=dataset,
         epoch=checkpoint.epoch,
-        command=format_command(replace(trained_with, model_path=(), teacher=())),
+        command=format_command(replace(trained_with, model_path=(), teacher=(), init=init)),
         options=trained_with,
         channels=checkpoint.channels,
         note=options.note,
     )
-    portable = checkpoint.options | PATH_OPTIONS | {"ferplus": Path(trained_with.ferplus).name}
+    portable = checkpoint.options | PATH_OPTIONS
+    portable |= {"ferplus": Path(trained_with.ferplus).name, "init": init}
     save_checkpoint(out, replace(checkpoint, net=net, training={}, options=portable, card=card))
     with atomic_write(out.with_suffix(".md")) as partial:
         partial.write_text(card, encoding="utf-8")

@@ -82,8 +82,8 @@ class Scheduler:
             argv = [*run.argv, "--seed", str(run.seed), "--no_final_test", "--out", str(run.folder)]
         argv += ["--data", self._data] if self._data else []
         argv += ["--ferplus_test", self._ferplus_test] if self._ferplus_test else []
-        has_threads = "--threads" in run.argv or "OMP_NUM_THREADS" in os.environ
-        if self._parallel > 1 and not has_threads:
+        is_given = "--threads" in {word.split("=")[0] for word in run.argv}
+        if self._parallel > 1 and not is_given and "OMP_NUM_THREADS" not in os.environ:
             argv += ["--threads", str(max(1, joblib.cpu_count() // self._parallel))]
         return argv + (["--gpu_ids", device] if device else [])
 

@@ -174,7 +174,8 @@ def resume_options(saved: Any, command: CommandLine) -> Options:
 def changed_options(one: Options, other: Options) -> list[str]:
     """Return the options that change the training and differ between two runs."""
     names = sorted(vars(one).keys() - FREE_ON_RESUME)
-    return [f"--{name}" for name in names if getattr(one, name) != getattr(other, name)]
+    changed = [f"--{name}" for name in names if getattr(one, name) != getattr(other, name)]
+    return changed + ["--ferplus"] * (bool(one.ferplus) != bool(other.ferplus))  # may have moved
 
 
 def format_command(options: Options) -> str:

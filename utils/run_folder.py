@@ -73,7 +73,7 @@ class RunFolder:
         by default), named by the time and `name`.
         """
         new = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{name}"
-        path = Path(out) if out else (parent or RUNS) / new
+        path = Path(out).expanduser() if out else (parent or RUNS) / new
         try:
             is_new = _make(path)
             while not (is_new or out):  # another run of the same second
@@ -89,7 +89,7 @@ class RunFolder:
     @staticmethod
     def check_out(path: str | Path) -> None:
         """Raise a RunError if a path is a file, or a folder with files; "" is a new folder."""
-        folder = Path(path)
+        folder = Path(path).expanduser()
         if path and folder.exists() and not folder.is_dir():
             raise RunError(f"{folder} is a file; give a folder with --out")
         allowed = {LOCK, *SYSTEM_FILES, *(file.name for file in partial_files(folder))}
@@ -129,14 +129,15 @@ class RunFolder:
         Paths of the data set become absolute, so that the run can be resumed from any folder.
         """
         data = {name: options.get(name) for name in ("data", "ferplus", "ferplus_test")}
-        data = {name: os.path.abspath(p) for name, p in data.items() if p and p != "sample"}
+        paths = {name: os.path.expanduser(p) for name, p in data.items() if p and p != "sample"}
+        paths = {name: os.path.abspath(p) for name, p in paths.items()}
         versions = {"torch": torch_version, "commit": git_commit()}
         config = {"options": {}} | versions if is_new else self.read_json("config.json")
         for name, version in versions.items():
             if (start := config.get(name)) != version:
                 print(f"note     Resumed with {name} {version} (the run began with {start})")
                 config["resumed_with"] = versions
-        self.write_json("config.json", config | {"options": {**options, **data}})
+        self.write_json("config.json", config | {"options": {**options, **paths}})
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file, atomically."""

@@ -133,7 +133,7 @@ class FolderLayout:
                 raise DataError(
                     f"{split} has no folder with images of the class {quoted(sorted(missing))}"
                     f"{origin} (it has {present}); add the missing images to each of train/, "
-                    "validation/ and test/, or train with --class_names"
+                    "validation/ and test/, or give the present classes with --class_names"
                 )
 
 
@@ -167,7 +167,7 @@ def _class_of_name(name: str) -> str:
 def _walk(folder: Path) -> Iterator[Path]:
     """Yield the visible files in a folder and below it, without following links to folders."""
     for path in list_visible(folder):
-        if path.is_file():
+        if path.is_file() or not path.exists():  # a broken link
             yield path
         elif path.is_dir() and not path.is_symlink():
             yield from _walk(path)

@@ -93,13 +93,16 @@ def locate(path: Path) -> Layout | None:
     A folder is searched breadth-first. Unpacked data sets have priority over archives.
 
     Raises:
-        DataError: There are several CSVs of one kind, or an archive of an unsupported kind.
+        DataError: There are several CSVs of one kind, several folders of class folders, or an
+            archive of an unsupported kind.
     """
     if path.is_file():
         return _locate_file(path)
     for folder in _folders(path):
         for find in (find_raf_db, find_affectnet, find_lists, find_csv, find_folders):
             if layout := find(folder):
+                if find is find_folders and folder != path:
+                    _check_siblings(folder)
                 return layout
     files = [file for folder in _folders(path) for file in list_visible(folder) if file.is_file()]
     for file in files:
@@ -108,6 +111,17 @@ def locate(path: Path) -> Layout | None:
     # Reading a file of this name gives an error that explains what is wrong.
     named = (file for file in files if file.name.lower() in CSV_NAMES)
     return next((CsvLayout(file, (file,)) for file in named), None)
+
+
+def _check_siblings(folder: Path) -> None:
+    """Raise a DataError if the folder next to this one has class folders, too."""
+    folders = [p for p in list_visible(folder.parent) if p.is_dir() and find_folders(p)]
+    if len(folders) > 1:
+        names = ", ".join(p.name for p in folders)
+        raise DataError(
+            f"{folder.parent} contains several data sets ({names}); give one with --data. If these "
+            "are classes, put the images directly into their folders"
+        )
 
 
 def _locate_file(path: Path) -> Layout | None:
