@@ -204,7 +204,10 @@ def test_images_per_class():
     assert np.array_equal(small.labels, dataset.with_images_per_class(3, 1).labels)
     assert not np.array_equal(small.labels, dataset.with_images_per_class(3, 2).labels)
     assert small.describe().splitlines()[0].endswith(f"trains on {len(small.training_rows)}")
+    assert dataset.describe().splitlines()[0].endswith("trains on 34")
+    dataset.labels[0] = 0
     assert "trains on" not in dataset.describe()
+    dataset.labels[0] = UNLABELED
     assert dataset.with_images_per_class(0, 1) is dataset
     assert dataset.with_images_per_class(99, 1).labels.tolist() == dataset.labels.tolist()
 
