@@ -61,8 +61,8 @@ class DivergenceGuard:
             raise divergence_error(where)
         raise RunError(
             f"the importances collapsed to 0, so the expression loss has no gradient, in {where}. "
-            "Set --clip to 1 or less, lower --start_lr, lengthen "
-            "--warmup_epoch, or turn them off with --no_importance"
+            "Set --clip to 1 or less, lower --start_lr, lengthen --warmup_epoch, or turn them off "
+            "with --no_importance"
         )
 
 

@@ -77,8 +77,10 @@ class Evaluation:
     def write(
         self, run: RunFolder, title: str, more: Mapping[str, Mapping[str, Any]] | None = None
     ) -> dict[str, dict[str, Any]]:
-        """Write metrics.json (scores, `more`), predictions.csv, and figures of the last
-        labeled split."""
+        """Write metrics.json (scores, `more`), predictions.csv, and figures.
+
+        The figures are those of the last split with labels, or of the last one.
+        """
         scores, samples = self.scores(), self.samples
         names = np.array([*samples.class_names, ""])  # UNLABELED is -1: the last
         table = pd.DataFrame({"index": self.rows, "split": samples.split})
