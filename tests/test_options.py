@@ -39,6 +39,20 @@ def resolve(*argv, is_synthetic=False):
     return resolve_options(parse_train_options(argv, "about"), is_synthetic)
 
 
+def test_a_recipe_has_no_mirror_equivariance_for_other_networks():
+    argv = ("--recipe", "ferplus", "--ferplus", "v.csv")
+    for network in (
+        ("--backbone", "vgg13"),
+        ("--stem", "imagenet"),
+        ("--init", "x.pth", "--width", "1"),
+    ):
+        options = resolve(*argv, *network)
+        assert (options.mirror, options.downsample) == (False, "stride")
+    assert resolve(*argv).mirror
+    with pytest.raises(OptionError, match="--mirror is for resnet18, not vgg13"):
+        resolve(*argv, "--backbone", "vgg13", "--mirror")
+
+
 def test_every_option_has_help(capsys):
     with pytest.raises(SystemExit) as end:
         parse(Options, ["--help"], "about")

@@ -146,7 +146,12 @@ def resolve_options(
     defaults = replace(with_recipe(recipe), **initial)
     if command.options.relabel == "scn":
         defaults = replace(defaults, margin_2=0.2)  # SCN's
-    options = validate_options(replace(command.over(defaults), recipe=recipe))
+    options = replace(command.over(defaults), recipe=recipe)
+    is_plain = options.backbone != "resnet18" or options.stem != "small" or options.init
+    if is_plain and not initial:  # a recipe's --mirror is for the small ResNet-18 only
+        plain = {"mirror": False, "downsample": "stride"}
+        options = replace(options, **{k: v for k, v in plain.items() if k not in command.given})
+    options = validate_options(options)
     for name in sorted(command.given - {"recipe"}):
         if getattr(options, name) != getattr(command.options, name):
             print(f"note     --{name} has no effect with these options")
