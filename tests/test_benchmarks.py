@@ -15,7 +15,6 @@ from tools.benchmarks import (
     detectors,
     false_detections,
     inference,
-    large,
     margin,
     prediction,
     stability,
@@ -143,15 +142,6 @@ def test_deletion_by_hand():
     ):
         curve = deletion_curve(ColumnRuntime(), pixels, np.array([0]), np.array([order]), 4)
         np.testing.assert_allclose(curve[:, 0], expected)
-
-
-def test_a_data_set_larger_than_memory(run):
-    argv = ("--images", 70, "--batch_size", 4, "--steps", 1, "--rounds", 1, "--gpu_ids", "-1")
-    output = run(large, *argv)
-    assert "70 images do not fit into memory; decoding them once" in output
-    ratios = re.findall(r"relative to the bare loop of its round: ([0-9.]+) \(", output)
-    assert len(ratios) == 2
-    assert all(float(ratio) > 0 for ratio in ratios)
 
 
 def test_prediction_prints_the_times_of_options(run, tmp_path):

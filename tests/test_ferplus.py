@@ -190,7 +190,7 @@ def test_run_with_votes(dataset, votes_csv, tmp_path, target, capsys):
     weights = ("--model_path", tmp_path / "r/best.pth")
     run(test, *weights, *argv, "--out", tmp_path / "t", "--gpu_ids", "-1")
     assert json.loads((tmp_path / "t/metrics.json").read_text()) == scores
-    with pytest.raises(DataError, match="those are FER\\+ classes: give --ferplus"):
+    with pytest.raises(DataError, match="for FER2013 with FER\\+'s labels, give --ferplus"):
         run(test, *weights, "--data", csv_path, "--no_landmarks", "--out", tmp_path / "x")
 
 

@@ -129,20 +129,15 @@ def bare_loop(
 
 
 def trainer(
-    network: FERNet,
-    options: Options,
-    dataset: FaceDataset,
-    images_of_epoch: Callable[[], InMemoryDataset],
+    network: FERNet, options: Options, dataset: FaceDataset, images: InMemoryDataset
 ) -> Callable[[], None]:
     """Return a function that trains an epoch, with all modules of the training."""
     context, teachers = DistributedContext(), Teachers()
-    state = build_state(network, images_of_epoch(), dataset, options, context)
+    state = build_state(network, images, dataset, options, context)
     model = wrap_model(state.network, options, context)
     eta = SimpleNamespace(update=lambda: None)  # prints nothing
 
     def run() -> None:
-        images = images_of_epoch()
-        state.labels = images.labels.clone()
         loader = BatchLoader(images, options, state.epoch + 1, equal_lengths=options.compile)
         train_one_epoch(state, model, loader, options, teachers, context, eta, [])
 

@@ -67,7 +67,7 @@ def main() -> None:
     with report_compile_errors():
         functions = {
             "bare loop": bare_loop(new_network(options), training, options.steps, device),
-            "trainer": trainer(new_network(options), training, dataset, lambda: images),
+            "trainer": trainer(new_network(options), training, dataset, images),
         }
         rates: dict[str, list[float]] = {name: [] for name in functions}
         for i in range(options.rounds + 1):  # the first one to warm up
