@@ -129,8 +129,9 @@ class Options:
     """Number of epochs."""
     batch_size: Count = 128
     """Images per step, of all GPUs together."""
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    """sgd has Nesterov momentum 0.9; adam is AdamW, for which --start_lr 0.001 is suitable."""
+    optimizer: Literal["sgd", "muon", "adam"] = "sgd"
+    """sgd has Nesterov momentum 0.9; muon is sgd whose updates of convolutions are orthogonal
+    matrices; adam is AdamW, for which --start_lr 0.001 is suitable."""
     start_lr: Annotated[float, Field(gt=0)] = 0.1
     """Peak learning rate, after the warm-up; it then follows a cosine to 0."""
     backbone_lr: Annotated[float, Field(gt=0)] = 1.0
@@ -192,15 +193,16 @@ _SHORT: dict[str, Any] = {
     **{"optimizer": "adam", "start_lr": 0.001, "warmup_epoch": 1.0, "clip": 0.0},
 }
 _RELEASE: dict[str, Any] = {
-    **{"width": 0.5, "erasing": 0.25, "degraded": 0.1},
-    **{"total_epoch": 51, "image_width": (32, 40, 48), "warmup_epoch": 3.0, "clip": 0.0},
+    **{"width": 0.5, "mirror": True, "downsample": "pool", "optimizer": "muon"},
+    **{"total_epoch": 51, "image_width": (32, 40, 48), "warmup_epoch": 3.0, "mild_epochs": 6},
+    **{"erasing": 0.25, "degraded": 0.1},
 }
 RECIPES: dict[str, dict[str, Any]] = {
     "full": {},
-    "release": _RELEASE | {"landmark_pool": True},
+    "release": _RELEASE,
     "ferplus": {
         **_RELEASE,
-        **{"mirror": True, "downsample": "pool", "jpeg": 0.3, "mild_epochs": 6, "clip": 1.0},
+        **{"jpeg": 0.3, "optimizer": "sgd"},
         **{"ferplus_target": "distribution", "label_smoothing": 0.0},
     },
     "cpu": _SHORT | {"width": 0.5, "total_epoch": 20, "relabel_epoch": 15, "erasing": 0.25},
