@@ -3,63 +3,71 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from utils.devices import use_bf16
 from utils.options import Options
 
-
-MUON_LR = 0.2  # learning rate of the matrices, relative to that of SGD
-MUON_DECAY = 40  # the same for weight decay: 0.02 at the defaults
+# Muon's learning rate and weight decay, relative to those of SGD, and its momentum.
+MUON_LR, MUON_DECAY, MUON_MOMENTUM = 0.2, 40, 0.95
 
 
 class Muon(torch.optim.SGD):
     """SGD whose updates of convolution weights are orthogonal matrices.
 
-    A weight [O, I, H, W] is a matrix [O, I H W]. Its update is the Nesterov momentum of the
-    gradient, with all singular values replaced by about 1. So weak directions of the gradient
-    change the weights as much as strong ones. Groups with "dtype" are updated like this, the
-    others by SGD.
+    A weight [O, I, H, W] is a matrix [O, H W I]. Its update is the Nesterov momentum of its
+    gradient, with all singular values replaced by about 1: a direction in which the gradients are
+    small changes as much as one in which they are large. This applies to the groups with
+    "orthogonal", whose own momentum must be 0; SGD updates the others.
 
     Source: K. Jordan et al., Muon: An optimizer for hidden layers in neural networks, 2024,
-    https://kellerjordan.github.io/posts/muon
+    https://kellerjordan.github.io/posts/muon. torch.optim.Muon takes matrices only.
+
+    Args:
+        groups: Parameter groups of convolution weights in channels-last format, and others.
+        bf16: Whether to compute the orthogonal matrices in bfloat16.
     """
+
+    def __init__(self, groups: list[dict[str, Any]], bf16: bool, **arguments: Any) -> None:
+        super().__init__(groups, **arguments)
+        self._bf16 = bf16
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
+        """Update the weights, and replace the gradients of the convolutions by their updates."""
         for group in self.param_groups:
-            if "dtype" in group:
-                for p in group["params"]:
-                    if p.grad is not None:
-                        p.grad = self._orthogonal_update(p, group["dtype"])
+            for p in group["params"] if group.get("orthogonal") else ():
+                if p.grad is not None:
+                    p.grad = self._orthogonal_update(p)
         super().step(closure)
 
-    def _orthogonal_update(self, p: nn.Parameter, dtype: torch.dtype) -> torch.Tensor:
+    def _orthogonal_update(self, p: nn.Parameter) -> Tensor:
         state = self.state[p]
         if "average" not in state:
             state["average"] = torch.zeros_like(p)
-        average = state["average"].lerp_(p.grad, 0.05)
-        matrix = p.grad.lerp(average, 0.95).permute(0, 2, 3, 1).flatten(1)  # a view: channels last
-        rows, columns = matrix.shape
-        update = orthogonalize(matrix.to(dtype)) * max(1, rows / columns) ** 0.5
-        shape = (rows, *p.shape[2:], p.shape[1])
-        return update.to(p.dtype).view(shape).permute(0, 3, 1, 2)
+        average = state["average"].lerp_(p.grad, 1 - MUON_MOMENTUM)
+        momentum = p.grad.lerp(average, MUON_MOMENTUM).permute(0, 2, 3, 1)  # contiguous
+        matrix = momentum.flatten(1)
+        update = orthogonalize(matrix.bfloat16() if self._bf16 else matrix).to(p.dtype)
+        scale = max(1, len(matrix) / matrix.shape[1]) ** 0.5
+        return (scale * update).view(momentum.shape).permute(0, 3, 1, 2)
 
 
-def orthogonalize(matrix: torch.Tensor) -> torch.Tensor:
-    """Replace the singular values of a matrix by values near 1, in 5 Newton-Schulz iterations.
+def orthogonalize(matrix: Tensor) -> Tensor:
+    """Replace the singular values of a matrix by values of about 1 (0.7 to 1.2), by iteration.
 
-    The coefficients are those of Muon: all singular values above 0.01 of the Frobenius norm end
-    between 0.68 and 1.14.
+    Five Newton-Schulz iterations with Muon's coefficients. Singular values below a thousandth of
+    the largest end lower.
     """
-    x = matrix / matrix.norm().clamp(min=1e-7)
+    matrix = matrix / matrix.norm().clamp(min=1e-7)
     for _ in range(5):
-        gram = x @ x.T
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return x
+        gram = matrix @ matrix.T
+        matrix = 3.4445 * matrix + (2.0315 * gram @ gram - 4.775 * gram) @ matrix
+    return matrix
 
 
 def build_optimizer(network: nn.Module, options: Options) -> torch.optim.Optimizer:
@@ -67,28 +75,28 @@ def build_optimizer(network: nn.Module, options: Options) -> torch.optim.Optimiz
 
     The learning rate of the backbone is multiplied by `options.backbone_lr`.
     """
-    is_muon = options.optimizer == "muon"
-    groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, p in network.named_parameters():
         scale = options.backbone_lr if name.startswith(("backbone.", "part_layer.")) else 1.0
-        groups.setdefault((scale, p.ndim > 1, is_muon and p.ndim == 4), []).append(p)
-    dtype = torch.bfloat16 if use_bf16(options.amp, p.device) else torch.float32
-    muon = {"momentum": 0.0, "nesterov": False, "dtype": dtype}  # its momentum is in `Muon`
+        decay = options.weight_decay if p.ndim > 1 else 0.0
+        is_orthogonal = options.optimizer == "muon" and p.ndim == 4
+        if is_orthogonal:
+            scale, decay = scale * MUON_LR, decay * MUON_DECAY
+        groups.setdefault((scale, decay, is_orthogonal), []).append(p)
     groups = [
-        {
-            "params": params,
-            "weight_decay": options.weight_decay * is_decayed * (MUON_DECAY if is_matrix else 1),
-            "lr_scale": scale * (MUON_LR if is_matrix else 1),
-        }
-        | (muon if is_matrix else {})
-        for (scale, is_decayed, is_matrix), params in sorted(
-            groups.items(), key=lambda group: not group[0][1]
+        {"params": params, "weight_decay": decay, "lr_scale": scale}
+        | ({"orthogonal": True, "momentum": 0.0, "nesterov": False} if is_orthogonal else {})
+        for (scale, decay, is_orthogonal), params in sorted(
+            groups.items(), key=lambda group: -group[0][1]
         )
     ]
     if options.optimizer == "adam":
         return torch.optim.AdamW(groups, lr=options.start_lr, fused=True)
-    optimizer = Muon if is_muon else torch.optim.SGD
-    sgd = optimizer(groups, lr=options.start_lr, momentum=0.9, nesterov=True, fused=True)
+    arguments = {"lr": options.start_lr, "momentum": 0.9, "nesterov": True, "fused": True}
+    if options.optimizer == "muon":
+        sgd = Muon(groups, bf16=use_bf16(options.amp, groups[0]["params"][0].device), **arguments)
+    else:
+        sgd = torch.optim.SGD(groups, **arguments)
     if options.freeze_epochs:  # fused SGD fails if only some parameters have a buffer
         for p in network.parameters():
             sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)

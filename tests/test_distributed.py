@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SETTING = (
     *("--gpu_ids", "-1", "--width", "0.25", "--batch_size", "64", "--dropout", "0", "--mirror"),
     *("--start_lr", "0.02", "--warmup_epoch", "0", "--ema", "0.5", "--amp", "fp32"),
+    *("--optimizer", "muon"),
     *(
         "--rank_weight",
         "0",

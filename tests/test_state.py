@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from engine.distributed import DistributedContext
-from engine.optim import EMA, build_optimizer, learning_rate
+from engine.optim import EMA, Muon, build_optimizer, learning_rate, orthogonalize, set_learning_rate
 from engine.state import TrainingState
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.fernet import Architecture, FERNet
@@ -70,6 +70,90 @@ def test_biases_and_batch_norm_have_no_weight_decay():
         assert all(p.ndim > 1 for p in decayed["params"])
         assert all(p.ndim == 1 for p in others["params"])
         assert len(decayed["params"]) + len(others["params"]) == len(list(network.parameters()))
+
+
+def test_muon_keeps_the_singular_vectors_and_replaces_the_values():
+    torch.manual_seed(0)
+    for rows, columns in ((16, 90), (32, 9), (8, 8)):
+        matrix = torch.randn(rows, columns)
+        u, values, v = torch.linalg.svd(matrix, full_matrices=False)
+        core = u.T @ orthogonalize(matrix) @ v.T
+        assert (values / values[0]).min() > 0.01
+        assert core.diagonal().min() > 0.6
+        assert core.diagonal().max() < 1.25
+        torch.testing.assert_close(core, core.diagonal().diag(), rtol=0, atol=1e-4)
+
+
+def test_muon_by_hand():
+    """The matrix of a convolution with one filter is a vector: its update is the direction."""
+    weight = torch.nn.Parameter(torch.zeros(1, 2, 1, 2).to(memory_format=torch.channels_last))
+    groups = [{"params": [weight], "orthogonal": True, "momentum": 0.0, "weight_decay": 0.5}]
+    muon = Muon(groups, bf16=False, lr=0.1)
+    length = 1.0
+    for _ in range(5):
+        length = 3.4445 * length - 4.775 * length**3 + 2.0315 * length**5
+    first, second = torch.tensor([3.0, 0.0, 0.0, 4.0]), torch.tensor([0.0, 1.0, 0.0, 0.0])
+    weight.grad = first.view(1, 2, 1, 2)
+    muon.step()
+    expected = -0.1 * length * first / 5
+    torch.testing.assert_close(weight.data.flatten(), expected)
+    weight.grad = second.view(1, 2, 1, 2)
+    muon.step()
+    average = 0.95 * 0.05 * first + 0.05 * second
+    momentum = 0.05 * second + 0.95 * average
+    update = length * momentum / momentum.norm() + 0.5 * expected
+    torch.testing.assert_close(weight.data.flatten(), expected - 0.1 * update)
+
+
+def test_muon_is_sgd_except_for_convolutions_and_resumes_to_the_bit(tmp_path):
+    def train(optimizer, network, steps, seed):
+        for step in range(steps):
+            torch.manual_seed(seed + step)
+            for p in network.parameters():
+                p.grad = torch.randn_like(p)
+            set_learning_rate(optimizer, 0.1)
+            optimizer.step()
+
+    def new(kind):
+        torch.manual_seed(0)
+        network = FERNet(SMALL).to(memory_format=torch.channels_last)
+        return network, build_optimizer(network, Options(optimizer=kind, backbone_lr=0.5))
+
+    sgd, muon, resumed = new("sgd"), new("muon"), new("muon")
+    for network, optimizer in (sgd, muon):
+        train(optimizer, network, 4, 0)
+    for (name, one), other in zip(sgd[0].named_parameters(), muon[0].parameters(), strict=True):
+        assert torch.equal(one, other) == (one.ndim != 4), name
+    groups = [g for g in muon[1].param_groups if g.get("orthogonal")]
+    assert [(g["lr"], g["weight_decay"]) for g in groups] == [(pytest.approx(0.01), 0.02)]
+    train(resumed[1], resumed[0], 2, 0)
+    again = new("muon")
+    path = tmp_path / "state.pth"
+    torch.save((resumed[0].state_dict(), resumed[1].state_dict()), path)
+    weights, state = torch.load(path, weights_only=True)
+    again[0].load_state_dict(weights)
+    again[1].load_state_dict(state)
+    train(again[1], again[0], 2, 2)
+    for one, other in zip(muon[0].parameters(), again[0].parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon needs PyTorch 2.9")
+def test_muon_equals_that_of_pytorch_on_matrices():
+    torch.manual_seed(0)
+    weight = torch.randn(8, 4, 3, 3).to(memory_format=torch.channels_last)
+    matrix = weight.permute(0, 2, 3, 1).flatten(1).clone()
+    ours, theirs = torch.nn.Parameter(weight), torch.nn.Parameter(matrix.clone())
+    group = {"params": [ours], "orthogonal": True, "momentum": 0.0, "weight_decay": 0.02}
+    optimizers = Muon([group], bf16=False, lr=0.1), torch.optim.Muon([theirs], 0.1, 0.02)
+    for _ in range(3):
+        gradient = torch.randn(8, 36)
+        theirs.grad, ours.grad = gradient, gradient.view(8, 3, 3, 4).permute(0, 3, 1, 2)
+        for optimizer in optimizers:
+            optimizer.step()
+    change = ours.detach().permute(0, 2, 3, 1).flatten(1) - matrix
+    difference = theirs.detach() - matrix - change  # PyTorch rounds to bfloat16
+    assert difference.norm() < 0.02 * change.norm()
 
 
 def new_state(n=4):
