@@ -194,15 +194,15 @@ _SHORT: dict[str, Any] = {
 }
 _RELEASE: dict[str, Any] = {
     **{"width": 0.5, "mirror": True, "downsample": "pool", "optimizer": "muon"},
-    **{"total_epoch": 51, "image_width": (32, 40, 48), "warmup_epoch": 3.0, "mild_epochs": 6},
-    **{"erasing": 0.25, "degraded": 0.1},
+    **{"total_epoch": 40, "image_width": (32, 40, 48), "warmup_epoch": 3.0, "mild_epochs": 6},
+    **{"erasing": 0.25, "degraded": 0.1, "jpeg": 0.3},
 }
 RECIPES: dict[str, dict[str, Any]] = {
     "full": {},
     "release": _RELEASE,
     "ferplus": {
         **_RELEASE,
-        **{"jpeg": 0.3, "optimizer": "sgd"},
+        **{"optimizer": "sgd", "total_epoch": 51},
         **{"ferplus_target": "distribution", "label_smoothing": 0.0},
     },
     "cpu": _SHORT | {"width": 0.5, "total_epoch": 20, "relabel_epoch": 15, "erasing": 0.25},
