@@ -1,10 +1,10 @@
 """The static web page: the network in a browser, without a server.
 
-`write_page` copies `web/`, and adds the network, a face detector and ONNX Runtime Web. The detector
-is Tiny Face Detector of face-api.js (MIT license). Both packages come from the npm registry.
+`write_page` copies `web/`, and adds the network and ONNX Runtime Web, from the npm registry.
+`web/detector.onnx` is Tiny Face Detector of npm's @vladmandic/face-api 1.7.15 (MIT license), a
+small YOLOv2: uint8 [1, H, W, 4] in RGBA, H and W multiples of 32, to five anchors per cell of 32
+pixels, [1, H/32, W/32, 25]: x, y, log width, log height and score. Commit b1d88ea converted it.
 """
-
-from __future__ import annotations
 
 import base64
 import hashlib
@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -31,27 +30,14 @@ SOURCE = Path(__file__).resolve().parents[1] / "web"
 IMPORT = b'import { Tracker, hasSimd, loadPredictor } from "./face.js";\n'
 MIN_COMPRESSED = 1000  # values; smaller weights stay in 32 bits
 TIMEOUT = 600.0  # seconds for the download of a package
-DETECTOR = "model/tiny_face_detector_model"
-MEAN_RGB = (117.001, 114.697, 97.404)  # of the detector's training images
-# Version, its integrity in the npm registry (SHA-512), and the files that the page needs. Some
-# servers do not know the suffix .mjs.
-PACKAGES = {
-    "onnxruntime-web@1.30.0": (
-        "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ==",
-        {
-            "dist/ort.wasm.min.mjs": "ort.js",
-            "dist/ort-wasm-simd-threaded.mjs": "ort-wasm.js",
-            "dist/ort-wasm-simd-threaded.wasm": "ort.wasm",
-        },
-    ),
-    "@vladmandic/face-api@1.7.15": (
-        "WDMmK3CfNLo8jylWqMoQgf4nIst3M0fzx1dnac96wv/dvMTN4DxC/Pq1DGtduDk1lktCamQ3MIDXFnvrdHTXDw==",
-        {
-            f"{DETECTOR}.bin": f"{DETECTOR}.bin",
-            f"{DETECTOR}-weights_manifest.json": "manifest",
-            "LICENSE": "LICENSE.face-api.txt",
-        },
-    ),
+PACKAGE = "onnxruntime-web@1.30.0"
+INTEGRITY = (  # SHA-512 in the npm registry
+    "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
+)
+FILES = {  # some servers do not know the suffix .mjs
+    "dist/ort.wasm.min.mjs": "ort.js",
+    "dist/ort-wasm-simd-threaded.mjs": "ort-wasm.js",
+    "dist/ort-wasm-simd-threaded.wasm": "ort.wasm",
 }
 
 
@@ -67,18 +53,15 @@ def write_page(checkpoint: Checkpoint, folder: Path) -> dict[str, int]:
     Raises:
         WeightsError: The network predicts no landmarks.
         OptionError: npm is not installed.
-        RunError: A package cannot be downloaded, or the folder cannot be written.
+        RunError: The package cannot be downloaded, or the folder cannot be written.
     """
     if not checkpoint.architecture.landmarks:
         raise WeightsError("the page needs landmarks; give weights trained with --landmarks")
     files = {path.name: path.read_bytes() for path in SOURCE.iterdir() if path.is_file()}
-    for package in PACKAGES:
-        files |= download(package)
-    manifest, weights = json.loads(files.pop("manifest")), files.pop(f"{DETECTOR}.bin")
+    files |= download_runtime()
     network, mean_face = onnx_export.to_onnx(checkpoint), checkpoint.net["mean_face"]
     files["app.js"] = files.pop("face.js") + files["app.js"].replace(IMPORT, b"")
     files["model.onnx"] = compress_weights(network).SerializeToString()
-    files["detector.onnx"] = compress_weights(build_detector(manifest, weights)).SerializeToString()
     preloaded = ("model.onnx", "detector.onnx", "ort.wasm", "example.jpg")
     settings = {
         "class_names": checkpoint.class_names,
@@ -96,14 +79,13 @@ def write_page(checkpoint: Checkpoint, folder: Path) -> dict[str, int]:
     return {name: len(content) for name, content in files.items()}
 
 
-def download(package: str) -> dict[str, bytes]:
-    """Download an npm package, or take it from npm's cache, and return the files in `PACKAGES`."""
+def download_runtime() -> dict[str, bytes]:
+    """Download ONNX Runtime Web, or take it from npm's cache; return its `FILES` by new name."""
     npm = shutil.which("npm")
     if not npm:
         raise OptionError("--web needs npm; install Node.js from https://nodejs.org")
-    integrity, names = PACKAGES[package]
     with tempfile.TemporaryDirectory() as folder:
-        command = [npm, "pack", package, "--prefer-offline", "--silent"]
+        command = [npm, "pack", PACKAGE, "--prefer-offline", "--silent"]
         try:
             process = subprocess.run(
                 command, cwd=folder, capture_output=True, text=True, check=False, timeout=TIMEOUT
@@ -114,13 +96,13 @@ def download(package: str) -> dict[str, bytes]:
         archives = list(Path(folder).glob("*.tgz"))
         if has_failed or len(archives) != 1:
             reason = (reason or "no connection to the registry").splitlines()[0]
-            raise RunError(f"npm could not download {package} ({reason}); check the network")
+            raise RunError(f"npm could not download {PACKAGE} ({reason}); check the network")
         digest = hashlib.sha512(archives[0].read_bytes()).digest()
-        if base64.b64encode(digest).decode() != integrity:
-            raise RunError(f"{package} differs from the registry's; run `npm cache clean --force`")
+        if base64.b64encode(digest).decode() != INTEGRITY:
+            raise RunError(f"{PACKAGE} differs from the registry's; run `npm cache clean --force`")
         with tarfile.open(archives[0]) as archive:
             return {
-                name: archive.extractfile(f"package/{path}").read() for path, name in names.items()
+                name: archive.extractfile(f"package/{path}").read() for path, name in FILES.items()
             }
 
 
@@ -148,70 +130,3 @@ def compress_weights(model: onnx.ModelProto) -> onnx.ModelProto:
         graph.ClearField(field)
     graph.node.extend(nodes)
     return compressed
-
-
-def build_detector(manifest: list[dict], content: bytes) -> onnx.ModelProto:
-    """Return Tiny Face Detector, a small YOLOv2, for uint8 [1, H, W, 4] in RGBA.
-
-    H and W are multiples of 32. The output has five anchors per cell of 32 pixels, each with the
-    logits of x and y, log width, log height, and the logit of the score: [1, H/32, W/32, 25].
-    `content` has the package's weights, which `manifest` describes.
-    """
-    weights, graph = _read_weights(manifest, content), _Graph()
-    rgb = graph.add("Slice", "pixels", *(np.array([i], np.int64) for i in (0, 3, 3)))
-    centered = graph.add("Sub", graph.add("Cast", rgb, to=1), np.float32(MEAN_RGB))
-    x = graph.add("Div", centered, np.float32(255))
-    x = graph.add("Transpose", x, perm=(0, 3, 1, 2))
-    for i in range(6):
-        kernel = weights.get(f"conv{i}/filters")
-        if kernel is None:  # depthwise separable
-            depthwise = weights[f"conv{i}/depthwise_filter"].transpose(2, 3, 0, 1)
-            x = graph.add("Conv", x, depthwise, group=len(depthwise), pads=(1, 1, 1, 1))
-            kernel = weights[f"conv{i}/pointwise_filter"]
-        x = graph.add("Conv", x, kernel.transpose(3, 2, 0, 1), weights[f"conv{i}/bias"])
-        x = graph.add("LeakyRelu", x, alpha=0.1)
-        strides = (1, 1) if i == 5 else (2, 2)
-        x = graph.add("MaxPool", x, kernel_shape=(2, 2), strides=strides, auto_pad="SAME_UPPER")
-    kernel, bias = weights["conv8/filters"].transpose(3, 2, 0, 1), weights["conv8/bias"]
-    x = graph.add("Transpose", graph.add("Conv", x, kernel, bias), perm=(0, 2, 3, 1))
-    return graph.model(x)
-
-
-def _read_weights(manifest: list[dict], content: bytes) -> Mapping[str, np.ndarray]:
-    """Read weights of TensorFlow.js that are stored in 8 bits; kernels are [h, w, in, out]."""
-    values, weights, start = np.frombuffer(content, np.uint8), {}, 0
-    for entry in manifest[0]["weights"]:
-        end, stored = start + int(np.prod(entry["shape"])), entry["quantization"]
-        floats = values[start:end].astype(np.float32) * stored["scale"] + stored["min"]
-        weights[entry["name"]] = floats.reshape(entry["shape"]).astype(np.float32)
-        start = end
-    return weights
-
-
-class _Graph:
-    """Nodes and weights of an ONNX model under construction."""
-
-    def __init__(self) -> None:
-        self._nodes, self._weights = [], []
-
-    def add(self, kind: str, *inputs: str | np.ndarray, **attributes: object) -> str:
-        """Add a node, and return the name of its output. An input is a name or a constant."""
-        names = [value if isinstance(value, str) else self._constant(value) for value in inputs]
-        output = f"node{len(self._nodes)}"
-        self._nodes.append(helper.make_node(kind, names, [output], **attributes))
-        return output
-
-    def _constant(self, value: np.ndarray) -> str:
-        name = f"weight{len(self._weights)}"
-        self._weights.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
-        return name
-
-    def model(self, output: str) -> onnx.ModelProto:
-        """Return the model, whose output is renamed to `cells`."""
-        self._nodes.append(helper.make_node("Identity", [output], ["cells"]))
-        types = onnx.TensorProto.UINT8, onnx.TensorProto.FLOAT
-        pixels = helper.make_tensor_value_info("pixels", types[0], [1, "height", "width", 4])
-        cells = helper.make_tensor_value_info("cells", types[1], [1, "rows", "columns", 25])
-        graph = helper.make_graph(self._nodes, "detector", [pixels], [cells], self._weights)
-        opset = [helper.make_opsetid("", 17)]
-        return helper.make_model(graph, opset_imports=opset, ir_version=8)

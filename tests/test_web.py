@@ -425,7 +425,7 @@ def test_a_failed_download_is_reported(monkeypatch, tmp_path, script, text):
     fake_npm(tmp_path, monkeypatch, script)
     monkeypatch.setattr(web, "TIMEOUT", 1.0 if "sleep" in script else 60.0)
     with pytest.raises(RunError, match=text):
-        web.download("onnxruntime-web@1.30.0")
+        web.download_runtime()
 
 
 def test_without_npm_the_requirement_is_named(monkeypatch, tmp_path):
