@@ -1,7 +1,5 @@
 """Crops aligned with landmarks. A 2 x 3 matrix maps pixels of a crop to pixels of its image."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
@@ -16,7 +14,7 @@ JITTER = (
     *((1.0, 0.0, 0.03, -4.0), (1.0, 0.0, -0.03, 4.0), (1.05, 0.03, 0.03, 0.0)),
 )
 MAX_SCALE_CHANGE = 2.0
-MAX_SHIFT = 0.025  # widths of the crop; chosen by tools.benchmarks.false_detections
+MAX_SHIFT = 0.025  # widths of the crop; docs/inference.md has the shares of other values
 MAX_VIEWS = 1 + len(JITTER)
 NUM_ALIGNMENTS = 2  # each with the landmarks of the crop before; one is too few for rotated faces
 

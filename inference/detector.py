@@ -13,7 +13,7 @@ from data.dataset import resize_image
 from utils.errors import DataError, WeightsError
 
 # Side of the square crop, and distance of its center above the box's center, in box sides. Much
-# smaller or larger crops lower the accuracy (python -m tools.benchmarks.margin).
+# smaller or larger crops lower the accuracy (docs/inference.md).
 MARGIN, LIFT = 1.2, 0.07
 MIN_FACE_SIZE = 80  # pixels; dlib finds no smaller face
 MAX_ENLARGED_SIDE = 4000  # pixels, the longer side of a small image after it is enlarged

@@ -26,9 +26,9 @@ from inference.predictor import FacePredictor
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.fernet import Architecture, FERNet, Output
 from models.losses import compute_losses, weighted_cross_entropy
-from tools import draw_finetune, report
+from tools import report
 from utils.cli import parse_train_options, resolve_options
-from utils.errors import DataError, OptionError, WeightsError
+from utils.errors import OptionError, WeightsError
 from utils.options import Options, with_recipe
 
 CLASSES = ("happy", "sad", "bored")  # two of FER2013's, the first in another spelling
@@ -342,16 +342,3 @@ def test_weights_of_other_classes_are_not_merged(folder, tuned, tmp_path):
     argv = ("--data", folder / "my_faces", "--model_path", folder / "w.pth", tuned / "best.pth")
     with pytest.raises(WeightsError, match="cannot be merged: they differ in more than width"):
         run(*argv, *TINY, "--out", tmp_path / "r")
-
-
-def test_curve_is_drawn_from_a_comparison(tmp_path, monkeypatch):
-    table, out = tmp_path / "comparison.csv", tmp_path / "curve.png"
-    rows = [f"{kind}_{n},50.0,1.5,0.4" for kind in ("finetune", "scratch") for n in (10, 30)]
-    table.write_text("\n".join(["variant,mean,std,balanced_accuracy", *rows]))
-    monkeypatch.setattr("sys.argv", ["draw_finetune", str(table), "--out", str(out)])
-    draw_finetune.main()
-    with Image.open(out) as image:
-        assert image.width > 800
-    table.write_text("variant,mean\non,50.0\n")
-    with pytest.raises(DataError, match="is no comparison of configs/finetune.toml"):
-        draw_finetune.main()

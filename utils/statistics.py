@@ -1,7 +1,5 @@
 """Paired comparison of variants, and confidence intervals."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np
@@ -65,14 +63,6 @@ def bootstrap(variant: np.ndarray, reference: np.ndarray) -> tuple[float, float]
         images = gain[rng.integers(0, num_seeds, num_seeds)].mean(0)
         means[i] = images[rng.integers(0, n, n)].mean()
     low, high = np.percentile(100 * means, (2.5, 97.5))
-    return float(low), float(high)
-
-
-def bootstrap_mean(values: np.ndarray) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of the mean of values [N]."""
-    rng = np.random.default_rng(0)
-    means = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(NUM_RESAMPLES)]
-    low, high = np.percentile(means, (2.5, 97.5))
     return float(low), float(high)
 
 

@@ -1,4 +1,4 @@
-"""Benchmarks of training, inference, the web page and explanations, and choices of constants.
+"""Benchmarks of training and inference.
 
 Run them as modules, such as `python -m tools.benchmarks.throughput`.
 """

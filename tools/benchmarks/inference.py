@@ -7,8 +7,6 @@ The weights are exported as by export.py. Face detection is measured on frames o
 with a thread per core.
 """
 
-from __future__ import annotations
-
 import statistics
 import sys
 import tempfile

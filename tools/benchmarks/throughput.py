@@ -8,8 +8,6 @@ They are measured in alternation: a bare loop (forward, backward and optimizer s
 batch, in the trainer's precision), and the trainer with all modules.
 """
 
-from __future__ import annotations
-
 import statistics
 import sys
 from dataclasses import dataclass
