@@ -9,8 +9,6 @@ The outputs are `probabilities` [N, classes], `importance` [N] and `landmarks` [
 and the decomposition `logits`, `bias` [N, classes] and `maps` [N, classes, w, w].
 """
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
 from pathlib import Path

@@ -8,8 +8,6 @@
 Packages of the calling program called `data`, `models` or `utils` are not affected.
 """
 
-from __future__ import annotations
-
 # Whole modules, because torch.hub.list lists every callable here as an entry point.
 import collections.abc
 import contextlib

@@ -12,8 +12,6 @@ Exit status: 0 success; 1 a missing path, or a full disk (earlier results are ke
 option; 3 some inputs could not be read or have no face, as warned.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass

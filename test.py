@@ -8,8 +8,6 @@
 Metrics, predictions and figures are written to a new folder under model_save/.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

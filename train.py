@@ -8,8 +8,6 @@ Options that are not given have the value of the --recipe; the defaults below ar
 Weights, metrics and figures are written to a new folder under model_save/.
 """
 
-from __future__ import annotations
-
 import sys
 from contextlib import nullcontext
 from dataclasses import asdict, replace

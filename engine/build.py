@@ -1,7 +1,5 @@
 """Building the network of a run, new or from the weights of another run, and its state."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 
@@ -23,7 +21,7 @@ from models.timm_backbone import PREFIX, check_image_widths
 from utils.devices import compile_module
 from utils.options import Options
 
-MODULES = {  # names of the network's modules, as they are printed
+MODULE_NAMES = {  # names of the network's modules, as they are printed
     "backbone": "backbone",
     "part_layer": "pooling at landmarks",
     "attention": "importance head",
@@ -93,7 +91,7 @@ def _fine_tuned_network(options: Options, dataset: FaceDataset, initial: Checkpo
     shared = [names[i] for i in classes]
     texts = []
     for modules, class_names in ((kept, shared), (new, [n for n in names if n not in shared])):
-        parts = [text for name, text in MODULES.items() if name in modules]
+        parts = [text for name, text in MODULE_NAMES.items() if name in modules]
         parts += [f"classes {', '.join(class_names)}"] if class_names else []
         texts.append(", ".join(parts) or "nothing")
     epoch = "merged" if len(options.model_path) > 1 else f"epoch {initial.epoch}"

@@ -1,7 +1,5 @@
 """Calibration of trained weights on PublicTest: their temperature, and when they are unsure."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

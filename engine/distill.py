@@ -1,7 +1,5 @@
 """Distillation: the predictions of trained networks as soft targets."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The processes that train one network together, one per device; usually there is only one."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Detection of a diverged training: values that are not finite, or importances that are 0."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """The estimated duration of a run, printed after its first batches."""
 
-from __future__ import annotations
-
 import math
 import time
 

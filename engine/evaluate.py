@@ -1,7 +1,5 @@
 """Evaluation of one network or an ensemble on the splits of a data set."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The log of a training run: tables, TensorBoard, a printed line per epoch, learning curves."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Optimizer, learning-rate schedule, and the exponential moving average (EMA) of the weights."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -12,7 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 from utils.devices import use_bf16
 from utils.options import Options
 
-# Muon's learning rate and weight decay, relative to those of SGD, and its momentum.
+# Factors on the learning rate and weight decay of Muon's groups, and its momentum.
 MUON_LR, MUON_DECAY, MUON_MOMENTUM = 0.2, 40, 0.95
 
 
@@ -21,8 +19,9 @@ class Muon(torch.optim.SGD):
 
     A weight [O, I, H, W] is a matrix [O, H W I]. Its update is the Nesterov momentum of its
     gradient, with all singular values replaced by about 1: a direction in which the gradients are
-    small changes as much as one in which they are large. This applies to the groups with
-    "orthogonal", whose own momentum must be 0; SGD updates the others.
+    small changes as much as one in which they are large. If O > H W I, the update is multiplied by
+    sqrt(O / (H W I)). Groups with "orthogonal" have this update, and their "momentum" must be 0;
+    SGD updates the others.
 
     Source: K. Jordan et al., Muon: An optimizer for hidden layers in neural networks, 2024,
     https://kellerjordan.github.io/posts/muon. torch.optim.Muon takes matrices only.
@@ -46,6 +45,7 @@ class Muon(torch.optim.SGD):
         super().step(closure)
 
     def _orthogonal_update(self, p: nn.Parameter) -> Tensor:
+        """Return the update [O, I, H, W] of a weight of this shape."""
         state = self.state[p]
         if "average" not in state:
             state["average"] = torch.zeros_like(p)
@@ -58,7 +58,7 @@ class Muon(torch.optim.SGD):
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
-    """Replace the singular values of a matrix by values of about 1 (0.7 to 1.2), by iteration.
+    """Replace the singular values of a matrix [M, N] by values of about 1 (0.7 to 1.2).
 
     Five Newton-Schulz iterations with Muon's coefficients. Singular values below a thousandth of
     the largest end lower.
@@ -104,7 +104,10 @@ def build_optimizer(network: nn.Module, options: Options) -> torch.optim.Optimiz
 
 
 def learning_rate(options: Options, progress: float) -> float:
-    """Return the learning rate: linear warm-up, then a cosine to 0 as `progress` reaches 1."""
+    """Return the learning rate: linear warm-up, then a cosine to 0.
+
+    `progress` is the finished share of the training, 0 to 1.
+    """
     warmup = min(options.warmup_epoch / options.total_epoch, 1.0)
     if progress < warmup:
         return options.start_lr * progress / warmup

@@ -1,7 +1,5 @@
 """The relabeling rules ema and soft, at the end of an epoch; scn is in `train_one_epoch`."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

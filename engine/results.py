@@ -1,7 +1,5 @@
 """The results of an evaluation in a run folder: metrics, predictions, figures."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any

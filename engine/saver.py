@@ -1,7 +1,5 @@
 """Writing checkpoints during a run: best.pth for use, last.pth for resuming."""
 
-from __future__ import annotations
-
 import time
 from copy import deepcopy
 from dataclasses import asdict, replace

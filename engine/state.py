@@ -1,7 +1,5 @@
 """The training state: all that changes during a run, and its state dict for last.pth."""
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,7 +1,5 @@
 """The training loop: `train` goes through the epochs, `train_one_epoch` has the training step."""
 
-from __future__ import annotations
-
 import math
 import shlex
 import signal
@@ -36,7 +34,7 @@ from utils.progress import progress_bar
 from utils.run_folder import RunFolder
 from utils.signals import Interrupted, record_signals
 
-PUBLIC_SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "ece")
+LOGGED_SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "ece")
 
 
 def train(
@@ -126,11 +124,11 @@ def train_one_epoch(
     """Train on every Training image; return the mean metrics, or None after a signal.
 
     An interrupted epoch continues after its last finished batch. `model` calls `state.network`,
-    which may be compiled or distributed. Metrics are summed on the GPU. With one process, only
-    every 50th step waits for it, to check divergence.
+    which may be compiled or distributed. Metrics are summed on the device. With one process, the
+    CPU waits for a GPU only in every 50th step, to check for divergence.
     """
     epoch = state.begin_epoch(loader.equal_lengths)
-    relabels_batches = options.relabel == "scn"
+    is_scn = options.relabel == "scn"
     bf16 = use_bf16(options.amp, state.device)
     losses_of = compile_function(compute_losses) if options.compile else compute_losses
     parameters = list(state.network.train().parameters())
@@ -151,9 +149,9 @@ def train_one_epoch(
         seed_device(state.device, batch.seed + context.rank)  # of dropout
         with autocast(state.device, bf16):
             output = model(batch.images)
-        terms = {"soft_targets": soft_targets, "class_weights": state.class_weights}
-        terms |= {"shard_weight": weight, "num_with_landmarks": batch.num_with_landmarks}
-        losses = losses_of(output, targets, batch.landmarks, options, **terms)
+        arguments = {"soft_targets": soft_targets, "class_weights": state.class_weights}
+        arguments |= {"shard_weight": weight, "num_with_landmarks": batch.num_with_landmarks}
+        losses = losses_of(output, targets, batch.landmarks, options, **arguments)
         state.optimizer.zero_grad()
         losses["loss"].backward()
         gradient_norm = clip_grad_norm_(parameters, options.clip or math.inf)
@@ -163,7 +161,7 @@ def train_one_epoch(
         correct = (output.logits_without_dropout.argmax(1) == labels).float().mean()
         values = {"train_accuracy": weight * correct, "gradient_norm": gradient_norm}
         values["importance_mean"] = weight * output.importance.detach().mean()
-        if relabels_batches and epoch >= options.relabel_epoch:
+        if is_scn and epoch >= options.relabel_epoch:
             state.labels[batch.index] = relabel_batch(output, labels, options)
         state.end_step(losses | values, batch.whole / context.world_size)
         guard.update(i, losses | values)
@@ -184,7 +182,7 @@ def evaluate_epoch(
     if not np.isfinite(predictions.probabilities).all():
         raise divergence_error(f"epoch {state.epoch}: predictions are not finite")
     scores = metrics.score(public.labels, predictions.probabilities, public.class_names)
-    result = {f"public_{name}": scores[name] for name in PUBLIC_SCORES}
+    result = {f"public_{name}": scores[name] for name in LOGGED_SCORES}
     if public.human_labels is not None:
         predicted = predictions.probabilities.argmax(1)
         human = metrics.human_agreement(public.human_labels, predicted, public.class_names)

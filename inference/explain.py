@@ -1,7 +1,5 @@
 """Explanations: signed contributions of facial parts to a logit, and a heat map of a face."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import cv2

@@ -1,7 +1,5 @@
 """A predicted face, and the crops of an image's faces."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Inputs of a command line: images, folders of images and videos, videos, cameras."""
 
-from __future__ import annotations
-
 import glob
 import os
 import re

@@ -1,7 +1,5 @@
 """Conversion of a checkpoint to ONNX, in 32 or 8 bits."""
 
-from __future__ import annotations
-
 import json
 import logging
 import tempfile

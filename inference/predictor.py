@@ -7,8 +7,6 @@ for face in predictor(image):
     print(face.expression, face.box)
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from numbers import Integral

@@ -1,7 +1,5 @@
 """Results: the records, annotated files and plots in the folder of a run."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """InferenceRunner: predictions of many images and videos, written to a folder."""
 
-from __future__ import annotations
-
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """A trained network behind one interface, run by PyTorch or by ONNX Runtime without PyTorch."""
 
-from __future__ import annotations
-
 import json
 from abc import ABC, abstractmethod
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A trained network run by PyTorch. Only this module of inference's runtimes imports torch."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Faces tracked through a video, with probabilities smoothed over time."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Video files, read with PyAV, and cameras, read with OpenCV."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import time

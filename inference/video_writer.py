@@ -1,7 +1,5 @@
 """Annotated videos, written with PyAV as MP4 files that browsers play."""
 
-from __future__ import annotations
-
 import contextlib
 import threading
 from collections.abc import Iterator

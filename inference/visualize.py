@@ -4,8 +4,6 @@ They are drawn with OpenCV. torchvision.utils needs PyTorch, and predict.py runs
 without it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 import cv2

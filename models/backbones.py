@@ -5,8 +5,6 @@ A backbone is a module that maps [N, channels, W, W] to two feature maps: one in
 last one, [N, out_channels, w, w]. To add a backbone, follow the checklist in CONTRIBUTING.md.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

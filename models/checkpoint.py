@@ -1,7 +1,5 @@
 """Checkpoints: weights with all that their use needs, loaded without running code."""
 
-from __future__ import annotations
-
 import io
 import zipfile
 from collections.abc import Mapping

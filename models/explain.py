@@ -7,8 +7,6 @@ The network is linear after its last feature map f, so (Zhou et al., CVPR 2016)
 with map[c] = importance * w[c] . f(cell). No backward pass is needed.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F

@@ -5,8 +5,6 @@ The original method's files are {'net': state_dict, 'optimizer', 'epoch'}, with 
 ResNet pools only the top-left 4 x 4 cells of the last 6 x 6 map.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ Self-Cure Network: Wang et al., "Suppressing Uncertainties for Large-Scale Facia
 Expression Recognition", CVPR 2020, arXiv:2002.10392.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -24,8 +22,9 @@ def weighted_cross_entropy(
     """Compute SCN's logit-weighted cross-entropy: the mean of -log softmax(importance * logits)[y].
 
     A small importance flattens the softmax and shrinks the image's gradient. The gradient on the
-    importance raises it where z_y > sum_c p_c z_c (logits z, label y, softmax p), and lowers it
-    otherwise. With smoothed labels it also lowers the importance of confident, correct images.
+    importance raises it where z_y > sum_c p_c z_c (logits z, label y, p = softmax(importance * z)),
+    and lowers it otherwise. With smoothed labels it also lowers the importance of confident,
+    correct images.
 
     Args:
         logits: [N, C], unweighted.

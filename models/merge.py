@@ -6,8 +6,6 @@ network starts as an ensemble and is trained as one network. (Net2Net, Chen et a
 arXiv:1511.05641, widens a single network.)
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path

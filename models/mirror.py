@@ -7,8 +7,6 @@ reflection group. A network has half of the weights of an ordinary one of the sa
 same arithmetic.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -69,7 +67,7 @@ class MirrorBatchNorm2d(nn.Module):
 
 
 def make_equivariant(backbone: nn.Module) -> nn.Module:
-    """Replace the convolutions and batch norms of a backbone; the first one takes the image."""
+    """Replace the convolutions and batch norms of a backbone in place, and return it."""
     is_image = True
     for parent in list(backbone.modules()):
         for name, child in list(parent.named_children()):

@@ -1,7 +1,5 @@
 """Prediction of many images in batches, with or without test-time augmentation."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F

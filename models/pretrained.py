@@ -1,7 +1,5 @@
 """Initial weights of the backbone: torchvision's or timm's for ImageNet, or a state dict."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Convolutional networks of timm (Wightman, 2019, github.com/huggingface/pytorch-image-models)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Comparison tables of finished runs: comparison.csv, and a printed table with units."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -9,8 +9,6 @@ are resumed, so the command can be repeated at any time. PrivateTest is evaluate
 only: use it once, after all choices have been made on PublicTest.
 """
 
-from __future__ import annotations
-
 import shlex
 import shutil
 import subprocess

@@ -8,8 +8,6 @@ The weights are rounded to half precision before they are evaluated. PrivateTest
 so train the run, and all runs that led to it, with --no_final_test.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -8,8 +8,6 @@
 The page is a single file. It contains images of the data set, so its terms of use apply.
 """
 
-from __future__ import annotations
-
 import base64
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Paired comparison of two runs, and a figure of images on which they differ."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

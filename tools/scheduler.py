@@ -1,7 +1,5 @@
 """Training the runs of a plan as processes, with their progress."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import subprocess

@@ -1,7 +1,5 @@
 """The command line: parsing, recipes, validation, and the options of a saved run."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Mapping, Sequence

@@ -5,8 +5,6 @@ coordinates span -1 to 1 for every width, as in `grid_sample` with align_corners
 functions take arrays or tensors whose last axis is x, y.
 """
 
-from __future__ import annotations
-
 from typing import TypeVar
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The device to compute on, its precision, threads, and torch.compile."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import os

@@ -1,7 +1,5 @@
 """Errors of this project. Each message says what is wrong, where, and what to do."""
 
-from __future__ import annotations
-
 import errno
 import os
 import signal

@@ -1,7 +1,5 @@
 """Whether a server can be reached, within seconds."""
 
-from __future__ import annotations
-
 import threading
 import urllib.error
 import urllib.request

@@ -4,8 +4,6 @@ Labels are int [N], probabilities [N, C], predicted classes int [N]. `human_labe
 of FER+'s annotators, int [N], negative for images without one, which do not count.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Parallel computation: worker processes, which also end if their parent is killed, and threads."""
 
-from __future__ import annotations
-
 import os
 import threading
 import time

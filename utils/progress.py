@@ -1,7 +1,5 @@
 """Progress bars that are lines in a log."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterable
 from typing import TextIO

@@ -1,7 +1,5 @@
 """Handlers of Ctrl-C (SIGINT), SIGTERM and SIGHUP."""
 
-from __future__ import annotations
-
 import signal
 import threading
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Validation of the options: their types, ranges and combinations."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, replace
