@@ -76,8 +76,7 @@ def in_process(monkeypatch):
             try:
                 run_main(script.main)
             except SystemExit as end:
-                status = end.code if isinstance(end.code, int) else 1
-                print(end.code)
+                status = end.code
         return Ended(status)
 
     names = {"DEVNULL": subprocess.DEVNULL, "TimeoutExpired": subprocess.TimeoutExpired}

@@ -24,7 +24,7 @@ from models.checkpoint import load_checkpoint
 from models.fernet import Architecture, FERNet
 from models.losses import rank_regularization, relabel_scn, weighted_cross_entropy
 from utils import metrics
-from utils.errors import RunError, run_main
+from utils.errors import OptionError, RunError, run_main
 from utils.signals import Interrupted, record_signals
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -135,35 +135,55 @@ def test_closing_terminal_interrupts_except_under_nohup():
 
 
 def test_exit_codes(capsys):
-    def exit_code(error):
+    def status(main):
+        with pytest.raises(SystemExit) as exit_:
+            run_main(main)
+        return exit_.value.code, capsys.readouterr().err
+
+    def status_of(error):
         def main():
             raise error
 
-        with pytest.raises(SystemExit) as status:
-            run_main(main)
-        return status.value.code
+        return status(main)
 
-    assert exit_code(KeyboardInterrupt()) == 130
-    assert exit_code(Interrupted(signal.SIGTERM, "saved")) == 143
-    assert capsys.readouterr().err.lower() == "\ninterrupted\n\nsaved\n"
-    assert exit_code(RunError("no room")) == "error: no room"  # Python prints it, and exits with 1
+    assert status_of(KeyboardInterrupt()) == (130, "\ninterrupted\n")
+    assert status_of(Interrupted(signal.SIGTERM, "saved")) == (143, "\nsaved\n")
+    assert status_of(OptionError("--x is 0")) == (2, "error: --x is 0\n")
+    assert status_of(RunError("no room")) == (1, "error: no room\n")
     for full in (MemoryError(), torch.OutOfMemoryError("Tried 3 GiB\nmore")):
-        assert re.fullmatch(r"error: out of memory \(.*\); .*--batch_size.*", exit_code(full))
+        assert re.fullmatch(r"error: out of memory \(.*\); .*--batch_size.*\n", status_of(full)[1])
+    code, message = status(lambda: torch.empty(1 << 45))
+    assert code == 1
+    assert re.match(r"error: out of memory \(.*can't allocate memory.*--batch_size", message)
     network = FERNet(Architecture(stem="imagenet", width=0.25)).train()
-    with pytest.raises(SystemExit, match="needs more than one image here; .*--batch_size"):
-        run_main(lambda: network(torch.zeros(1, 1, 32, 32)))
-    with pytest.raises(SystemExit, match=r"out of memory \(.*can't allocate memory.*--batch_size"):
-        run_main(lambda: torch.empty(1 << 45))
+    code, message = status(lambda: network(torch.zeros(1, 1, 32, 32)))
+    assert code == 1
+    assert re.match("error: .*needs more than one image here; .*--batch_size", message)
+    code, message = status_of(OSError(errno.ENOSPC, "No space left on device"))
+    assert code == 1
+    assert re.fullmatch("error: .*: No space left on device; .*\n", message)
+    code, message = status_of(PermissionError(errno.EACCES, "Permission denied", "faces/a.png"))
+    assert code == 1
+    assert message.startswith("error: faces/a.png: Permission denied; correct the path")
     with pytest.raises(RuntimeError, match="another"):
-        exit_code(RuntimeError("another"))
-    full = exit_code(OSError(errno.ENOSPC, "No space left on device"))
-    assert re.fullmatch(r"error: .*: No space left on device; .*", full)
+        status_of(RuntimeError("another"))
     with pytest.raises(PermissionError):
-        exit_code(PermissionError(errno.EACCES, "Permission denied"))
-    refused = exit_code(PermissionError(errno.EACCES, "Permission denied", "faces/a.png"))
-    assert refused.startswith("error: faces/a.png: Permission denied; correct the path")
-    with pytest.raises(SystemExit, match="143"):
-        run_main(partial(os.kill, os.getpid(), signal.SIGTERM))
+        status_of(PermissionError(errno.EACCES, "Permission denied"))
+
+
+def test_a_signal_at_any_time_has_a_message(capsys):
+    class TerminatedError(RunError):
+        def __str__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return "never shown"
+
+    def fail():
+        raise TerminatedError
+
+    for main in (fail, partial(os.kill, os.getpid(), signal.SIGTERM)):
+        with pytest.raises(SystemExit, match="143"):
+            run_main(main)
+        assert capsys.readouterr().err == "\nterminated\n"
 
 
 def test_closed_pipe_ends_without_traceback():

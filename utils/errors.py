@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from utils.signals import Interrupted, raise_on_termination
 
@@ -40,37 +41,45 @@ def run_main(main: Callable[[], None]) -> None:
     if hasattr(sys.stdout, "reconfigure"):  # a file name may not be encodable
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        with raise_on_termination():
-            main()
-            sys.stdout.flush()
+        with raise_on_termination():  # also while an error is reported
+            _report_errors(main)
+    except KeyboardInterrupt as interrupt:
+        number = interrupt.number if isinstance(interrupt, Interrupted) else signal.SIGINT
+        _exit(128 + number, f"\n{str(interrupt) or 'interrupted'}")
+
+
+def _report_errors(main: Callable[[], None]) -> None:
+    try:
+        main()
+        sys.stdout.flush()
     except OptionError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _exit(2, f"error: {error}")
     except ProjectError as error:
-        sys.exit(f"error: {error}")
+        _exit(1, f"error: {error}")
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        sys.exit(f"error: out of memory ({reason}); use a smaller --batch_size, or free memory")
+        _exit(1, f"error: out of memory ({reason}); use a smaller --batch_size, or free memory")
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
-        sys.exit("error: batch norm needs more than one image here; give a larger --batch_size")
+        _exit(1, "error: batch norm needs more than one image here; give a larger --batch_size")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
-        print("stopped: the output was closed (broken pipe)", file=sys.stderr)
-        sys.exit(141)  # 128 + SIGPIPE, which Windows does not define
+        _exit(141, "stopped: the output was closed (broken pipe)")  # 128 + SIGPIPE, not in Windows
     except OSError as error:
         if error.errno not in DISK_FULL and not error.filename:
             raise
         path = error.filename or "standard output"
         remedy = "free disk space" if error.errno in DISK_FULL else "correct the path or its access"
-        sys.exit(f"error: {path}: {error.strerror}; {remedy} and start again")
-    except KeyboardInterrupt as interrupt:
-        number = interrupt.number if isinstance(interrupt, Interrupted) else signal.SIGINT
-        print(f"\n{str(interrupt) or 'interrupted'}", file=sys.stderr)
-        sys.exit(128 + number)
+        _exit(1, f"error: {path}: {error.strerror}; {remedy} and start again")
+
+
+def _exit(status: int, message: str) -> NoReturn:
+    """Print the message now: sys.exit(message) prints it after the handlers have been removed."""
+    print(message, file=sys.stderr)
+    sys.exit(status)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
