@@ -159,14 +159,6 @@ def test_damaged_csvs(folder, csv, data):
     read_or_none(path)
 
 
-def test_too_long_row_is_an_error(folder, monkeypatch):
-    monkeypatch.setattr("data.readers.fer_csv.MAX_ROW_BYTES", 1000)
-    path = folder / "faces.csv"
-    path.write_bytes(b"emotion,pixels,Usage\n" + b"0," * 5000)
-    with pytest.raises(ProjectError, match="row 2: longer than"):
-        locate(path).read(WIDTH, 1, ())
-
-
 # Folders
 
 

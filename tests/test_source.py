@@ -85,7 +85,7 @@ def test_damaged_csv_in_the_data_folder_is_an_error(data_dir):
     (data_dir / "fer2013.csv").write_bytes(b"")
     source = find_source()
     assert source.layout.root == data_dir / "fer2013.csv"
-    with pytest.raises(DataError, match=r"fer2013.csv is empty"):
+    with pytest.raises(DataError, match=r"fer2013.csv is not a CSV of images"):
         load_dataset(source, cache=data_dir / "cache")
 
 
