@@ -62,24 +62,17 @@ def store_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         np.savez(file, **{**arrays, **names})
 
 
-def cached(
-    kind: str,
-    key: str,
-    compute: Callable[[], Arrays],
-    folder: Path,
-    is_valid: Callable[[Arrays], bool],
-) -> Arrays:
-    """Return the arrays of the cache file `kind`-`key`.npz, or compute and store them.
+def cached(path: Path, compute: Callable[[], Arrays]) -> Arrays:
+    """Return the arrays of a cache file, or compute and store them.
 
-    `key` is a digest of everything that the arrays depend on, and `is_valid` tests their names,
-    shapes and types. A cache file that cannot be written is a warning.
+    The name of the file has a digest of everything that the arrays depend on. A cache file that
+    cannot be written is a warning.
     """
-    path = Path(folder) / f"{kind}-{key}.npz"
-    if (arrays := load_arrays(path)) and is_valid(arrays):
+    if arrays := load_arrays(path):
         return arrays
     arrays = compute()
     # Another process may have stored its arrays in the meantime, and have them mapped.
-    if (existing := load_arrays(path)) and is_valid(existing):
+    if existing := load_arrays(path):
         return existing
     try:
         store_arrays(path, arrays)

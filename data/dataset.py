@@ -11,7 +11,6 @@ import cv2
 import numpy as np
 
 from utils.classes import EMOTIONS
-from utils.coordinates import NUM_LANDMARKS
 from utils.errors import DataError
 
 SPLITS = ("Training", "PublicTest", "PrivateTest")
@@ -187,34 +186,6 @@ def resize_landmarks(landmarks: np.ndarray, size: tuple[int, int], width: int) -
     """Move landmarks [..., 68, 2] from an image of size (width, height) to a square of `width`."""
     scale = width / np.asarray(size, dtype=np.float32)
     return ((landmarks + 0.5) * scale - 0.5).astype(np.float32)
-
-
-def validation_errors(dataset: FaceDataset, width: int) -> list[str]:
-    """Return the properties that a data set of this image width should have and does not."""
-    images, labels, landmarks = dataset.images, dataset.labels, dataset.landmarks
-    n, classes, shapes = len(images), len(dataset.class_names), [(width, width), (width, width, 3)]
-    are_images = images.dtype == np.uint8 and images.shape[1:] in shapes
-    are_labels = labels.dtype == np.int64 and labels.shape == (n,)
-    are_labels = are_labels and ((labels >= UNLABELED) & (labels < classes)).all()
-    are_splits = dataset.split.shape == (n,) and np.isin(dataset.split, SPLITS).all()
-    are_landmarks = landmarks is None or landmarks.shape == (n, NUM_LANDMARKS, 2)
-    properties = {
-        f"images: uint8 [{n}, {width}, {width}], or [..., 3]": are_images,
-        f"labels: int64 [{n}], from {UNLABELED} to {classes - 1}": are_labels,
-        f"split: [{n}], from {', '.join(SPLITS)}": are_splits,
-        f"landmarks: [{n}, {NUM_LANDMARKS}, 2], or None": are_landmarks,
-    }
-    return [text for text, is_valid in properties.items() if not is_valid]
-
-
-def validate(dataset: FaceDataset, width: int) -> FaceDataset:
-    """Return the data set that a reader created, or raise a DataError if it is not valid."""
-    if errors := validation_errors(dataset, width):
-        raise DataError(
-            f"{dataset.source or 'the data set'}: the reader of this layout does not return "
-            f"{'; '.join(errors)}; correct its `read` (see CONTRIBUTING.md)"
-        )
-    return dataset
 
 
 def check_trainable(dataset: FaceDataset) -> None:

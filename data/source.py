@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from data.cache import CACHE_DIR, CACHE_FORMAT, Arrays, cached
-from data.dataset import UNLABELED, FaceDataset, validate, validation_errors
+from data.dataset import SPLITS, UNLABELED, FaceDataset
 from data.readers.folders import split_of_name
 from data.readers.layouts import SUPPORTED_FORMATS, Layout, locate, unknown_layout_error
 from utils.classes import EMOTIONS
@@ -144,20 +144,23 @@ def load_dataset(
     options = (CACHE_FORMAT, width, channels, class_names, *([split] if split else []))
 
     def read() -> Arrays:
-        dataset = validate(layout.read(width, channels, class_names), width)
+        dataset = layout.read(width, channels, class_names)
+        shape = (len(dataset.labels), width, width)
+        are_images = dataset.images.dtype == np.uint8 and dataset.images.shape[:3] == shape
+        are_labels = np.isin(dataset.labels, range(UNLABELED, len(dataset.class_names))).all()
+        if not (are_images and are_labels and np.isin(dataset.split, SPLITS).all()):
+            fault = f"{type(layout).__name__} returns images, labels or splits of another form"
+            raise DataError(f"{layout.root}: {fault}; see FaceDataset in data/dataset.py")
         names = ("images", "labels", "split", "landmarks")
         arrays = {name: getattr(dataset, name) for name in names}
         arrays["class_names"] = np.array(dataset.class_names)
         return {name: array for name, array in arrays.items() if array is not None}
 
-    def is_valid(arrays: Arrays) -> bool:
-        has_names = arrays.keys() - {"landmarks"} == {"images", "labels", "split", "class_names"}
-        return has_names and not validation_errors(_from_arrays(arrays), width)
-
     with _readable(layout.root):
-        arrays = cached("dataset", _key(layout, options), read, cache, is_valid)
+        arrays = cached(cache / f"dataset-{_key(layout, options)}.npz", read)
+    names = tuple(map(str, arrays.pop("class_names")))
     origin = "the synthetic data set" if source.is_synthetic else source.data
-    return hold_out(replace(_from_arrays(arrays), source=origin))
+    return hold_out(FaceDataset(**arrays, class_names=names, source=origin))
 
 
 def hold_out(dataset: FaceDataset) -> FaceDataset:
@@ -196,10 +199,6 @@ def _key(layout: Layout, options: tuple) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()[:32]
-
-
-def _from_arrays(arrays: Arrays) -> FaceDataset:
-    return FaceDataset(**{**arrays, "class_names": tuple(map(str, arrays["class_names"]))})
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""FaceDataset: selection, digests, resizing, and the checks of its validity."""
+"""FaceDataset: selection, digests, resizing, and whether it can be trained on."""
 
 from dataclasses import dataclass, replace
 
@@ -12,7 +12,6 @@ from data.dataset import (
     canonical_class,
     check_trainable,
     resize_landmarks,
-    validate,
 )
 from utils.errors import DataError
 
@@ -77,25 +76,6 @@ def test_mean_face_is_that_of_training_images_with_landmarks():
     dataset = replace(make_dataset(), landmarks=landmarks)
     assert (dataset.mean_face() == 15).all()
     assert dataset.has_landmarks.tolist() == [True, True, *[False] * 5, True, False]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"images": np.zeros((9, 32, 32), np.uint8)}, r"images: uint8 \[9, 48, 48\]"),
-        ({"images": np.zeros((9, 48, 48), np.float32)}, "images: uint8"),
-        ({"labels": np.full(9, 7)}, "labels: int64 .* from -1 to 6"),
-        ({"labels": np.zeros(9, np.int32)}, "labels: int64"),
-        ({"split": np.full(9, "val")}, "split: .* from Training, PublicTest, PrivateTest"),
-        ({"landmarks": np.zeros((9, 68))}, r"landmarks: \[9, 68, 2\]"),
-    ],
-)
-def test_invalid_result_of_a_reader_is_an_error(change, message):
-    dataset = make_dataset()
-    assert validate(dataset, 48) is dataset
-    message = f"here: the reader of this layout does not return {message}"
-    with pytest.raises(DataError, match=message):
-        validate(replace(make_dataset(), **change), 48)
 
 
 def test_select_includes_arrays_of_a_subclass():

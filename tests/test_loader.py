@@ -96,7 +96,7 @@ def test_storage_is_chosen_by_free_memory(monkeypatch, dataset):
 def test_large_arrays_are_memory_mapped(tmp_path, monkeypatch):
     monkeypatch.setattr("data.cache.MAPPED_BYTES", 1000)
     arrays = {"small": np.arange(5.0), "large": np.arange(3000, dtype=np.uint8).reshape(30, 10, 10)}
-    read = cached("x", "1", lambda: arrays, tmp_path, bool)
+    read = cached(tmp_path / "x.npz", lambda: arrays)
     for name, array in arrays.items():
         np.testing.assert_array_equal(read[name], array)
     assert isinstance(read["large"].base, np.memmap)
@@ -110,18 +110,18 @@ def test_large_arrays_are_memory_mapped(tmp_path, monkeypatch):
 
 def test_changes_of_mapped_arrays_do_not_reach_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr("data.cache.MAPPED_BYTES", 1000)
-    read = cached("x", "1", lambda: {"large": np.zeros(3000, np.uint8)}, tmp_path, bool)
+    read = cached(tmp_path / "x.npz", lambda: {"large": np.zeros(3000, np.uint8)})
     torch.from_numpy(read["large"]).fill_(7)
     assert (read["large"] == 7).all()
-    assert not load_arrays(tmp_path / "x-1.npz")["large"].any()
+    assert not load_arrays(tmp_path / "x.npz")["large"].any()
 
 
 def test_cache_of_a_faster_process_is_kept(tmp_path):
     def make():
-        cached("x", "1", lambda: {"by": np.array(1)}, tmp_path, bool)  # the other process
+        cached(tmp_path / "x.npz", lambda: {"by": np.array(1)})  # the other process
         return {"by": np.array(2)}
 
-    assert cached("x", "1", make, tmp_path, bool)["by"] == 1
+    assert cached(tmp_path / "x.npz", make)["by"] == 1
 
 
 def test_pixel_statistics_are_those_of_the_split(dataset):
