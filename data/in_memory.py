@@ -1,4 +1,4 @@
-"""The Training images: on the device, in CPU memory, or memory-mapped from disk.
+"""The Training images: on the device, or streamed from memory or disk.
 
 Those of FER2013 are 66 MB. They lie on the device as uint8, and no batch is copied there. A larger
 data set is streamed, one batch ahead.
@@ -6,7 +6,6 @@ data set is streamed, one batch ahead.
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
 
 import numpy as np
 import torch
@@ -15,10 +14,8 @@ from torch import Tensor
 from data.dataset import FaceDataset
 from data.mapped import MAX_MEMORY_SHARE, fits_in_memory
 from utils.coordinates import to_normalized
-from utils.errors import OptionError
 from utils.processes import map_ahead
 
-Storage = Literal["device", "cpu", "mmap"]
 Samples = tuple[Tensor, Tensor | None]  # images and landmarks
 
 
@@ -33,10 +30,7 @@ class InMemoryDataset:
         rows: int [N], the rows of these images in the data set.
         device: Where batches are needed.
         targets: float32 [M, C], class probabilities used instead of labels; or None.
-        storage: By default the first of "device", "cpu" and "mmap" (the cache file) with room.
-
-    Raises:
-        OptionError: Memory ran out.
+        on_device: Whether all images are stored on the device; by default if they fit.
     """
 
     def __init__(
@@ -45,28 +39,16 @@ class InMemoryDataset:
         rows: np.ndarray,
         device: torch.device,
         targets: np.ndarray | None = None,
-        storage: Storage | None = None,
+        on_device: bool | None = None,
     ) -> None:
-        self._device, self.rows, self._source_rows = device, rows, rows
-        self._images, self._landmarks = dataset.images, dataset.landmarks
-        if self._landmarks is not None:
-            self._landmarks = to_normalized(self._landmarks, dataset.images.shape[2])
+        self._device, self._dataset, self.rows = device, dataset, rows
         self.labels = torch.from_numpy(dataset.labels[rows]).to(device)
         self.has_landmarks = torch.from_numpy(dataset.has_landmarks[rows]).to(device)
         self.targets = None if targets is None else torch.from_numpy(targets[rows]).to(device)
-        size = dataset.images[:1].nbytes * len(rows)
-        self.storage = storage or choose_storage(size, device)
-        self._on_device: Samples | None = None
-        try:
-            if self.storage != "mmap":
-                self._images, self._landmarks = self._read(np.arange(len(rows)))
-                self._source_rows = np.arange(len(rows))
-            if self.storage == "device":
-                self._on_device = self._to_device(self._images, self._landmarks)
-                self._images = self._landmarks = None
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            fault = f"{size / 1e9:.1f} GB of images do not fit into memory ({self.storage})"
-            raise OptionError(f"{fault}; end other programs and start again") from error
+        if on_device is None:
+            on_device = fits_on_device(dataset.images[:1].nbytes * len(rows), device)
+        stored = self._read(np.arange(len(rows))) if on_device else None
+        self._on_device: Samples | None = stored and self._to_device(*stored)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -90,8 +72,9 @@ class InMemoryDataset:
                     yield self._to_device(images, landmarks, pinned=True)
 
     def _read(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        rows = self._source_rows[index]
-        return self._images[rows], None if self._landmarks is None else self._landmarks[rows]
+        images, landmarks = self._dataset.images, self._dataset.landmarks
+        rows, width = self.rows[index], images.shape[2]
+        return images[rows], None if landmarks is None else to_normalized(landmarks[rows], width)
 
     def _to_device(
         self, images: np.ndarray, landmarks: np.ndarray | None, pinned: bool = False
@@ -107,13 +90,11 @@ def images_to_device(images: np.ndarray, device: torch.device, pinned: bool = Fa
     return pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
 
 
-def choose_storage(size: int, device: torch.device) -> Storage:
-    """Return the first storage with enough room for `size` bytes."""
-    if device.type == "cuda" and size < MAX_MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]:
-        return "device"
-    if fits_in_memory(size):
-        return "device" if device.type == "cpu" else "cpu"
-    return "mmap"
+def fits_on_device(size: int, device: torch.device) -> bool:
+    """Return whether `size` bytes leave enough free memory of the device."""
+    if device.type == "cuda":
+        return size < MAX_MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]
+    return fits_in_memory(size)
 
 
 def to_device(tensor: Tensor, device: torch.device, pinned: bool = False) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 
 from data.cache import cached, load_arrays
 from data.dataset import FaceDataset
-from data.in_memory import InMemoryDataset, choose_storage
+from data.in_memory import InMemoryDataset, fits_on_device
 from data.loader import BatchLoader
 from data.synthetic.generate import synthetic_dataset
 from data.transforms import Augmentation, augment
@@ -22,7 +22,6 @@ from engine.state import TrainingState
 from engine.trainer import train_one_epoch
 from models.fernet import Architecture, FERNet
 from utils.coordinates import to_normalized
-from utils.errors import OptionError
 from utils.options import Options
 
 CPU = torch.device("cpu")
@@ -47,16 +46,15 @@ def dataset():
 # Storage
 
 
-@pytest.mark.parametrize("storage", ["device", "cpu", "mmap"])
+@pytest.mark.parametrize("on_device", [True, False])
 @pytest.mark.parametrize("rgb", [False, True])
-def test_every_storage_has_the_same_images(dataset, storage, rgb):
+def test_stored_and_streamed_images_are_equal(dataset, on_device, rgb):
     landmarks = dataset.landmarks.copy()
     landmarks[::3] = np.nan
     images = np.repeat(dataset.images[..., None], 3, axis=3) if rgb else dataset.images
     part = FaceDataset(images, dataset.labels, dataset.split, dataset.class_names, landmarks)
     rows = part.training_rows
-    in_memory = InMemoryDataset(part, rows, CPU, storage=storage)
-    assert in_memory.storage == storage
+    in_memory = InMemoryDataset(part, rows, CPU, on_device=on_device)
     batches = [torch.tensor([3, 0, 7]), torch.tensor([1]), torch.tensor([2, 2])]
     streamed = list(in_memory.stream(batches))
     assert len(streamed) == 3
@@ -71,26 +69,18 @@ def test_every_storage_has_the_same_images(dataset, storage, rgb):
         np.testing.assert_array_equal(in_memory.labels[batch], dataset.labels[index])
     assert list(in_memory.stream([])) == []
     without = replace(part, landmarks=None)
-    without = InMemoryDataset(without, rows, CPU, storage=storage)
+    without = InMemoryDataset(without, rows, CPU, on_device=on_device)
     assert next(without.stream(batches))[1] is None
 
 
-def test_storage_is_chosen_by_free_memory(monkeypatch, dataset):
+def test_large_data_sets_are_streamed(monkeypatch, dataset):
     gpu, rows = torch.device("cuda"), dataset.training_rows
+    assert InMemoryDataset(dataset, rows, CPU)._on_device
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 100))
-    assert [choose_storage(size, CPU) for size in (400, 600)] == ["device", "mmap"]
-    assert [choose_storage(size, gpu) for size in (40, 400, 600)] == ["device", "cpu", "mmap"]
-    assert InMemoryDataset(dataset, rows, CPU).storage == "mmap"
-    monkeypatch.undo()
-    assert InMemoryDataset(dataset, rows, CPU).storage == "device"
-
-    def run_out(*args, **options):
-        raise torch.OutOfMemoryError
-
-    monkeypatch.setattr(InMemoryDataset, "_to_device", run_out)
-    with pytest.raises(OptionError, match=r"do not fit into memory \(device\)"):
-        InMemoryDataset(dataset, rows, CPU, storage="device")
+    assert [fits_on_device(size, CPU) for size in (400, 600)] == [True, False]
+    assert [fits_on_device(size, gpu) for size in (40, 400)] == [True, False]
+    assert not InMemoryDataset(dataset, rows, CPU)._on_device
 
 
 def test_large_arrays_are_memory_mapped(tmp_path, monkeypatch):

@@ -59,7 +59,7 @@ def test_large_data_set_equals_a_small_one(tmp_path, small_memory, monkeypatch, 
     while base is not None and not isinstance(base, np.memmap):
         base = base.base
     assert base is not None
-    streamed = InMemoryDataset(large, large.training_rows, torch.device("cpu"), storage="mmap")
+    streamed = InMemoryDataset(large, large.training_rows, torch.device("cpu"), on_device=False)
     (pixels, _), *_ = streamed.stream([torch.tensor([3, 1])])
     rows = large.training_rows[[3, 1]]
     expected = small.images[rows].reshape(2, 6, 6, channels).transpose(0, 3, 1, 2)

@@ -44,14 +44,14 @@ def dataset():
     return synthetic_dataset(training=5, public=2, private=2)
 
 
-def run_epoch(dataset, options, storage=None, device=CPU):
+def run_epoch(dataset, options, on_device=None, device=CPU):
     """Train one epoch with teachers; return its means, and the network."""
     torch.manual_seed(0)
     mirror = {"downsample": "pool", "mirror": True}
     network = FERNet(Architecture(width=0.25, dropout=options.dropout, **mirror))
     network = network.to(device, memory_format=torch.channels_last)
     network.mean_face.copy_(torch.from_numpy(to_normalized(dataset.mean_face(), 48)))
-    images = InMemoryDataset(dataset, dataset.training_rows, device, storage=storage)
+    images = InMemoryDataset(dataset, dataset.training_rows, device, on_device=on_device)
     optimizer = build_optimizer(network, options)
     state = TrainingState(network, EMA(network, 0.9), optimizer, images.labels)
     small = Architecture(width=0.1)
@@ -200,11 +200,11 @@ def test_device_checker_finds_two_devices():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
-@pytest.mark.parametrize("storage", ["device", "cpu"])
+@pytest.mark.parametrize("on_device", [True, False])
 @pytest.mark.parametrize("compile", [False, True])
-def test_no_step_synchronizes_with_a_gpu(dataset, storage, compile):
+def test_no_step_synchronizes_with_a_gpu(dataset, on_device, compile):
     gpu, options = torch.device("cuda"), replace(CLIPPED, compile=compile)
-    run_epoch(dataset, options, storage, gpu)
+    run_epoch(dataset, options, on_device, gpu)
     with pytest.MonkeyPatch.context() as context:
         context.setattr(DivergenceGuard, "raise_if_diverged", lambda guard: None)
         context.setattr(
@@ -220,7 +220,7 @@ def test_no_step_synchronizes_with_a_gpu(dataset, storage, compile):
 
         context.setattr(InMemoryDataset, "stream", watched)
         try:
-            run_epoch(dataset, options, storage, gpu)
+            run_epoch(dataset, options, on_device, gpu)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
@@ -247,10 +247,10 @@ def test_gradient_norm_is_clipped(dataset, monkeypatch, clip):
 
 
 def test_an_epoch_does_not_depend_on_the_storage(dataset):
-    device, cpu, mmap = (run_epoch(dataset, CLIPPED, kind) for kind in ("device", "cpu", "mmap"))
-    assert device[0] == cpu[0] == mmap[0]
-    for name, value in device[1].state_dict().items():
-        assert torch.equal(value, cpu[1].state_dict()[name])
+    stored, streamed = (run_epoch(dataset, CLIPPED, on_device) for on_device in (True, False))
+    assert stored[0] == streamed[0]
+    for name, value in stored[1].state_dict().items():
+        assert torch.equal(value, streamed[1].state_dict()[name])
 
 
 # torch.compile
