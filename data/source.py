@@ -3,8 +3,7 @@
 import hashlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -75,20 +74,15 @@ def find_source(data: str = "") -> Source:
         return Source(SyntheticLayout(), "sample", "the synthetic data set, as given by --data")
     if data:
         path = Path(os.path.expanduser(data))
-        with _readable(path):
-            if not path.exists():
-                raise DataError(f"--data {path}: no such file or folder; give {SUPPORTED_FORMATS}")
-            layout = locate(path)
-            if layout is None:
-                raise unknown_layout_error(path)
+        if not path.exists():
+            raise DataError(f"--data {path}: no such file or folder; give {SUPPORTED_FORMATS}")
+        if (layout := locate(path)) is None:
+            raise unknown_layout_error(path)
         return Source(layout, str(path), f"{path}, as given by --data")
-    with _readable(DATA_DIR):
-        if layout := locate(DATA_DIR):
-            return Source(layout, str(layout.root), f"{layout.root}, found under data/")
-    if folder := download():
-        with _readable(folder):
-            if layout := locate(folder):
-                return Source(layout, str(folder), f"Kaggle's JPEG copy of FER2013, in {folder}")
+    if layout := locate(DATA_DIR):
+        return Source(layout, str(layout.root), f"{layout.root}, found under data/")
+    if (folder := download()) and (layout := locate(folder)):
+        return Source(layout, str(folder), f"Kaggle's JPEG copy of FER2013, in {folder}")
     description = (
         "the synthetic data set, which only shows that everything runs. There is no data set in "
         f"{DATA_DIR}, and none could be downloaded. For FER2013, put fer2013.csv or the unpacked "
@@ -156,8 +150,7 @@ def load_dataset(
         arrays["class_names"] = np.array(dataset.class_names)
         return {name: array for name, array in arrays.items() if array is not None}
 
-    with _readable(layout.root):
-        arrays = cached(cache / f"dataset-{_key(layout, options)}.npz", read)
+    arrays = cached(cache / f"dataset-{_key(layout, options)}.npz", read)
     names = tuple(map(str, arrays.pop("class_names")))
     origin = "the synthetic data set" if source.is_synthetic else source.data
     return hold_out(FaceDataset(**arrays, class_names=names, source=origin))
@@ -199,13 +192,3 @@ def _key(layout: Layout, options: tuple) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()[:32]
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Turn an OSError into a DataError that names the file."""
-    try:
-        yield
-    except OSError as error:
-        fault = f"{error.filename or path} cannot be read ({error.strerror or error})"
-        raise DataError(f"{fault}; check the path and its permissions") from error
