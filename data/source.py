@@ -117,11 +117,7 @@ def download() -> Path | None:
 
 
 def load_dataset(
-    source: Source,
-    width: int = 48,
-    channels: int = 1,
-    class_names: Sequence[str] = (),
-    cache: Path = CACHE_DIR,
+    source: Source, width: int = 48, channels: int = 1, class_names: Sequence[str] = ()
 ) -> FaceDataset:
     """Read a data set, or load it from the cache, whose key is the content of its files.
 
@@ -150,7 +146,7 @@ def load_dataset(
         arrays["class_names"] = np.array(dataset.class_names)
         return {name: array for name, array in arrays.items() if array is not None}
 
-    arrays = cached(cache / f"dataset-{_key(layout, options)}.npz", read)
+    arrays = cached(CACHE_DIR / f"dataset-{_key(layout, options)}.npz", read)
     names = tuple(map(str, arrays.pop("class_names")))
     origin = "the synthetic data set" if source.is_synthetic else source.data
     return hold_out(FaceDataset(**arrays, class_names=names, source=origin))

@@ -164,7 +164,7 @@ def test_files_of_the_lists_are_the_pictures_with_a_face(tmp_path):
     names = [path.relative_to(tmp_path).as_posix() for path in files]
     pictures = [f"Manually_Annotated_Images/{name}" for name in ("1/a.jpg", "2/a.PNG", "3/c.jpg")]
     assert names == ["training.csv", "validation.csv", *pictures]
-    dataset = load_dataset(find_source(str(tmp_path)), 32, cache=tmp_path / "cache")
+    dataset = load_dataset(find_source(str(tmp_path)), 32)
     assert len(dataset) == 4
 
 

@@ -141,7 +141,7 @@ def test_two_csvs_of_one_kind_are_rejected(tmp_path):
 
 def test_resizing_on_load(tmp_path):
     path = write(tmp_path / "fer.csv", FULL, full_rows())
-    dataset = load_dataset(find_source(str(path)), width=8, channels=3, cache=tmp_path / "cache")
+    dataset = load_dataset(find_source(str(path)), width=8, channels=3)
     assert dataset.images.shape == (6, 8, 8)
 
 
@@ -278,7 +278,7 @@ def test_damaged_bytes_give_a_valid_dataset_or_a_data_error(tmp_path_factory, da
         assert set(dataset.split) <= set(SPLITS)
 
 
-def test_real_fer2013(tmp_path):
+def test_real_fer2013(tmp_path, monkeypatch):
     if not FER2013.is_dir():
         pytest.skip(f"the real images are not at {FER2013}")
     path = tmp_path / "fer2013.csv"
@@ -290,9 +290,10 @@ def test_real_fer2013(tmp_path):
         sys.path.remove(str(FER2013))
     with open(FER2013 / "labels.csv", newline="") as file:
         rows = list(csv.DictReader(file))
+    monkeypatch.setattr("data.source.CACHE_DIR", tmp_path / "cache")
     source, pixels = find_source(str(path)), load_pixels()
     for _ in range(2):  # parsed, then cached
-        dataset = load_dataset(source, cache=tmp_path / "cache")
+        dataset = load_dataset(source)
         np.testing.assert_array_equal(dataset.images, pixels)
         assert dataset.labels.tolist() == [int(row["emotion"]) for row in rows]
         assert dataset.split.tolist() == [row["Usage"] for row in rows]

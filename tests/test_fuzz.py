@@ -242,10 +242,12 @@ def test_damaged_cache_has_no_effect(folder, data):
     source = find_source(str(write_files(folder / "set", LISTS)))
     cache = folder / "cache"
     shutil.rmtree(cache, ignore_errors=True)
-    expected = load_dataset(source, WIDTH, 1, (), cache=cache)
-    (file,) = cache.iterdir()
-    file.write_bytes(data.draw(damaged(file.read_bytes())))
-    dataset = load_dataset(source, WIDTH, 1, (), cache=cache)
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr("data.source.CACHE_DIR", cache)
+        expected = load_dataset(source, WIDTH)
+        (file,) = cache.iterdir()
+        file.write_bytes(data.draw(damaged(file.read_bytes())))
+        dataset = load_dataset(source, WIDTH)
     for name in ("images", "labels", "split", "landmarks"):
         np.testing.assert_array_equal(getattr(dataset, name), getattr(expected, name))
 

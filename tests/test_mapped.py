@@ -38,7 +38,9 @@ def images_folder(tmp_path, monkeypatch):
 
 
 def load(root, cache, channels=3):
-    return load_dataset(find_source(str(root)), 6, channels, cache=cache)
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr("data.source.CACHE_DIR", cache)
+        return load_dataset(find_source(str(root)), 6, channels)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -70,7 +70,7 @@ def test_data_folder_is_second(data_dir):
     path = data_dir / "raw" / "fer2013.csv"
     assert (source.layout.root, source.data) == (path, str(path))
     assert source.description == f"{path}, found under data/"
-    assert len(load_dataset(source, 4, cache=data_dir / "cache")) == 70
+    assert len(load_dataset(source, 4)) == 70
 
 
 def test_stored_source_stays_after_another_dataset_appears(data_dir):
@@ -87,7 +87,7 @@ def test_damaged_csv_in_the_data_folder_is_an_error(data_dir):
     source = find_source()
     assert source.layout.root == data_dir / "fer2013.csv"
     with pytest.raises(DataError, match=r"fer2013.csv is not a CSV of images"):
-        load_dataset(source, cache=data_dir / "cache")
+        load_dataset(source)
 
 
 def test_download_is_third(data_dir, tmp_path, monkeypatch):
@@ -165,16 +165,17 @@ def test_synthetic_dataset_by_name_is_cached(tmp_path, monkeypatch):
 
     stub = types.SimpleNamespace(synthetic_dataset=synthetic_dataset)
     monkeypatch.setitem(sys.modules, "data.synthetic.generate", stub)
+    monkeypatch.setattr(source_module, "CACHE_DIR", tmp_path)
     source = find_source("sample")
     assert source.is_synthetic
     for _ in range(2):  # rendered, then cached
-        dataset = load_dataset(source, width=24, cache=tmp_path)
+        dataset = load_dataset(source, width=24)
         assert dataset.images.shape == (30, 24, 24)
         assert dataset.has_landmarks.all()
         assert dataset.source == "the synthetic data set"
     assert len(calls) == 1
     with pytest.raises(DataError, match=r"classes angry .*--class_names"):
-        load_dataset(source, class_names=("cat", "dog"), cache=tmp_path)
+        load_dataset(source, class_names=("cat", "dog"))
 
 
 def test_missing_data_is_an_error(tmp_path):
@@ -216,7 +217,7 @@ def test_data_that_is_deleted_after_detection_is_an_error(tmp_path, capsys):
     path = tmp_path / "gone"
     source = Source(CsvLayout(path, (path,)), str(path), "")
     with pytest.raises(SystemExit):
-        run_main(lambda: load_dataset(source, cache=tmp_path / "cache"))
+        run_main(lambda: load_dataset(source))
     assert f"error: {path}: No such file or directory; correct" in capsys.readouterr().err
 
 
@@ -242,7 +243,7 @@ def test_hold_out_needs_training_images():
 
 def test_dataset_without_validation_gets_a_public_test(tmp_path):
     make_csv(tmp_path / "a.csv", 210, splits=("Training",) * 7 + ("PrivateTest",) * 7)
-    dataset = load_dataset(find_source(str(tmp_path / "a.csv")), 4, cache=tmp_path / "cache")
+    dataset = load_dataset(find_source(str(tmp_path / "a.csv")), 4)
     assert dataset.counts() == {"Training": 98, "PublicTest": 7, "PrivateTest": 105}
     assert "held out" in dataset.source
 
@@ -251,7 +252,9 @@ def test_dataset_without_validation_gets_a_public_test(tmp_path):
 
 
 def load(path, cache, **options):
-    return load_dataset(find_source(str(path)), **{"width": 4, **options}, cache=cache)
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(source_module, "CACHE_DIR", cache)
+        return load_dataset(find_source(str(path)), **{"width": 4, **options})
 
 
 def assert_equal(a, b):
