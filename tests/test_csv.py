@@ -177,11 +177,15 @@ def test_error_names_the_invalid_row(tmp_path, row, problem):
     assert_rejected(path, "row 5: ", problem, "correct or remove the row")
 
 
-def test_error_names_a_row_with_another_number_of_fields(tmp_path):
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [(0, "row 2 has more fields"), (2500, "Expected 3 fields in line 2502, saw 4")],
+)
+def test_error_names_a_row_with_too_many_fields(tmp_path, row, problem):
     rows = [ROW] * 3000
-    rows[2500] += ",x"
+    rows[row] += ",x"
     path = write(tmp_path / "fer.csv", FULL, rows)
-    assert_rejected(path, "Expected 3 fields in line 2502, saw 4", "correct it")
+    assert_rejected(path, problem, "correct it")
 
 
 def test_error_names_the_first_invalid_row_of_many(tmp_path):

@@ -88,12 +88,14 @@ def _rows(path: Path, header: Header) -> Iterator[tuple[int, str, str, str]]:
     """Yield number, emotion, pixels and Usage of each row; those of a missing column are empty."""
     # No field contains a delimiter or a line end. Without quoting, the row numbers are exact.
     text = {"dtype": str, "na_filter": False, "quoting": csv.QUOTE_NONE, "encoding": "utf-8-sig"}
-    rows = {"skip_blank_lines": False, "index_col": False, "chunksize": CHUNK_ROWS}
+    rows = {"skip_blank_lines": False, "chunksize": CHUNK_ROWS}
     try:
         with pd.read_csv(
             path, sep=header.delimiter, encoding_errors="replace", **text, **rows
         ) as tables:
             for table in tables:
+                if not isinstance(table.index, pd.RangeIndex):  # pandas takes a field for a name
+                    raise ValueError("row 2 has more fields than row 1")
                 table.columns = header.names
                 texts = [
                     table[name].str.strip(' "') if name in table else [""] * len(table)
