@@ -51,16 +51,16 @@ def run(*argv):
 
 
 class Ended:
-    """A process that has ended, and that was running when it was polled first."""
+    """A process that has ended."""
 
     def __init__(self, status):
-        self.returncode, self._polls = status, iter([None])
+        self.returncode = status
 
-    def poll(self):
-        return next(self._polls, self.returncode)
-
-    def wait(self, timeout=None):
+    def wait(self):
         return self.returncode
+
+    def terminate(self):
+        pass
 
 
 @pytest.fixture
@@ -79,11 +79,9 @@ def in_process(monkeypatch):
                 status = end.code
         return Ended(status)
 
-    names = {"DEVNULL": subprocess.DEVNULL, "TimeoutExpired": subprocess.TimeoutExpired}
-    started = SimpleNamespace(Popen=execute, run=execute, **names)
+    started = SimpleNamespace(Popen=execute, run=execute, DEVNULL=subprocess.DEVNULL)
     monkeypatch.setattr(scheduler, "subprocess", started)
     monkeypatch.setattr(experiments, "subprocess", started)
-    monkeypatch.setattr(scheduler, "POLL_SECONDS", 0)
     monkeypatch.setattr("torch.set_num_threads", lambda number: None)
 
 
@@ -104,7 +102,9 @@ def test_a_plan_from_the_first_run_to_private_test(faces_csv, tmp_path, capsys, 
 
     def interrupted(self, run, device):
         if run.name == "off-1":
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)
+            return Ended(143)
         return start(self, run, device)
 
     with monkeypatch.context() as context:
@@ -155,27 +155,6 @@ def test_a_plan_from_the_first_run_to_private_test(faces_csv, tmp_path, capsys, 
     (tmp_path / "o/on-1/config.json").write_text(json.dumps(config | {"commit": "0"}))
     run(plan, "--data", faces_csv, "--out", tmp_path / "o")
     assert "these runs are of several commits: 0, " in capsys.readouterr().out
-
-
-def test_progress_is_printed_when_an_epoch_ends(tmp_path, capsys):
-    folder = tmp_path / "on-0"
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"options": {"total_epoch": 3}}))
-    progress = scheduler.EpochProgress(Run("on", 0, (), folder))
-    progress.update()  # no epoch has ended
-    assert capsys.readouterr().out == ""
-    rows = ["epoch,public_accuracy", "1,0.25"]
-    (folder / "metrics.csv").write_text("\n".join(rows))
-    progress.update()
-    progress.update()
-    assert capsys.readouterr().out == (
-        "on-0: epoch 1/3, best PublicTest accuracy 25.00 % (epoch 1)\n"
-    )
-    (folder / "metrics.csv").write_text("\n".join([*rows, "2,0.5", "3,0.4"]))
-    progress.update()
-    assert "epoch 3/3, best PublicTest accuracy 50.00 % (epoch 2)" in capsys.readouterr().out
-    scheduler.EpochProgress(Run("on", 0, (), folder)).update()  # a resumed run
-    assert capsys.readouterr().out == ""
 
 
 def write_results(folder, labels, predicted, **columns):
@@ -278,11 +257,14 @@ def test_a_run_that_starts_during_an_interrupt_is_terminated_too(tmp_path, monke
     processes = []
 
     def start(self, run, device):
-        signal.raise_signal(signal.SIGINT)
+        time.sleep(0.2)  # the main thread waits
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.5)  # the other processes are being terminated
         processes.append(subprocess.Popen(["sleep", "60"]))
         return processes[-1]
 
     monkeypatch.setattr(scheduler.Scheduler, "start", start)
+    monkeypatch.setattr(scheduler, "last_log_line", lambda log: "")
     with pytest.raises(KeyboardInterrupt):
         scheduler.Scheduler().train_all([Run(name, 0, (), tmp_path / name) for name in "ab"])
     assert [process.returncode for process in processes] == [-signal.SIGTERM]
@@ -305,9 +287,7 @@ def test_a_failed_run_is_named_and_the_others_are_trained(faces_csv, tmp_path, c
         run(*argv)
     output = capsys.readouterr().out
     assert re.search(r"bad-0: ended with status 1: error: .*faces\.csv", output)
-    assert re.search(
-        r"good-0: epoch 2/2, best PublicTest accuracy \d+\.\d\d % \(epoch \d\)", output
-    )
+    assert "good-0: ended with status 0: figures, predictions and weights are in" in output
     assert (tmp_path / "o/good-0/metrics.json").exists()
     with pytest.raises(RunError, match="PrivateTest is compared when all runs are finished"):
         run(*argv, "--private")
@@ -352,7 +332,7 @@ def test_an_interrupted_run_is_resumed(faces_csv, tmp_path, request, number, sen
 
 def test_devices_are_shared(tmp_path, monkeypatch):
     used = []
-    monkeypatch.setattr(scheduler, "POLL_SECONDS", 0)
+    monkeypatch.setattr(scheduler, "last_log_line", lambda log: "")
     monkeypatch.setattr(
         scheduler.Scheduler, "start", lambda self, run, device: used.append(device) or Ended(0)
     )
