@@ -26,7 +26,7 @@ from engine.calibrate import calibrate
 from engine.distill import load_teachers
 from engine.distributed import DistributedContext, launch
 from engine.evaluate import evaluate, evaluate_training_labels
-from engine.results import relabel_summary, summary
+from engine.results import summary
 from engine.state import TrainingState
 from engine.trainer import train
 from models.checkpoint import load_checkpoint, save_checkpoint
@@ -140,7 +140,7 @@ def final_evaluation(
     evaluation = evaluate([network], dataset, splits)
     scores = evaluation.write(folder, title, {"Training": training} if training else {})
     print(f"\nbest.pth of epoch {checkpoint.epoch}, on {dataset.source}:\n{summary(scores)}")
-    print(f"{relabel_summary(training)}\nfigures, predictions and weights are in {folder.path}")
+    print(f"figures, predictions and weights are in {folder.path}")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,6 @@ class Checkpoint:
     image_width: int  # in pixels
     epoch: int = 0  # finished epochs
     options: dict[str, Any] = field(default_factory=dict)  # of the run
-    scores: dict[str, float] = field(default_factory=dict)  # metrics of that epoch on PublicTest
     path: str = ""  # of the file, for messages
     card: str = ""  # model card of a release, in Markdown
     temperature: float = 1.0  # by which `network` divides the logits (Guo et al., ICML 2017)

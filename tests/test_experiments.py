@@ -240,16 +240,16 @@ def test_private_test_is_evaluated_on_the_labels_of_the_training(tmp_path, monke
     )
     options = {"options": {"data": "d.csv", "ferplus": "votes.csv", "ferplus_test": ""}}
     (tmp_path / "config.json").write_text(json.dumps(options))
-    experiments.evaluate_private(
-        Run("a", 0, (), tmp_path), experiments.ExperimentOptions("p.toml", tta=True)
-    )
+    run = Run("a", 0, (), tmp_path)
+    options = experiments.ExperimentOptions("p.toml", tta=True)
+    experiments.evaluate_private(run, options, "private_tta")
     assert commands[0][commands[0].index("--data") + 1] == "d.csv"
     assert commands[0][commands[0].index("--ferplus") + 1] == "votes.csv"
     assert commands[0][commands[0].index("--splits") + 1] == "PrivateTest"
     assert commands[0][commands[0].index("--out") + 1] == str(tmp_path / "private_tta")
     assert "--ferplus_test" not in commands[0]
     (tmp_path / "config.json").write_text(json.dumps({"options": {"ferplus_test": "votes.csv"}}))
-    experiments.evaluate_private(Run("a", 0, (), tmp_path), experiments.ExperimentOptions("p.toml"))
+    experiments.evaluate_private(run, experiments.ExperimentOptions("p.toml"), "private")
     assert commands[1][commands[1].index("--ferplus_test") + 1] == "votes.csv"
 
 
