@@ -177,11 +177,9 @@ def seed_device(device: torch.device, seed: int) -> None:
     torch.manual_seed would also queue the seeding of every accelerator type that is not
     initialized, with a traceback each: a millisecond per step, and a memory leak.
     """
-    generator = torch.default_generator
-    if device.type == "cuda":
-        index = torch.cuda.current_device() if device.index is None else device.index
-        generator = torch.cuda.default_generators[index]
-    generator.manual_seed(seed)
+    is_gpu = device.type == "cuda"
+    generators = torch.cuda.default_generators if is_gpu else (torch.default_generator,)
+    generators[device.index or 0].manual_seed(seed)
 
 
 def describe_device(device: torch.device, processes: int = 1) -> str:
