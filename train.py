@@ -138,7 +138,7 @@ def final_evaluation(
     evaluation = evaluate([network], dataset, splits)
     scores = evaluation.write(folder, title, {"Training": training} if training else {})
     print(f"\nbest.pth of epoch {checkpoint.epoch}, on {dataset.source}:\n{summary(scores)}")
-    print(f"figures, predictions and weights are in {folder.path}")
+    print(f"\nfigures, predictions and weights are in {folder.path}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from models.mirror import fold
 from utils.coordinates import to_pixels
 from utils.errors import OptionError, WeightsError
 from utils.files import atomic_write
+from utils.validation import validate_types
 
 FORMAT = 2  # 1 has the names of earlier versions
 
@@ -116,12 +117,13 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         content["path"] = str(path)
         values = {f.name: content[f.name] for f in fields(Checkpoint)}
         values["architecture"] = Architecture(**values["architecture"])
+        validate_types(vars(values["architecture"]), Architecture)
         values["class_names"] = tuple(values["class_names"])
         if len(values["class_names"]) != values["architecture"].classes:
             raise TypeError("class_names")
         if values["options"].get("channels", 3) not in (1, 3):
             raise TypeError("channels")
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, OptionError) as error:
         raise WeightsError(f"{path} is incomplete ({error}); copy it again") from error
     return Checkpoint(**values)
 

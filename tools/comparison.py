@@ -22,16 +22,10 @@ UNITS += "all other metrics from 0 to 1"
 def write_comparison(
     runs: list[Run], plan: Plan, split: str, path: Path, subfolder: str = ""
 ) -> None:
-    """Write and print the comparison of the runs on a split.
+    """Write the comparison of finished runs of a plan on a split to the CSV file `path`; print it.
 
-    Args:
-        runs: Finished runs.
-        plan: Their plan.
-        split: The split to compare on.
-        path: The CSV file to write. Accuracies, human agreement and differences are in percent,
-            landmark_error is in pixels, all other metrics are from 0 to 1. Human agreement has the
-            columns of `compare`, with the prefix `human_agreement_`.
-        subfolder: Where each run folder has predictions.csv and metrics.json of the split.
+    Human agreement has the columns of `compare`, with the prefix `human_agreement_`. `subfolder` is
+    where each run folder has predictions.csv and metrics.json of the split.
 
     Raises:
         RunError: The split has no labels, or different ones in two runs.

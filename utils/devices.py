@@ -60,10 +60,7 @@ def pick_device(gpu_ids: str, local_rank: int | None = None) -> torch.device:
 
     If no GPU was selected and PyTorch cannot use the first one (too old for its kernels, or a
     driver that is too old), the CPU is returned with a warning.
-
-    Args:
-        gpu_ids: The option.
-        local_rank: Of a process of torchrun, each of which has its own GPU.
+    `local_rank` is that of a process of torchrun, each of which has its own GPU.
 
     Raises:
         OptionError: The GPU does not exist or cannot compute, or a part is not a number.
