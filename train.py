@@ -26,7 +26,7 @@ from engine.calibrate import calibrate
 from engine.distill import load_teachers
 from engine.distributed import DistributedContext, launch
 from engine.evaluate import evaluate, evaluate_training_labels
-from engine.results import relabel_summary, summary
+from engine.results import summary
 from engine.state import TrainingState
 from engine.trainer import train
 from models.checkpoint import load_checkpoint, save_checkpoint
@@ -37,7 +37,6 @@ from utils.errors import run_main
 from utils.image_grids import plot_relabeled
 from utils.options import Options
 from utils.run_folder import RunFolder
-from utils.validation import print_notes
 
 
 def main() -> None:
@@ -75,7 +74,6 @@ def run(
         found = {"data": source.data, "threads": options.threads}
         weights = initial.initial_options() if initial else {}
         options = replace(cli.resolve_options(command, source.is_synthetic, weights), **found)
-    print_notes(options)
     print(f"data     {source.description}")
     width, channels = options.eval_image_width, options.channels
     with context.local_main_first():  # it writes the cache
@@ -140,7 +138,7 @@ def final_evaluation(
     evaluation = evaluate([network], dataset, splits)
     scores = evaluation.write(folder, title, {"Training": training} if training else {})
     print(f"\nbest.pth of epoch {checkpoint.epoch}, on {dataset.source}:\n{summary(scores)}")
-    print(f"{relabel_summary(training)}\nfigures, predictions and weights are in {folder.path}")
+    print(f"\nfigures, predictions and weights are in {folder.path}")
 
 
 if __name__ == "__main__":

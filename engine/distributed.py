@@ -1,6 +1,7 @@
 """The processes that train one network together, one per device; usually there is only one."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from torch import distributed as dist
 from data.loader import shard
 from models.timm_backbone import TimmBackbone
 from utils.errors import OptionError, RunError
-from utils.signals import default_signal_handlers
+from utils.signals import handle_signals
 
 SYNC_EVERY = 20  # batches between two exchanges of signals, each of which waits for the GPU
 SHUTDOWN = 120  # seconds that GPU processes have to save a run after SIGTERM
@@ -93,7 +94,7 @@ class DistributedContext:
     def local_main_first(self) -> Iterator[None]:
         """Run the block in the first process of each machine before the others: it fills caches."""
         if self.world_size > 1 and self.local_rank:
-            with default_signal_handlers():  # Python's would not run before the barrier ends
+            with handle_signals(signal.SIG_DFL):  # Python's would not run before the barrier ends
                 dist.barrier()
         yield
         if self.world_size > 1 and not self.local_rank:

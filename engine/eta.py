@@ -10,14 +10,13 @@ from utils.progress import print_line
 
 CPU_RECIPE_COST = 0.3  # time per image at width 0.5, relative to width 1, measured on 2 cores
 WARM_UP, MEASURED = 3, 10  # batches: the first ones allocate memory and select kernels
-CHECK_EVERY = 100  # batches between two checks of the CPU time
 BUSY = 0.7  # share of its cores' time below which a process competes with others
 
 
 class ETA:
     """Times the first batches of a run, and prints its duration for `epochs` remaining epochs.
 
-    On a CPU it names the shorter recipe, and warns once if other processes use the cores. It
+    On a CPU it names the shorter recipe, and warns if other processes use the cores. It
     synchronizes with a GPU at both ends of the measurement only.
     """
 
@@ -26,19 +25,22 @@ class ETA:
     ) -> None:
         self._device, self._options = device, options
         self._num_images, self._epochs = num_images, epochs
-        self._batches, self._start = 0, 0.0
-        self._checked, self._has_warned = (0.0, 0.0), device.type != "cpu"
+        self._batches, self._start, self._cpu = 0, 0.0, 0.0
 
     def update(self) -> None:
         """Count a finished batch."""
         self._batches += 1
         if self._batches == WARM_UP:
-            self._start = self._now()
-            self._checked = self._start, time.process_time()
+            self._start, self._cpu = self._now(), time.process_time()
         elif self._batches == WARM_UP + MEASURED:
-            self._print_duration((self._now() - self._start) / MEASURED)
-        if self._batches % CHECK_EVERY == WARM_UP + MEASURED and not self._has_warned:
-            self._warn_if_busy()
+            seconds, threads = self._now() - self._start, torch.get_num_threads()
+            self._print_duration(seconds / MEASURED)
+            cores = (time.process_time() - self._cpu) / seconds
+            if self._device.type == "cpu" and cores < BUSY * threads:
+                print_line(
+                    f"warning: with --threads {threads} training gets the time of {cores:.1f} "
+                    "cores, because other processes use the CPU. End them, or give fewer --threads"
+                )
 
     def _now(self) -> float:
         if self._device.type == "cuda":
@@ -65,19 +67,6 @@ class ETA:
             print_line(
                 f"         --recipe cpu takes about {format_duration(total * share)}: width "
                 f"{short['width']:g}, {short['total_epoch']} epochs"
-            )
-
-    def _warn_if_busy(self) -> None:
-        """Warn where the process gets much less CPU time than its threads could use."""
-        clock, cpu = self._checked
-        self._checked = time.perf_counter(), time.process_time()
-        threads = torch.get_num_threads()
-        cores = (self._checked[1] - cpu) / (self._checked[0] - clock)
-        if cores < BUSY * threads:
-            self._has_warned = True
-            print_line(
-                f"warning: with --threads {threads} training gets the time of {cores:.1f} cores, "
-                "because other processes use the CPU. End them, or give fewer --threads"
             )
 
 

@@ -60,12 +60,7 @@ def evaluate(
 ) -> Evaluation:
     """Predict some splits of a data set in float32, in the given order.
 
-    Args:
-        networks: One, or an ensemble, in evaluation mode.
-        dataset: The whole data set.
-        splits: To evaluate.
-        batch_size: Images per step.
-        tta: Use test-time augmentation.
+    `networks` are one, or an ensemble, in evaluation mode; `dataset` is the whole data set.
 
     Raises:
         DataError: The splits are empty.

@@ -173,16 +173,3 @@ def summary(scores: dict[str, dict[str, Any]]) -> str:
                 f"{100 * high:.2f})\n            by class: {', '.join(by_class)} %"
             )
     return "\n".join(lines)
-
-
-def relabel_summary(scores: Mapping[str, Any]) -> str:
-    """Return `metrics.human_relabels` as text to print; "" if there are none."""
-    if not scores.get("human_relabel_n"):
-        return ""
-    overall = {name: scores[f"human_relabel_{name}"] for name in ("n", "new", "old", "neither")}
-    rows = {"all": overall} | scores["human_relabel_by_class"]
-    table = pd.DataFrame.from_dict(rows, orient="index", dtype=float)
-    table = table[table["n"] > 0] * [1, 100, 100, 100]
-    head = "relabeled Training images with a FER+ majority, and which label it equals, in percent"
-    formats = {"n": "{:.0f}".format} | dict.fromkeys(("new", "old", "neither"), "{:.1f}".format)
-    return f"\n{head}, by old label:\n{table.to_string(formatters=formats)}\n"

@@ -53,8 +53,6 @@ class CheckpointWriter:
         self._next_write = end + (end - start) / MAX_TIME_SHARE
 
     def _checkpoint(self, state: TrainingState) -> Checkpoint:
-        row = state.history[-1] if state.history else {}
-        scores = {n.removeprefix("public_"): v for n, v in row.items() if n.startswith("public_")}
         return Checkpoint(
             architecture=state.network.architecture,
             net=state.ema.module.state_dict(),
@@ -62,5 +60,4 @@ class CheckpointWriter:
             image_width=self._options.eval_image_width,
             epoch=state.epoch,
             options=asdict(self._options),
-            scores=scores,
         )

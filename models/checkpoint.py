@@ -16,6 +16,7 @@ from models.mirror import fold
 from utils.coordinates import to_pixels
 from utils.errors import OptionError, WeightsError
 from utils.files import atomic_write
+from utils.validation import validate_types
 
 FORMAT = 2  # 1 has the names of earlier versions
 
@@ -30,7 +31,6 @@ class Checkpoint:
     image_width: int  # in pixels
     epoch: int = 0  # finished epochs
     options: dict[str, Any] = field(default_factory=dict)  # of the run
-    scores: dict[str, float] = field(default_factory=dict)  # metrics of that epoch on PublicTest
     path: str = ""  # of the file, for messages
     card: str = ""  # model card of a release, in Markdown
     temperature: float = 1.0  # by which `network` divides the logits (Guo et al., ICML 2017)
@@ -117,12 +117,13 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         content["path"] = str(path)
         values = {f.name: content[f.name] for f in fields(Checkpoint)}
         values["architecture"] = Architecture(**values["architecture"])
+        validate_types(vars(values["architecture"]), Architecture)
         values["class_names"] = tuple(values["class_names"])
         if len(values["class_names"]) != values["architecture"].classes:
             raise TypeError("class_names")
         if values["options"].get("channels", 3) not in (1, 3):
             raise TypeError("channels")
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, OptionError) as error:
         raise WeightsError(f"{path} is incomplete ({error}); copy it again") from error
     return Checkpoint(**values)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -13,7 +14,8 @@ from models.backbones import BACKBONES
 from models.mirror import invariant, make_equivariant, swap
 from models.timm_backbone import PREFIX, TimmBackbone
 from utils.coordinates import FLIP, NUM_LANDMARKS
-from utils.errors import OptionError
+from utils.options import Backbone, BelowOne, Multiplier
+from utils.validation import validate_types
 
 # Number of landmarks of each facial part, in iBUG order: jaw, left and right brow, nose, left and
 # right eye, outer and inner lips.
@@ -24,18 +26,18 @@ GROUP_SIZES = (17, 5, 5, 9, 6, 6, 12, 8)
 class Architecture:
     """Everything needed to build the network of a checkpoint."""
 
-    backbone: str = "resnet18"  # a name in BACKBONES, or "timm:" and a name of timm
-    width: float = 1.0  # a factor on the backbone's channel counts
-    channels: int = 1  # of the input, 1 (grayscale) or 3
-    classes: int = 7  # number of expressions
+    backbone: Backbone = "resnet18"  # a name in BACKBONES, or "timm:" and a name of timm
+    width: Multiplier = 1.0  # a factor on the backbone's channel counts
+    channels: Literal[1, 3] = 1  # of the input, 1 (grayscale) or 3
+    classes: Annotated[int, Field(ge=2)] = 7  # number of expressions
     landmarks: bool = True  # whether there is a landmark head
     importance: bool = True  # whether there is an importance head
-    dropout: float = 0.0  # dropout probability of the features before the classifier
-    pool: str = "all"  # cells of the last feature map, or "corner": its top-left 4 x 4 cells
+    dropout: BelowOne = 0.0  # dropout probability of the features before the classifier
+    pool: Literal["all", "corner"] = "all"  # cells of the last map; corner: the top-left 4 x 4
     landmark_pool: bool = False  # whether features pooled at the landmarks are added
-    downsample: str = "stride"  # how a ResNet halves its map: "stride" or "pool"
+    downsample: Literal["stride", "pool"] = "stride"  # how a ResNet halves its map
     mirror: bool = False  # whether mirroring the image mirrors the features
-    stem: str = "small"  # of a ResNet: 3 x 3 of stride 1, or "imagenet": torchvision's
+    stem: Literal["small", "imagenet"] = "small"  # of a ResNet; torchvision's, or 3 x 3
 
     @property
     def name(self) -> str:
@@ -66,7 +68,7 @@ class FERNet(nn.Module):
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        _check(architecture)
+        validate_types(vars(architecture), Architecture)
         a = self.architecture = architecture
         self.backbone = _build_backbone(a)
         if a.mirror:
@@ -196,25 +198,3 @@ def _build_backbone(a: Architecture) -> nn.Module:
     kind = {"downsample": a.downsample, "stem": a.stem} if a.backbone == "resnet18" else {}
     backbone = BACKBONES[a.backbone](channels=a.channels, width=a.width, **kind)
     return make_equivariant(backbone) if a.mirror else backbone
-
-
-def _check(a: Architecture) -> None:
-    """Raise an OptionError for an unknown backbone or a value out of range."""
-    is_timm = a.backbone.startswith(PREFIX)
-    if not is_timm and a.backbone not in BACKBONES:
-        names = ", ".join(BACKBONES)
-        raise OptionError(f"unknown backbone '{a.backbone}'; choose from {names}, {PREFIX}NAME")
-    is_resnet = a.backbone == "resnet18"
-    is_valid = {
-        "width": a.width == 1 if is_timm else 0 < a.width <= 8,
-        "stem": a.stem == "small" or (a.stem == "imagenet" and is_resnet),
-        "channels": a.channels in (1, 3),
-        "classes": a.classes >= 2,
-        "dropout": 0 <= a.dropout < 1,
-        "pool": a.pool in ("all", "corner"),
-        "landmark_pool": not a.landmark_pool or (a.landmarks and not a.mirror),
-        "downsample": a.downsample == "stride" or (a.downsample == "pool" and is_resnet),
-        "mirror": not a.mirror or (a.downsample == "pool" and a.stem == "small"),
-    }
-    if wrong := [f"{name} = {getattr(a, name)!r}" for name in is_valid if not is_valid[name]]:
-        raise OptionError(f"no network can be built with {', '.join(wrong)}")

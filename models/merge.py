@@ -61,7 +61,7 @@ def merge_checkpoints(checkpoints: Sequence[Checkpoint], paths: Sequence[str]) -
             "channels as they have together, because channels are multiples of 16; give wider ones"
         )
     parts = {"architecture": architecture, "net": merged, "temperature": 1.0}
-    return replace(first, **parts, epoch=0, scores={}, training={})
+    return replace(first, **parts, epoch=0, training={})
 
 
 def _merge(name: str, parts: list[Tensor], wide: dict[str, Tensor]) -> Tensor:

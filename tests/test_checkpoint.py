@@ -24,11 +24,10 @@ def checkpoint(architecture=SMALL, **more):
 
 
 def test_saved_checkpoint_is_loaded_unchanged(tmp_path):
-    written = checkpoint(epoch=3, options={"seed": 1, "class_names": ()}, scores={"accuracy": 0.5})
+    written = checkpoint(epoch=3, options={"seed": 1, "class_names": ()})
     save_checkpoint(tmp_path / "w.pth", written)
     read = load_checkpoint(tmp_path / "w.pth")
     assert (read.architecture, read.class_names, read.epoch) == (SMALL, NAMES, 3)
-    assert read.scores == {"accuracy": 0.5}
     pixels = torch.randint(0, 256, (2, 1, 48, 48), dtype=torch.uint8)
     assert torch.equal(written.network()(pixels).logits, read.network()(pixels).logits)
     assert not read.network().training
@@ -95,7 +94,7 @@ def test_format_1_is_converted(tmp_path, backbone, heads):
     torch.save(content, tmp_path / "w.pth")
     read = load_checkpoint(tmp_path / "w.pth")
     assert read.architecture == written.architecture
-    assert (read.class_names, read.epoch, read.scores) == (NAMES, 3, {"accuracy": 0.5})
+    assert (read.class_names, read.epoch) == (NAMES, 3)
     assert not read.training  # it cannot be resumed
     pixels = torch.randint(0, 256, (2, 1, 48, 48), dtype=torch.uint8)
     assert torch.equal(read.network()(pixels).logits, written.network()(pixels).logits)
@@ -170,6 +169,22 @@ def test_another_number_of_class_names_is_refused(tmp_path):
     save_checkpoint(tmp_path / "w.pth", replace(checkpoint(), class_names=("sad", "happy")))
     with pytest.raises(WeightsError, match=r"w\.pth is incomplete \(class_names\)"):
         load_checkpoint(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"backbone": "vgg12"}, {"width": 0}, {"channels": 2}, {"dropout": 1.0}, {"pool": "x"}),
+        *({"landmark_pool": True, "landmarks": False}, {"mirror": True}, {"unknown": 1}),
+    ],
+)
+def test_invalid_architecture_is_refused(tmp_path, wrong):
+    save_checkpoint(tmp_path / "w.pth", checkpoint())
+    content = torch.load(tmp_path / "w.pth", weights_only=True)
+    content["architecture"] |= wrong
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"w\.pth"):
+        load_checkpoint(tmp_path / "w.pth").network()
 
 
 def test_changed_byte_is_detected(tmp_path):

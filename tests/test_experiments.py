@@ -51,16 +51,16 @@ def run(*argv):
 
 
 class Ended:
-    """A process that has ended, and that was running when it was polled first."""
+    """A process that has ended."""
 
     def __init__(self, status):
-        self.returncode, self._polls = status, iter([None])
+        self.returncode = status
 
-    def poll(self):
-        return next(self._polls, self.returncode)
-
-    def wait(self, timeout=None):
+    def wait(self):
         return self.returncode
+
+    def terminate(self):
+        pass
 
 
 @pytest.fixture
@@ -79,11 +79,9 @@ def in_process(monkeypatch):
                 status = end.code
         return Ended(status)
 
-    names = {"DEVNULL": subprocess.DEVNULL, "TimeoutExpired": subprocess.TimeoutExpired}
-    started = SimpleNamespace(Popen=execute, run=execute, **names)
+    started = SimpleNamespace(Popen=execute, run=execute, DEVNULL=subprocess.DEVNULL)
     monkeypatch.setattr(scheduler, "subprocess", started)
     monkeypatch.setattr(experiments, "subprocess", started)
-    monkeypatch.setattr(scheduler, "POLL_SECONDS", 0)
     monkeypatch.setattr("torch.set_num_threads", lambda number: None)
 
 
@@ -104,7 +102,9 @@ def test_a_plan_from_the_first_run_to_private_test(faces_csv, tmp_path, capsys, 
 
     def interrupted(self, run, device):
         if run.name == "off-1":
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)
+            return Ended(143)
         return start(self, run, device)
 
     with monkeypatch.context() as context:
@@ -155,47 +155,6 @@ def test_a_plan_from_the_first_run_to_private_test(faces_csv, tmp_path, capsys, 
     (tmp_path / "o/on-1/config.json").write_text(json.dumps(config | {"commit": "0"}))
     run(plan, "--data", faces_csv, "--out", tmp_path / "o")
     assert "these runs are of several commits: 0, " in capsys.readouterr().out
-
-
-def test_progress_is_printed_when_an_epoch_ends(tmp_path, capsys):
-    folder = tmp_path / "on-0"
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"options": {"total_epoch": 3}}))
-    progress = scheduler.EpochProgress(Run("on", 0, (), folder))
-    progress.update()  # no epoch has ended
-    assert capsys.readouterr().out == ""
-    rows = ["epoch,public_accuracy", "1,0.25"]
-    (folder / "metrics.csv").write_text("\n".join(rows))
-    progress.update()
-    progress.update()
-    assert capsys.readouterr().out == (
-        "on-0: epoch 1/3, best PublicTest accuracy 25.00 % (epoch 1)\n"
-    )
-    (folder / "metrics.csv").write_text("\n".join([*rows, "2,0.5", "3,0.4"]))
-    progress.update()
-    assert "epoch 3/3, best PublicTest accuracy 50.00 % (epoch 2)" in capsys.readouterr().out
-    scheduler.EpochProgress(Run("on", 0, (), folder)).update()  # a resumed run
-    assert capsys.readouterr().out == ""
-
-
-def test_columns_have_the_unit_of_their_header(tmp_path):
-    hits = {"a": {0: np.array([1, 0, 0, 0], bool)}, "b": {0: np.array([1, 1, 1, 0], bool)}}
-    table = compare(hits, "a").assign(
-        landmark_error=[1.234, np.nan], ece=0.0391, auroc_confidence=0.5, relabel_recall=0.175
-    )
-    printed = comparison.printed_table(table)
-    row = printed.set_index("variant").loc["b"]
-    assert row["accuracy ± std (%)"] == "75.00"
-    low, high = table["low"][1], table["high"][1]
-    assert row["difference, 95 % interval (points)"] == f"+50.00 ({low:+.2f} to {high:+.2f})"
-    assert row["better/worse (images)"] == "2/0"
-    assert (row["ECE"], row["AUROC confidence"]) == ("0.039", "0.500")
-    assert row["relabel recall (%)"] == "17.5"
-    assert printed["landmark error (px)"].tolist() == ["1.23", "-"]
-    assert printed["difference, 95 % interval (points)"][0] == "-"
-    seeds = {"a": {0: np.array([1, 0], bool), 1: np.array([1, 1], bool)}}
-    printed = comparison.printed_table(compare(seeds, "a"))
-    assert printed["accuracy ± std (%)"].tolist() == ["75.00 ± 35.36"]
 
 
 def write_results(folder, labels, predicted, **columns):
@@ -255,7 +214,10 @@ def test_human_agreement_is_compared_apart_from_accuracy(tmp_path, capsys):
         1,
     ]
     assert table.loc["b", f"{prefix}low"] < 0 < table.loc["b", f"{prefix}high"]
-    assert "human agreement ± std (%)" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "mean and std in %" in output
+    assert "66.6667" in output  # as in the file
+    assert "human_agreement_mean" in output
 
 
 def test_ferplus_test_is_passed_on(tmp_path):
@@ -278,16 +240,16 @@ def test_private_test_is_evaluated_on_the_labels_of_the_training(tmp_path, monke
     )
     options = {"options": {"data": "d.csv", "ferplus": "votes.csv", "ferplus_test": ""}}
     (tmp_path / "config.json").write_text(json.dumps(options))
-    experiments.evaluate_private(
-        Run("a", 0, (), tmp_path), experiments.ExperimentOptions("p.toml", tta=True)
-    )
+    run = Run("a", 0, (), tmp_path)
+    options = experiments.ExperimentOptions("p.toml", tta=True)
+    experiments.evaluate_private(run, options, "private_tta")
     assert commands[0][commands[0].index("--data") + 1] == "d.csv"
     assert commands[0][commands[0].index("--ferplus") + 1] == "votes.csv"
     assert commands[0][commands[0].index("--splits") + 1] == "PrivateTest"
     assert commands[0][commands[0].index("--out") + 1] == str(tmp_path / "private_tta")
     assert "--ferplus_test" not in commands[0]
     (tmp_path / "config.json").write_text(json.dumps({"options": {"ferplus_test": "votes.csv"}}))
-    experiments.evaluate_private(Run("a", 0, (), tmp_path), experiments.ExperimentOptions("p.toml"))
+    experiments.evaluate_private(run, experiments.ExperimentOptions("p.toml"), "private")
     assert commands[1][commands[1].index("--ferplus_test") + 1] == "votes.csv"
 
 
@@ -295,11 +257,14 @@ def test_a_run_that_starts_during_an_interrupt_is_terminated_too(tmp_path, monke
     processes = []
 
     def start(self, run, device):
-        signal.raise_signal(signal.SIGINT)
+        time.sleep(0.2)  # the main thread waits
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.5)  # the other processes are being terminated
         processes.append(subprocess.Popen(["sleep", "60"]))
         return processes[-1]
 
     monkeypatch.setattr(scheduler.Scheduler, "start", start)
+    monkeypatch.setattr(scheduler, "last_log_line", lambda log: "")
     with pytest.raises(KeyboardInterrupt):
         scheduler.Scheduler().train_all([Run(name, 0, (), tmp_path / name) for name in "ab"])
     assert [process.returncode for process in processes] == [-signal.SIGTERM]
@@ -322,9 +287,7 @@ def test_a_failed_run_is_named_and_the_others_are_trained(faces_csv, tmp_path, c
         run(*argv)
     output = capsys.readouterr().out
     assert re.search(r"bad-0: ended with status 1: error: .*faces\.csv", output)
-    assert re.search(
-        r"good-0: epoch 2/2, best PublicTest accuracy \d+\.\d\d % \(epoch \d\)", output
-    )
+    assert "good-0: ended with status 0: figures, predictions and weights are in" in output
     assert (tmp_path / "o/good-0/metrics.json").exists()
     with pytest.raises(RunError, match="PrivateTest is compared when all runs are finished"):
         run(*argv, "--private")
@@ -369,7 +332,7 @@ def test_an_interrupted_run_is_resumed(faces_csv, tmp_path, request, number, sen
 
 def test_devices_are_shared(tmp_path, monkeypatch):
     used = []
-    monkeypatch.setattr(scheduler, "POLL_SECONDS", 0)
+    monkeypatch.setattr(scheduler, "last_log_line", lambda log: "")
     monkeypatch.setattr(
         scheduler.Scheduler, "start", lambda self, run, device: used.append(device) or Ended(0)
     )

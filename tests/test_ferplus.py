@@ -210,7 +210,7 @@ def test_human_labels_are_those_of_the_classes(dataset, votes_csv):
         with_human_labels(dataset.select(np.arange(5)), votes_csv)
 
 
-def test_human_agreement_does_not_change_the_training(dataset, votes_csv, tmp_path, capsys):
+def test_human_agreement_does_not_change_the_training(dataset, votes_csv, tmp_path):
     data = write_csv(dataset, tmp_path / "dataset.csv")
     argv = (
         "--data",
@@ -227,7 +227,6 @@ def test_human_agreement_does_not_change_the_training(dataset, votes_csv, tmp_pa
     argv += ("--relabel", "ema", "--relabel_epoch", 1, "--margin_2", 0, "--relabel_cap", 1)
     run(train, *argv, "--out", tmp_path / "without")
     run(train, *argv, "--ferplus_test", votes_csv, "--out", tmp_path / "with")
-    assert "which label it equals" in capsys.readouterr().out
     one, other = (torch.load(tmp_path / name / "last.pth") for name in ("without", "with"))
     for name in ("network", "labels", "predictions"):
         torch.testing.assert_close(one["training"][name], other["training"][name], rtol=0, atol=0)

@@ -122,5 +122,5 @@ def test_widths_without_a_common_network_are_refused():
     with pytest.raises(WeightsError, match="no network of width 0.25 has as many channels"):
         merge_checkpoints(pair, ["a.pth", "b.pth"])
     wide = replace(NARROW, width=5)  # too large to build here
-    with pytest.raises(WeightsError, match="width = 10"):
+    with pytest.raises(WeightsError, match="--width 10"):
         merge_checkpoints([replace(each, architecture=wide) for each in pair], ["a.pth", "b.pth"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data.dataset import FaceDataset
-from engine.results import Evaluation, relabel_summary, summary
+from engine.results import Evaluation, summary
 from utils import metrics
 from utils.metrics import human_agreement, human_relabels
 from utils.predictions import Predictions
@@ -171,6 +171,3 @@ def test_human_relabels_by_hand():
     expected = {"n": 3, "new": third, "old": third, "neither": third}
     assert scores.pop("human_relabel_by_class")["b"] == expected
     assert scores == {f"human_relabel_{name}": value for name, value in expected.items()}
-    text = relabel_summary(human_relabels(human, given, final, "abc"))
-    assert text.splitlines()[-1].split() == ["b", "3", *["33.3"] * 3]
-    assert relabel_summary(human_relabels(human, given, given, "abc")) == ""

@@ -13,7 +13,7 @@ from models.backbones import BACKBONES
 from models.checkpoint import load_checkpoint, transfer
 from models.fernet import GROUP_SIZES, Architecture, FERNet, describe, pool_at_parts
 from utils.coordinates import to_pixels
-from utils.errors import OptionError, WeightsError
+from utils.errors import WeightsError
 
 SMALL = {"width": 0.125}
 
@@ -155,18 +155,6 @@ def test_clean_logits_have_no_dropout():
     network.eval()
     output = network(pixels)
     assert torch.equal(output.logits, output.logits_without_dropout)
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        *({"backbone": "vgg12"}, {"width": 0}, {"channels": 2}, {"classes": 1}, {"dropout": 1.0}),
-        {"landmark_pool": True, "landmarks": False},
-    ],
-)
-def test_invalid_architectures_are_refused(wrong):
-    with pytest.raises(OptionError, match=str(next(iter(wrong.values())))):
-        FERNet(Architecture(**wrong))
 
 
 # An independent reimplementation of the original method's networks, from its weights: names,

@@ -103,7 +103,6 @@ def test_each_epoch_is_evaluated_on_public_test_only(controlled):
 def test_best_epoch_is_the_first_of_the_most_accurate_on_public_test(controlled):
     best = load_checkpoint(controlled.folder / "best.pth")
     assert best.epoch == BEST_EPOCH
-    assert best.scores["accuracy"] == pytest.approx(PUBLIC[BEST_EPOCH - 1] / NUM_IMAGES)
     for name, value in controlled.evaluated[BEST_EPOCH - 1].items():
         assert torch.equal(best.net[name], value), name
 

@@ -131,7 +131,6 @@ def test_best_is_the_best_on_public_test(trained):
     accuracies = [float(row["public_accuracy"]) for row in table(trained / "metrics.csv")]
     best = torch.load(trained / "best.pth", weights_only=True)
     assert best["epoch"] == 1 + int(np.argmax(accuracies))
-    assert best["scores"]["accuracy"] == max(accuracies)
     assert best["training"] == {}
 
 

@@ -1,1 +1,1 @@
-"""Programs for maintainers: experiments, reports, releases, benchmarks. Nothing imports them."""
+"""Programs for maintainers: experiments, reports, releases, throughput. Nothing imports them."""

@@ -80,9 +80,9 @@ def main() -> None:
     if options.private:
         if failed or len(finished) < len(runs):
             raise RunError("PrivateTest is compared when all runs are finished; start again")
+        folder = "private_tta" if options.tta else "private"
         for run in runs:
-            evaluate_private(run, options)
-        folder = private_folder(options)
+            evaluate_private(run, options, folder)
         write_comparison(runs, plan, "PrivateTest", out / f"comparison_{folder}.csv", folder)
     if failed:
         raise RunError(f"{', '.join(failed)} did not finish; see {out}/*.log, and start again")
@@ -127,14 +127,9 @@ def check_run(run: Run, data: str = "", ferplus_test: str = "") -> None:
         print(f"note     {run.folder} is finished, without --ferplus_test")
 
 
-def private_folder(options: ExperimentOptions) -> str:
-    """Return the subfolder of each run for its results on PrivateTest."""
-    return "private_tta" if options.tta else "private"
-
-
-def evaluate_private(run: Run, options: ExperimentOptions) -> None:
-    """Evaluate a run on PrivateTest with test.py, unless that has been done."""
-    folder = run.folder / private_folder(options)
+def evaluate_private(run: Run, options: ExperimentOptions, subfolder: str) -> None:
+    """Evaluate a run on PrivateTest with test.py into a subfolder, unless that has been done."""
+    folder = run.folder / subfolder
     if (folder / "metrics.json").exists():
         return
     shutil.rmtree(folder, ignore_errors=True)

@@ -79,11 +79,7 @@ def parse(kind: type[T], argv: Sequence[str], description: str) -> T:
 
 
 def with_help(kind: type) -> type:
-    """Return a dataclass with the fields of another one, annotated with what --help prints.
-
-    Args:
-        kind: A dataclass whose fields have a default that cannot be changed, and a docstring.
-    """
+    """Return a dataclass with the fields of another one, annotated with what --help prints."""
     params = docstring_parser.parse_from_object(kind).params
     texts = {param.arg_name: " ".join((param.description or "").split()) for param in params}
     types, annotations = get_type_hints(kind), get_type_hints(kind, include_extras=True)
@@ -153,6 +149,10 @@ def resolve_options(
     for name in sorted(command.given - {"recipe"}):
         if getattr(options, name) != getattr(command.options, name):
             print(f"note     --{name} has no effect with these options")
+    if options.relabel != "none" and options.relabel_epoch > options.total_epoch:
+        print(f"note     no relabeling: --relabel_epoch {options.relabel_epoch} is never reached")
+    if options.warmup_epoch >= options.total_epoch:
+        print(f"note     the learning rate never falls: --warmup_epoch {options.warmup_epoch:g}")
     return options
 
 

@@ -60,10 +60,7 @@ def pick_device(gpu_ids: str, local_rank: int | None = None) -> torch.device:
 
     If no GPU was selected and PyTorch cannot use the first one (too old for its kernels, or a
     driver that is too old), the CPU is returned with a warning.
-
-    Args:
-        gpu_ids: The option.
-        local_rank: Of a process of torchrun, each of which has its own GPU.
+    `local_rank` is that of a process of torchrun, each of which has its own GPU.
 
     Raises:
         OptionError: The GPU does not exist or cannot compute, or a part is not a number.
@@ -177,11 +174,9 @@ def seed_device(device: torch.device, seed: int) -> None:
     torch.manual_seed would also queue the seeding of every accelerator type that is not
     initialized, with a traceback each: a millisecond per step, and a memory leak.
     """
-    generator = torch.default_generator
-    if device.type == "cuda":
-        index = torch.cuda.current_device() if device.index is None else device.index
-        generator = torch.cuda.default_generators[index]
-    generator.manual_seed(seed)
+    is_gpu = device.type == "cuda"
+    generators = torch.cuda.default_generators if is_gpu else (torch.default_generator,)
+    generators[device.index or 0].manual_seed(seed)
 
 
 def describe_device(device: torch.device, processes: int = 1) -> str:

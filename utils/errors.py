@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from utils.signals import Interrupted, raise_on_termination
+from utils.signals import Interrupted, handle_signals
 
 DISK_FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))  # not on Windows
 
@@ -41,11 +41,16 @@ def run_main(main: Callable[[], None]) -> None:
     if hasattr(sys.stdout, "reconfigure"):  # a file name may not be encodable
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        with raise_on_termination():  # also while an error is reported
+        with handle_signals(_interrupt):  # also while an error is reported
             _report_errors(main)
     except KeyboardInterrupt as interrupt:
         number = interrupt.number if isinstance(interrupt, Interrupted) else signal.SIGINT
         _exit(128 + number, f"\n{str(interrupt) or 'interrupted'}")
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    """Raise on SIGTERM and SIGHUP, as Python does on Ctrl-C."""
+    raise Interrupted(number, "terminated")
 
 
 def _report_errors(main: Callable[[], None]) -> None:

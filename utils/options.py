@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, NonNegativeInt
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Multiplier = Annotated[float, Field(gt=0, le=8)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Width = Annotated[int, Field(ge=24, le=224)]
 
@@ -70,7 +71,7 @@ class Options:
     init: str = ""
     """Pretrained weights of the backbone: imagenet (a download), or the path of a state dict of
     torchvision or timm. Default: random."""
-    width: Annotated[float, Field(gt=0, le=8)] = 1.0
+    width: Multiplier = 1.0
     """Width multiplier of the backbone's channels; 0.5 is about three times as fast."""
     downsample: Literal["stride", "pool"] = "stride"
     """How a ResNet halves its feature map: convolutions of stride 2, or average pooling."""

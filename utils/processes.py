@@ -1,6 +1,7 @@
 """Parallel computation: worker processes, which also end if their parent is killed, and threads."""
 
 import os
+import signal
 import threading
 import time
 import warnings
@@ -15,7 +16,7 @@ from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from utils.errors import RunError
-from utils.signals import ignore_signals
+from utils.signals import handle_signals
 
 
 def map_unordered(
@@ -38,7 +39,9 @@ def map_unordered(
     )
     call = joblib.delayed(_call)
     try:
-        with ignore_signals():  # inherited by the workers, which this process ends
+        with handle_signals(
+            signal.SIG_IGN, with_interrupt=True
+        ):  # inherited by the workers, which this process ends
             results = parallel(call(function, i, x, os.getpid()) for i, x in enumerate(items))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # joblib warns of unread results after Ctrl-C

@@ -75,10 +75,10 @@ class RunFolder:
         new = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{name}"
         path = Path(out).expanduser() if out else (parent or RUNS) / new
         try:
-            is_new = _make(path)
-            while not (is_new or out):  # another run of the same second
+            while path.exists() and not out:  # another run of the same second
                 path = path.with_name(path.name + "_")
-                is_new = _make(path)
+            is_new = not path.exists()
+            path.mkdir(parents=True, exist_ok=True)
             cls.check_out(path)
         except OSError as error:
             raise RunError(
@@ -162,7 +162,7 @@ class RunFolder:
 
     def read_csv(self, name: str) -> pd.DataFrame:
         """Read a table as it was written; class names may be numbers, or "NA"."""
-        types = dict.fromkeys(("label", "predicted", "human_label", "from", "to"), str)
+        types = dict.fromkeys(("label", "predicted", "human_label"), str)
         return pd.read_csv(self.path / name, keep_default_na=False, dtype=types)
 
     def write_figure(self, name: str, figure: Any) -> None:
@@ -181,14 +181,3 @@ def git_commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
-
-
-def _make(path: Path) -> bool:
-    """Create a folder; return False if it exists."""
-    try:
-        path.mkdir(parents=True)
-    except FileExistsError:
-        if not path.is_dir():
-            raise
-        return False
-    return True

@@ -3,7 +3,7 @@
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
 
 class Interrupted(KeyboardInterrupt):
@@ -12,15 +12,6 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, number: int, text: str) -> None:
         super().__init__(text)
         self.number = number
-
-
-def raise_on_termination() -> AbstractContextManager[None]:
-    """Let SIGTERM and SIGHUP raise Interrupted in the block, as Ctrl-C raises KeyboardInterrupt."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise Interrupted(number, "terminated")
-
-    return _handlers(_termination_signals(), interrupt)
 
 
 @contextmanager
@@ -37,34 +28,22 @@ def record_signals(wait: bool = False) -> Iterator[list[int]]:
             raise Interrupted(number, "interrupted without saving")
         signals.append(number)
 
-    with _handlers((signal.SIGINT, *_termination_signals()), record):
+    with handle_signals(record, with_interrupt=True):
         yield signals
 
 
-def ignore_signals() -> AbstractContextManager[None]:
-    """Ignore signals in the block; processes that are started there inherit this."""
-    return _handlers((signal.SIGINT, *_termination_signals()), signal.SIG_IGN)
-
-
-def default_signal_handlers() -> AbstractContextManager[None]:
-    """Let SIGTERM and SIGHUP end the process at once in the block."""
-    return _handlers(_termination_signals(), signal.SIG_DFL)
-
-
-def _termination_signals() -> tuple[int, ...]:
-    """Return SIGTERM, and SIGHUP (a closing terminal) unless nohup ignores it."""
-    hangup = getattr(signal, "SIGHUP", None)  # not on Windows
-    is_ignored = hangup is None or signal.getsignal(hangup) == signal.SIG_IGN
-    return (signal.SIGTERM,) if is_ignored else (signal.SIGTERM, hangup)
-
-
 @contextmanager
-def _handlers(
-    numbers: tuple[int, ...], handler: Callable[[int, object], None] | int
+def handle_signals(
+    handler: Callable[[int, object], None] | int, with_interrupt: bool = False
 ) -> Iterator[None]:
+    """Set the handler of SIGTERM, SIGHUP and, `with_interrupt`, Ctrl-C in the block."""
     if threading.current_thread() is not threading.main_thread():  # cannot set handlers
         yield
         return
+    numbers = [signal.SIGINT, signal.SIGTERM] if with_interrupt else [signal.SIGTERM]
+    hangup = getattr(signal, "SIGHUP", None)  # a closing terminal; not on Windows
+    if hangup and signal.getsignal(hangup) != signal.SIG_IGN:  # nohup ignores it
+        numbers.append(hangup)
     before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield

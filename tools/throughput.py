@@ -1,8 +1,8 @@
 """Measure the training throughput: the trainer, and a bare loop.
 
-    python -m tools.benchmarks.throughput             width 1; some minutes on a CPU
-    python -m tools.benchmarks.throughput --compile   on a GPU
-    python -m tools.benchmarks.throughput --width 0.5 --batch_size 32
+    python -m tools.throughput             width 1; some minutes on a CPU
+    python -m tools.throughput --compile   on a GPU
+    python -m tools.throughput --width 0.5 --batch_size 32
 
 They are measured in alternation: a bare loop (forward, backward and optimizer step on one fixed
 batch, in the trainer's precision), and the trainer with all modules.
@@ -10,21 +10,36 @@ batch, in the trainer's precision), and the trainer with all modules.
 
 import statistics
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Literal
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from data.dataset import FaceDataset
 from data.in_memory import InMemoryDataset
+from data.loader import BatchLoader
+from engine.build import build_state, wrap_model
+from engine.distill import Teachers
+from engine.distributed import DistributedContext
+from engine.optim import build_optimizer
+from engine.trainer import train_one_epoch
 from models.fernet import Architecture, FERNet, describe
-from tools.benchmarks.common import bare_loop, median_and_range, seconds_per_call, trainer
 from utils.classes import EMOTIONS
 from utils.cli import parse
 from utils.coordinates import NUM_LANDMARKS
-from utils.devices import describe_device, pick_device, report_compile_errors
+from utils.devices import (
+    autocast,
+    describe_device,
+    pick_device,
+    report_compile_errors,
+    use_bf16,
+)
 from utils.errors import run_main
 from utils.options import Options
 from utils.validation import validate_options
@@ -76,14 +91,64 @@ def main() -> None:
     medians = {name: statistics.median(values) for name, values in rates.items()}
     print(f"\n{'':12}{'images/s (range)':>28}{'of bare':>10}")
     for name, rate in medians.items():
-        text, share = median_and_range(rates[name], 1), rate / medians["bare loop"]
-        print(f"{name:12}{text:>28}{100 * share:>8.0f} %")
+        text = f"{rate:,.1f} ({min(rates[name]):,.1f} to {max(rates[name]):,.1f})"
+        print(f"{name:12}{text:>28}{100 * rate / medians['bare loop']:>8.0f} %")
     operations, limit = flops_per_image(network, options.image_width), matmul_rate(device)
     reached = medians["trainer"] * operations
     print(
         f"\n{operations / 1e9:.2f} GFLOP per image; the trainer computes {reached / 1e12:.3g} "
         f"TFLOP/s, {100 * reached / limit:.0f} % of a bf16 matrix product ({limit / 1e12:.3g})"
     )
+
+
+def seconds_per_call(function: Callable[[], object], device: torch.device) -> float:
+    """Time one call of a function, including its work on the device."""
+    torch.get_device_module(device).synchronize(device)
+    start = time.perf_counter()
+    function()
+    torch.get_device_module(device).synchronize(device)
+    return time.perf_counter() - start
+
+
+def bare_loop(
+    network: FERNet, options: Options, steps: int, device: torch.device
+) -> Callable[[], None]:
+    """Return a function that trains on one fixed batch: the network's computation only."""
+    network = network.train().to(device, memory_format=torch.channels_last)
+    model = wrap_model(network, options, DistributedContext())
+    optimizer = build_optimizer(network, options)
+    n, width, a = options.batch_size, options.eval_image_width, network.architecture
+    images = torch.rand(n, a.channels, width, width, device=device) * 255
+    labels = torch.arange(n, device=device) % a.classes
+
+    def run() -> None:
+        for _ in range(steps):
+            with autocast(device, use_bf16(options.amp, device)):
+                output = model(images)
+            loss = F.cross_entropy(output.weighted_logits, labels)
+            if output.landmarks is not None:
+                loss = loss + output.landmarks.square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    return run
+
+
+def trainer(
+    network: FERNet, options: Options, dataset: FaceDataset, images: InMemoryDataset
+) -> Callable[[], None]:
+    """Return a function that trains an epoch, with all modules of the training."""
+    context, teachers = DistributedContext(), Teachers()
+    state = build_state(network, images, dataset, options, context)
+    model = wrap_model(state.network, options, context)
+    eta = SimpleNamespace(update=lambda: None)  # prints nothing
+
+    def run() -> None:
+        loader = BatchLoader(images, options, state.epoch + 1, equal_lengths=options.compile)
+        train_one_epoch(state, model, loader, options, teachers, context, eta, [])
+
+    return run
 
 
 def flops_per_image(network: FERNet, width: int) -> float:
