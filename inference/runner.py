@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data.readers.images import read_image
 from inference.face import Face
-from inference.pipeline import Item, OrderedExecutor, predict_all
+from inference.pipeline import Item, predict_all
 from inference.predictor import FacePredictor
 from inference.results import Results, count_of, write_annotated
 from inference.tracking import MIN_FRAMES, STEP, Track, Tracker
@@ -59,7 +59,6 @@ class InferenceRunner:
         with (
             progress_bar(paths, "images", unit="image") as bar,
             closing(predict_all(self.predictor, self._detect_file, bar)) as predictions,
-            OrderedExecutor() as drawing,
         ):
             for path, image, result, faces in predictions:
                 if isinstance(result, ProjectError):
@@ -71,7 +70,7 @@ class InferenceRunner:
                 for i, face in enumerate(confident):
                     results.write(face, i, path, target)
                 if target:
-                    drawing.submit(image.nbytes, write_annotated, target, image, confident)
+                    write_annotated(target, image, confident)
                     results.has_drawn = True
                     if self.predictor.explain:
                         name = "_explanation".join(target.stem.rsplit("_faces", 1))
@@ -111,7 +110,6 @@ class InferenceRunner:
                 closing(video.frames(self.every)) as frames,
                 progress_bar(frames, name, total=total, unit="frame") as bar,
                 closing(predict_all(predictor, self._detect_frame, bar, max_waiting)) as items,
-                OrderedExecutor() as drawing,
             ):
                 for frame, image, _, faces in items:
                     if target and not writer:
@@ -128,7 +126,7 @@ class InferenceRunner:
                             confirmed[track.number] = face
                     expressions.update(face.expression for face in confirmed.values())
                     if writer:
-                        drawing.submit(image.nbytes, _draw_frame, writer, frame, confirmed)
+                        _draw_frame(writer, frame, confirmed)
         finally:
             if writer:
                 writer.close()

@@ -18,7 +18,6 @@ from PIL import Image
 
 from data.dataset import EMOTIONS
 from inference.inputs import is_video
-from inference.pipeline import MAX_PENDING_BYTES, OrderedExecutor
 from inference.predictor import FacePredictor
 from inference.tracking import MAX_TRACKS, STEP, Tracker
 from inference.video import Camera, VideoFile
@@ -382,7 +381,6 @@ def test_any_rate_can_be_written(tmp_path, rate, encoder, monkeypatch):
     assert writer.rate == pytest.approx(max(rate, 0.01), rel=1e-3)
     assert not writer.fault
     assert VideoFile(tmp_path / "a.mp4").rate == pytest.approx(writer.rate, rel=1e-2)
-    writer.write(np.zeros((64, 64, 3), np.uint8))  # a frame drawn after Ctrl-C
     assert len(frames_of(tmp_path / "a.mp4")) == 3
 
 
@@ -439,57 +437,6 @@ def test_a_path_that_cannot_be_written_is_an_error(tmp_path):
 
 
 # The pipeline
-
-
-def test_ctrl_c_leaves_no_call_running_after_the_block():
-    done, begun, free = [], threading.Event(), threading.Event()
-
-    def work(number):
-        begun.set()
-        free.wait(20)
-        done.append(number)
-
-    def draw():
-        with OrderedExecutor() as order:
-            for number in range(4):
-                order.submit(1, work, number)
-            begun.wait(20)
-            shutdown = order._pool.shutdown
-
-            def interrupted(**more):
-                if not more:
-                    raise KeyboardInterrupt
-                shutdown(wait=False, **more)
-                free.set()
-                shutdown(**more)
-
-            order._pool.shutdown = interrupted
-
-    with pytest.raises(KeyboardInterrupt):
-        draw()
-    assert done == [0]
-
-
-def test_the_queue_of_drawings_is_bounded():
-    free, done = threading.Event(), []
-
-    def draw(number):
-        free.wait(20)
-        done.append(number)
-
-    def submit(order, size):
-        order.submit(size, draw, size)
-        done.append("submitted")
-
-    with OrderedExecutor() as order:
-        order.submit(MAX_PENDING_BYTES + 1, draw, 0)  # a single call may hold any number of bytes
-        waiting = threading.Thread(target=submit, args=(order, 1))
-        waiting.start()
-        waiting.join(0.1)
-        assert done == []
-        free.set()
-    waiting.join(20)
-    assert done.index("submitted") > done.index(0)
 
 
 def test_detection_continues_while_the_network_predicts(constant_runtime, tmp_path, moving):
