@@ -12,7 +12,7 @@ from inference.face import Face
 from inference.pipeline import Item, predict_all
 from inference.predictor import FacePredictor
 from inference.results import Results, count_of, write_annotated
-from inference.tracking import MIN_FRAMES, STEP, Track, Tracker
+from inference.tracking import MIN_FRAMES, Track, Tracker
 from inference.video import Camera, Frame, VideoFile
 from inference.video_writer import VideoWriter
 from inference.visualize import annotate
@@ -101,7 +101,7 @@ class InferenceRunner:
         target = self.results.new_path(f"{name}_faces.mp4") if self.draw else None
         total = -(-video.num_frames // self.every) or None
         min_frames = min(MIN_FRAMES, total or MIN_FRAMES)  # a shorter video has all of its faces
-        tracker = Tracker(self.smooth, max(STEP, 1 / rate), min_frames)
+        tracker = Tracker(self.smooth, min_frames)
         max_waiting = 1 if is_camera else 16  # a camera's frames do not wait for others
         predictor = self.video_predictor
         writer, expressions, num_frames, has_faces, faults = None, Counter(), 0, False, []
@@ -132,7 +132,7 @@ class InferenceRunner:
                 writer.close()
             self.results.plot(tracker, name)
             label = name if is_camera else printable(source.name)
-            print_line(f"{label}: {_describe(num_frames, tracker.num_confirmed, expressions)}")
+            print_line(f"{label}: {_describe(num_frames, len(tracker.longest()), expressions)}")
         faults += [fault for fault in (video.fault, writer and writer.fault) if fault]
         if not has_faces and not faults:
             faults.append(f"{source}: no face found in any frame")
