@@ -44,7 +44,7 @@ class ExportOptions:
     int8: bool = False
     """Also write a model whose convolutions compute in 8 bits."""
     web: str = ""
-    """Only write the static web page with the network, into this folder; needs npm."""
+    """Only write the static web page with the network, into this folder; downloads 33 MB."""
     data: str = ""
     """Data set for the comparison with PyTorch and for --int8; by default as in train.py."""
     ferplus: str = ""
