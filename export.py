@@ -20,8 +20,7 @@ from data.ferplus import with_ferplus_labels
 from data.source import Source, find_source, load_dataset
 from engine.evaluate import load_dataset_for
 from inference.align import stack_crops
-from inference.runtime import OnnxRuntime, Runtime
-from inference.torch_runtime import TorchRuntime
+from inference.runtime import OnnxRuntime, Runtime, TorchRuntime
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.fernet import describe
 from utils.cli import parse

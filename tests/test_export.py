@@ -23,8 +23,7 @@ from data import ferplus
 from data.dataset import EMOTIONS
 from data.source import find_source, load_dataset
 from data.synthetic.generate import synthetic_dataset
-from inference.runtime import OnnxRuntime
-from inference.torch_runtime import TorchRuntime
+from inference.runtime import OnnxRuntime, TorchRuntime
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.fernet import Architecture, FERNet
 from models.predict import predict
