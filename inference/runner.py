@@ -2,7 +2,7 @@
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from copy import copy
 from pathlib import Path
@@ -126,7 +126,9 @@ class InferenceRunner:
                             confirmed[track.number] = face
                     expressions.update(face.expression for face in confirmed.values())
                     if writer:
-                        _draw_frame(writer, frame, confirmed)
+                        captions = [f"{number}: {f.caption}" for number, f in confirmed.items()]
+                        drawn = annotate(image, confirmed.values(), captions)
+                        writer.write(drawn, round(frame.time * writer.rate))
         finally:
             if writer:
                 writer.close()
@@ -164,12 +166,6 @@ class InferenceRunner:
             values = track.probabilities
             expression = self.predictor.class_names[int(values.argmax())]
             yield track, face._replace(expression=expression, probabilities=values)
-
-
-def _draw_frame(writer: VideoWriter, frame: Frame, faces: Mapping[int, Face]) -> None:
-    captions = [f"{number}: {face.caption}" for number, face in faces.items()]
-    image = annotate(frame.image, faces.values(), captions)
-    writer.write(image, round(frame.time * writer.rate))
 
 
 def _describe(num_frames: int, num_faces: int, expressions: Counter[str]) -> str:
