@@ -20,8 +20,7 @@ from data.ferplus import with_ferplus_labels
 from data.source import Source, find_source, load_dataset
 from engine.evaluate import load_dataset_for
 from inference.align import stack_crops
-from inference.runtime import OnnxRuntime, Runtime
-from inference.torch_runtime import TorchRuntime
+from inference.runtime import OnnxRuntime, Runtime, TorchRuntime
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.fernet import describe
 from utils.cli import parse
@@ -44,7 +43,7 @@ class ExportOptions:
     int8: bool = False
     """Also write a model whose convolutions compute in 8 bits."""
     web: str = ""
-    """Only write the static web page with the network, into this folder; needs npm."""
+    """Only write the static web page with the network, into this folder; downloads 33 MB."""
     data: str = ""
     """Data set for the comparison with PyTorch and for --int8; by default as in train.py."""
     ferplus: str = ""
@@ -87,7 +86,7 @@ def main() -> None:
         size = partial.stat().st_size / 1e6
         runtimes = TorchRuntime(options.model_path, "-1"), OnnxRuntime(partial)
         print(f"\n{out}: {size:.1f} MB; compared with PyTorch on {len(images):,} {label}")
-        check_difference(*largest_difference(*runtimes, pixels))
+        check_difference(*runtimes, pixels)
     if options.int8:
         training = dataset.subset("Training") if "Training" in dataset.counts() else dataset
         number = min(NUM_CALIBRATION, len(training))
@@ -114,20 +113,15 @@ def load_any_dataset(checkpoint: Checkpoint, source: Source) -> FaceDataset:
             raise error from None
 
 
-def largest_difference(
-    first: Runtime, second: Runtime, pixels: np.ndarray
-) -> tuple[float, float | None]:
-    """Return the largest difference of two runtimes: of a probability, of a landmark in pixels.
+def check_difference(first: Runtime, second: Runtime, pixels: np.ndarray) -> None:
+    """Print the largest differences of two runtimes on images, uint8 [N, C, W, W].
 
-    `pixels` are the images, uint8 [N, C, W, W].
+    Raises:
+        OptionError: They exceed rounding errors.
     """
     a, b = first.predict(pixels), second.predict(pixels)
-    landmarks = None if a.landmarks is None else float(np.abs(a.landmarks - b.landmarks).max())
-    return float(np.abs(a.probabilities - b.probabilities).max()), landmarks
-
-
-def check_difference(probabilities: float, landmarks: float | None) -> None:
-    """Print the largest differences; raise an OptionError if they exceed rounding errors."""
+    probabilities = np.abs(a.probabilities - b.probabilities).max()
+    landmarks = None if a.landmarks is None else np.abs(a.landmarks - b.landmarks).max()
     print(f"largest difference: {probabilities:.2g} of a probability", end="")
     print("" if landmarks is None else f", {landmarks:.2g} px of a landmark")
     if probabilities > TOLERANCE or (landmarks or 0) > 10 * TOLERANCE:

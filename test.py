@@ -21,7 +21,7 @@ from data.ferplus import with_ferplus
 from data.landmarks import add_landmarks
 from data.source import HELD_OUT_NOTE, Source, find_source
 from engine.evaluate import check_compatible, evaluate, evaluate_corruptions, load_dataset_for
-from engine.results import Evaluation, summary
+from engine.results import summary
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.fernet import describe
 from models.predict import num_copies
@@ -105,7 +105,11 @@ def main() -> None:
     print(f"\n{', '.join([dataset.source, *notes])}:\n{summary(evaluation.scores())}", flush=True)
     predicts_landmarks = evaluation.predictions.landmarks is not None
     if options.landmarks and predicts_landmarks and dataset.landmarks is None:
-        evaluation = add_landmark_error(evaluation, options.threads)
+        samples = add_landmarks(evaluation.samples, jobs=options.threads)
+        evaluation = replace(evaluation, samples=samples)
+        for split, scores in evaluation.scores().items():
+            if (error := scores.get("landmark_error")) is not None:
+                print(f"landmark error, {split}: {error:.2f} px", flush=True)
     kind = " with FER+ labels" if options.ferplus else ""
     title = f"{checkpoint.architecture.name}, {source.name}{kind}"
     with RunFolder.create(options.out, f"test_{Path(options.model_path[0]).stem}") as run:
@@ -149,15 +153,6 @@ def print_data_notes(
     if is_held_out and is_released and "PublicTest" in options.splits:
         print("note     PublicTest was held out from Training. If the images are FER2013's, these")
         print("         weights were trained on them, and the score is no test")
-
-
-def add_landmark_error(evaluation: Evaluation, threads: int) -> Evaluation:
-    """Compute the landmarks of the evaluated images, and print the landmark error."""
-    evaluation = replace(evaluation, samples=add_landmarks(evaluation.samples, jobs=threads))
-    for split, scores in evaluation.scores().items():
-        if (error := scores.get("landmark_error")) is not None:
-            print(f"landmark error, {split}: {error:.2f} px", flush=True)
-    return evaluation
 
 
 if __name__ == "__main__":

@@ -148,14 +148,14 @@ def _run_dlib(
     return boxes.reshape(-1, 4) / np.tile(resized_size / size, 2), np.array(scores)
 
 
-def expand_boxes(boxes: np.ndarray, margin: float = MARGIN) -> np.ndarray:
+def expand_boxes(boxes: np.ndarray) -> np.ndarray:
     """Return square crop boxes, int [F, 4], that frame faces as the images of FER2013 do.
 
-    They may extend beyond the image. Their side is `margin` times that of the detected box.
+    They may extend beyond the image.
     """
     side = boxes[:, 2] - boxes[:, 0]
     x, y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2 - LIFT * side
-    side = np.maximum(np.round(margin * side), 1).astype(int)
+    side = np.maximum(np.round(MARGIN * side), 1).astype(int)
     corner = np.round(np.stack((x, y), 1) - side[:, None] / 2).astype(int)
     return np.hstack((corner, corner + side[:, None]))
 

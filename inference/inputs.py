@@ -46,7 +46,7 @@ def _find_inputs(path: str) -> list[Path | int]:
     if not exists and re.fullmatch("[0-9]{1,4}", path):
         return [int(path)]
     matches = [file] if exists else map(Path, glob.glob(str(file), recursive=True))
-    if not (matches := sorted(matches, key=_natural_order)):
+    if not (matches := sorted(matches, key=lambda file: natural_key(str(file)))):
         raise DataError(f"{path}: no such file or folder, and no file matches it as a pattern")
     files = [found for match in matches for found in _files_in(match)]
     if not files:
@@ -62,8 +62,8 @@ def _files_in(path: Path) -> list[Path]:
     """
     if not path.is_dir():
         return [path]
-    files, unreadable = [], []
-    for name, folders, names in os.walk(path, onerror=unreadable.append):
+    files = []
+    for name, folders, names in os.walk(path, onerror=lambda e: files.append(Path(e.filename))):
         folder = Path(name)
         if folder != path and {"predictions.csv", "predictions.json"} <= set(names):
             print(f"Left out {folder}: results of an earlier run")
@@ -72,14 +72,11 @@ def _files_in(path: Path) -> list[Path]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         for link in filter(Path.is_symlink, (folder / name for name in folders)):
             print(f"Left out {link}: a link to a folder")
-        visible = [folder / name for name in names if not name.startswith(".")]
-        files += [f for f in visible if f.suffix.lower() in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)]
-    files = [file for file in files if file.is_file() or file.is_symlink()]
-    return sorted([*files, *(Path(error.filename) for error in unreadable)], key=_natural_order)
-
-
-def _natural_order(path: Path) -> list:
-    return natural_key(str(path))
+        for file in (folder / name for name in names if not name.startswith(".")):
+            is_input = file.suffix.lower() in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
+            if is_input and (file.is_file() or file.is_symlink()):
+                files.append(file)
+    return sorted(files, key=lambda file: natural_key(str(file)))
 
 
 def _is_animated(path: Path) -> bool:

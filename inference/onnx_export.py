@@ -83,8 +83,7 @@ def quantize(model: onnx.ModelProto, images: np.ndarray) -> onnx.ModelProto:
             weight_type=quantization.QuantType.QInt8,
         )
         quantized = onnx.load(int8)
-    if not any(prop.key == METADATA_KEY for prop in quantized.metadata_props):
-        onnx.helper.set_model_props(quantized, {p.key: p.value for p in model.metadata_props})
+    onnx.helper.set_model_props(quantized, {p.key: p.value for p in model.metadata_props})
     return quantized
 
 

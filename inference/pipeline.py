@@ -1,8 +1,5 @@
-"""Background work in order: detection before the network, drawing after it."""
+"""Detection in threads and the network in another one, with the results in order."""
 
-from __future__ import annotations
-
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,38 +12,7 @@ from inference.predictor import FacePredictor
 from utils.processes import map_ahead
 
 Item = tuple[Any, np.ndarray | None, FaceCrops | Exception]
-MAX_PENDING_CALLS = 8
-MAX_PENDING_BYTES = 200 << 20  # of all pending calls; a single call may hold more
-
-
-class OrderedExecutor:
-    """Calls functions one after the other in a background thread, with a bounded queue."""
-
-    def __init__(self) -> None:
-        self._pool, self._pending = ThreadPoolExecutor(1), deque()
-
-    def __enter__(self) -> OrderedExecutor:
-        return self
-
-    def submit(self, size: int, function: Callable[..., None], *args: object) -> None:
-        """Schedule a call that holds `size` bytes, and wait while the queue is full.
-
-        An error of an earlier call is raised.
-        """
-        self._pending.append((size, self._pool.submit(function, *args)))
-        while len(self._pending) > MAX_PENDING_CALLS or (
-            len(self._pending) > 1 and sum(size for size, _ in self._pending) > MAX_PENDING_BYTES
-        ):
-            self._pending.popleft()[1].result()
-
-    def __exit__(self, *exception: object) -> None:
-        try:
-            self._pool.shutdown()
-        finally:  # a second Ctrl-C cancels the calls that wait
-            self._pool.shutdown(cancel_futures=True)
-        if exception[0] is None:
-            for _, future in self._pending:
-                future.result()
+MAX_BATCH_BYTES = 200 << 20  # of images; a single image may have more
 
 
 def predict_all(
@@ -80,7 +46,7 @@ def _collect(items: Iterable[Item], batch_size: int, max_waiting: int) -> Iterat
         batch.append(item)
         if image is not None:
             num_faces, size = num_faces + len(crops.boxes), size + image.nbytes
-        if num_faces >= batch_size or len(batch) >= max_waiting or size > MAX_PENDING_BYTES:
+        if num_faces >= batch_size or len(batch) >= max_waiting or size > MAX_BATCH_BYTES:
             yield batch
             batch, num_faces, size = [], 0, 0
     if batch:

@@ -105,14 +105,8 @@ class Results:
 
     def plot(self, tracker: Tracker, name: str) -> None:
         """Plot the probabilities of a video's faces over time."""
-        curves = {}
-        for track in tracker.longest(NUM_PLOTTED):
-            first, last = min(track.history), max(track.history)
-            means = np.full((last - first + 1, len(self._class_names)), np.nan)
-            for step, (count, total) in track.history.items():
-                means[step - first] = total / count
-            curves[f"face {track.number}"] = tracker.step * np.arange(first, last + 2), means
-        if curves:
+        tracks = tracker.longest(NUM_PLOTTED)
+        if curves := {f"face {track.number}": track.curve() for track in tracks}:
             figure = plot_expressions_over_time(curves, self._class_names, printable(name))
             self._run.write_figure(self.new_path(f"{name}_expressions.png").name, figure)
 

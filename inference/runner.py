@@ -2,17 +2,17 @@
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from copy import copy
 from pathlib import Path
 
 from data.readers.images import read_image
 from inference.face import Face
-from inference.pipeline import Item, OrderedExecutor, predict_all
+from inference.pipeline import Item, predict_all
 from inference.predictor import FacePredictor
 from inference.results import Results, count_of, write_annotated
-from inference.tracking import MIN_FRAMES, STEP, Track, Tracker
+from inference.tracking import MIN_FRAMES, Track, Tracker
 from inference.video import Camera, Frame, VideoFile
 from inference.video_writer import VideoWriter
 from inference.visualize import annotate
@@ -59,7 +59,6 @@ class InferenceRunner:
         with (
             progress_bar(paths, "images", unit="image") as bar,
             closing(predict_all(self.predictor, self._detect_file, bar)) as predictions,
-            OrderedExecutor() as drawing,
         ):
             for path, image, result, faces in predictions:
                 if isinstance(result, ProjectError):
@@ -71,7 +70,7 @@ class InferenceRunner:
                 for i, face in enumerate(confident):
                     results.write(face, i, path, target)
                 if target:
-                    drawing.submit(image.nbytes, write_annotated, target, image, confident)
+                    write_annotated(target, image, confident)
                     results.has_drawn = True
                     if self.predictor.explain:
                         name = "_explanation".join(target.stem.rsplit("_faces", 1))
@@ -102,7 +101,7 @@ class InferenceRunner:
         target = self.results.new_path(f"{name}_faces.mp4") if self.draw else None
         total = -(-video.num_frames // self.every) or None
         min_frames = min(MIN_FRAMES, total or MIN_FRAMES)  # a shorter video has all of its faces
-        tracker = Tracker(self.smooth, max(STEP, 1 / rate), min_frames)
+        tracker = Tracker(self.smooth, min_frames)
         max_waiting = 1 if is_camera else 16  # a camera's frames do not wait for others
         predictor = self.video_predictor
         writer, expressions, num_frames, has_faces, faults = None, Counter(), 0, False, []
@@ -111,7 +110,6 @@ class InferenceRunner:
                 closing(video.frames(self.every)) as frames,
                 progress_bar(frames, name, total=total, unit="frame") as bar,
                 closing(predict_all(predictor, self._detect_frame, bar, max_waiting)) as items,
-                OrderedExecutor() as drawing,
             ):
                 for frame, image, _, faces in items:
                     if target and not writer:
@@ -128,13 +126,15 @@ class InferenceRunner:
                             confirmed[track.number] = face
                     expressions.update(face.expression for face in confirmed.values())
                     if writer:
-                        drawing.submit(image.nbytes, _draw_frame, writer, frame, confirmed)
+                        captions = [f"{number}: {f.caption}" for number, f in confirmed.items()]
+                        drawn = annotate(image, confirmed.values(), captions)
+                        writer.write(drawn, round(frame.time * writer.rate))
         finally:
             if writer:
                 writer.close()
             self.results.plot(tracker, name)
             label = name if is_camera else printable(source.name)
-            print_line(f"{label}: {_describe(num_frames, tracker.num_confirmed, expressions)}")
+            print_line(f"{label}: {_describe(num_frames, len(tracker.longest()), expressions)}")
         faults += [fault for fault in (video.fault, writer and writer.fault) if fault]
         if not has_faces and not faults:
             faults.append(f"{source}: no face found in any frame")
@@ -166,12 +166,6 @@ class InferenceRunner:
             values = track.probabilities
             expression = self.predictor.class_names[int(values.argmax())]
             yield track, face._replace(expression=expression, probabilities=values)
-
-
-def _draw_frame(writer: VideoWriter, frame: Frame, faces: Mapping[int, Face]) -> None:
-    captions = [f"{number}: {face.caption}" for number, face in faces.items()]
-    image = annotate(frame.image, faces.values(), captions)
-    writer.write(image, round(frame.time * writer.rate))
 
 
 def _describe(num_frames: int, num_faces: int, expressions: Counter[str]) -> str:

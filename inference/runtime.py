@@ -52,9 +52,32 @@ def load_runtime(path: str | Path, gpu_ids: str = "", threads: int = 0) -> Runti
         if gpu_ids not in ("", "-1"):
             raise OptionError(f"--gpu_ids {gpu_ids}: {path} runs on the CPU; leave out --gpu_ids")
         return OnnxRuntime(path, threads)
-    from inference.torch_runtime import TorchRuntime  # noqa: PLC0415  (.onnx needs no PyTorch)
-
     return TorchRuntime(path, gpu_ids, threads)
+
+
+class TorchRuntime(Runtime):
+    """Runs a best.pth of this project, or RainbowRui's weights."""
+
+    def __init__(self, path: str | Path, gpu_ids: str = "", threads: int = 0) -> None:
+        from models import checkpoint, explain, predict  # noqa: PLC0415  (.onnx needs no PyTorch)
+        from utils import devices  # noqa: PLC0415
+
+        devices.set_threads(threads)
+        self._device = devices.pick_device(gpu_ids)
+        self._predict, self._explain = predict.predict, explain.predict_explained
+        loaded = checkpoint.load_checkpoint(path)
+        self._network = loaded.network().to(self._device)
+        self.class_names, self.image_width = loaded.class_names, loaded.image_width
+        self.channels, self.unsure_below = loaded.channels, loaded.unsure_below
+        self.mean_face = loaded.mean_face()
+
+    def __call__(self, faces: np.ndarray, explain: bool = False) -> Predictions:
+        import torch  # noqa: PLC0415
+
+        pixels = torch.from_numpy(np.ascontiguousarray(faces)).to(self._device)
+        if explain:
+            return self._explain(self._network, pixels)
+        return self._predict(self._network, pixels, max(1, len(pixels)), progress=False)
 
 
 class OnnxRuntime(Runtime):

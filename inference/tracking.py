@@ -3,31 +3,40 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import count
 
 import numpy as np
+import pandas as pd
 
 MAX_GAP = 1.0  # seconds without a detection, after which a track ends
-MAX_TRACKS = 100  # tracks with a history; beyond that the shortest is removed
-STEP = 0.2  # seconds per step of a history, or the time between two frames if that is longer
+STEP = 0.2  # seconds per step of a curve
+MAX_STEPS = 2000  # of a curve, more than a plot has pixels
 MIN_FRAMES = 3  # of a confirmed track
 MIN_IOU = 0.3  # of the boxes of one face in two frames
 
 
 @dataclass
 class Track:
-    """One face of a video.
-
-    The history has number of frames and sum of the probabilities for each step with the face. This
-    is enough for a plot and takes little memory.
-    """
+    """One face of a video."""
 
     number: int  # counted from 0
     box: np.ndarray  # the last box, [4]
     time: float  # of that box in seconds
     probabilities: np.ndarray  # smoothed, [C]
     num_frames: int = 0  # in which the face was detected
-    history: dict[int, tuple[int, np.ndarray]] = field(default_factory=dict)
+    # Time and probabilities [C] of each frame, or NaN where the face was not detected.
+    history: list[tuple[float, np.ndarray | float]] = field(default_factory=list)
+
+    def curve(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return edges of T time steps in seconds [T + 1], and mean probabilities [T, C].
+
+        Each frame is shown until the next one.
+        """
+        times, values = zip(*((time, v) for time, v in self.history if time <= self.time))
+        frames = pd.DataFrame([np.broadcast_to(v, self.probabilities.shape) for v in values])
+        step = max(STEP, (self.time - times[0]) / MAX_STEPS)
+        steps = ((np.array(times) - times[0]) / step + 1e-6).astype(int)  # 0.6 / 0.2 is 2.9999...
+        means = frames.groupby(steps).mean().reindex(range(steps[-1] + 1), method="ffill")
+        return times[0] + step * np.arange(len(means) + 1), means.to_numpy()
 
 
 class Tracker:
@@ -38,19 +47,16 @@ class Tracker:
 
     Args:
         smooth: Time constant in seconds of the average of the probabilities; 0 is none.
-        step: Seconds per step of a track's history.
         min_frames: Frames after which a track is confirmed: drawn, plotted and counted.
 
     Attributes:
-        num_confirmed: Number of confirmed tracks so far.
-        tracks: At most MAX_TRACKS of them.
+        tracks: All tracks so far.
     """
 
-    def __init__(self, smooth: float, step: float = STEP, min_frames: int = MIN_FRAMES) -> None:
-        self._smooth, self.step, self._min_frames = smooth, step, min_frames
+    def __init__(self, smooth: float, min_frames: int = MIN_FRAMES) -> None:
+        self._smooth, self._min_frames = smooth, min_frames
         self._active: list[Track] = []
         self._last_times = 0.0, 0.0  # of the last two frames
-        self._numbers, self.num_confirmed = count(), 0
         self.tracks: list[Track] = []
 
     def update(
@@ -63,11 +69,20 @@ class Tracker:
         assigned = self._assign(boxes)
         tracks = []
         for i, (box, values) in enumerate(zip(boxes, probabilities)):
-            track = assigned.get(i) or self._add(box, values, time, oldest)
-            self._record(track, values, time, last)
+            track = assigned.get(i)
+            if track is None:
+                track = Track(len(self.tracks), box, time, values)
+                self.tracks.append(track)
+                self._active.append(track)
+            keep = math.exp(-(time - track.time) / self._smooth) if self._smooth else 0.0
+            track.probabilities = keep * track.probabilities + (1 - keep) * values
+            track.history.append((time, track.probabilities))
             track.box, track.time, track.num_frames = box, time, track.num_frames + 1
-            self.num_confirmed += track.num_frames == self._min_frames
             tracks.append(track)
+        missing = time, np.nan
+        for track in self._active:
+            if track.time < time:
+                track.history.append(missing)
         self._last_times = last, time
         return tracks
 
@@ -75,10 +90,10 @@ class Tracker:
         """Return whether a track has `min_frames`."""
         return track.num_frames >= self._min_frames
 
-    def longest(self, n: int) -> list[Track]:
-        """Return the n confirmed tracks with the longest history, in the order of their numbers."""
+    def longest(self, n: int | None = None) -> list[Track]:
+        """Return the n confirmed tracks with most frames (default: all), in order of number."""
         confirmed = filter(self.is_confirmed, self.tracks)
-        ranked = sorted(confirmed, key=lambda track: -len(track.history))
+        ranked = sorted(confirmed, key=lambda track: -track.num_frames)
         return sorted(ranked[:n], key=lambda track: track.number)
 
     def _assign(self, boxes: Sequence[np.ndarray]) -> dict[int, Track]:
@@ -90,29 +105,6 @@ class Tracker:
             assigned[int(i)] = self._active[k]
             ious[i], ious[:, k] = -1, -1
         return assigned
-
-    def _add(self, box: np.ndarray, probabilities: np.ndarray, time: float, oldest: float) -> Track:
-        track = Track(next(self._numbers), box, time, probabilities)
-        self._active.append(track)
-        if len(self.tracks) == MAX_TRACKS:
-            ended = [track for track in self.tracks if track.time < oldest]
-            self.tracks.remove(min(ended or self.tracks, key=lambda track: len(track.history)))
-        self.tracks.append(track)
-        return track
-
-    def _record(self, track: Track, values: np.ndarray, time: float, last: float) -> None:
-        """Smooth the probabilities of a frame; `last` is the time of the frame before."""
-        step = self._step_of(time)
-        if track.time == last:  # a frame is shown until the next one
-            for between in range(self._step_of(track.time) + 1, step):
-                track.history[between] = 1, track.probabilities
-        keep = math.exp(-(time - track.time) / self._smooth) if self._smooth else 0.0
-        track.probabilities = keep * track.probabilities + (1 - keep) * values
-        number, total = track.history.get(step, (0, 0.0))
-        track.history[step] = number + 1, total + track.probabilities
-
-    def _step_of(self, time: float) -> int:
-        return int(time / self.step + 1e-6)  # 0.6 / 0.2 is 2.9999...
 
 
 def box_iou(box1: np.ndarray, box2: np.ndarray) -> float:

@@ -1,7 +1,6 @@
 """Annotated videos, written with PyAV as MP4 files that browsers play."""
 
 import contextlib
-import threading
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -23,7 +22,7 @@ ENCODERS = {
 
 
 class VideoWriter:
-    """Writes frames to an MP4 file. Threads may share it.
+    """Writes frames to an MP4 file.
 
     Args:
         path: Path of the file, which must not exist.
@@ -43,7 +42,6 @@ class VideoWriter:
         self._fraction = Fraction(rate).limit_denominator(max(1, int(MAX_NUMERATOR / rate)))
         self.path, self.rate, self.fault = path, float(self._fraction), ""
         self._count, self._container = 0, None
-        self._lock, self._is_closed = threading.Lock(), False
         name = next(name for name in ENCODERS if name in av.codecs_available)
         try:
             # The prefix keeps a name such as 12:30.mp4 from being interpreted as a protocol.
@@ -67,9 +65,9 @@ class VideoWriter:
 
         After an error, such as a full disk, `fault` is set and frames are ignored.
         """
-        with self._lock, self._faults():
-            if self._is_closed or self.fault:  # after Ctrl-C a last frame may still be drawn
-                return
+        if self.fault:
+            return
+        with self._faults():
             odd_height, odd_width = image.shape[0] % 2, image.shape[1] % 2
             image = np.pad(image, ((0, odd_height), (0, odd_width), (0, 0)), "edge")
             times = 1 if position is None else position + 1 - self._count
@@ -81,11 +79,11 @@ class VideoWriter:
 
     def close(self) -> None:
         """Finish the file."""
-        with self._lock, self._faults():
-            if not self._is_closed and not self.fault:
-                self._is_closed = True
-                self._container.mux(self._stream.encode(None))
-                self._container.close()
+        if self.fault:
+            return
+        with self._faults():
+            self._container.mux(self._stream.encode(None))
+            self._container.close()
 
     @contextlib.contextmanager
     def _faults(self) -> Iterator[None]:

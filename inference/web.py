@@ -9,11 +9,12 @@ pixels, [1, H/32, W/32, 25]: x, y, log width, log height and score. Commit b1d88
 import base64
 import hashlib
 import json
-import shutil
-import subprocess
+import os
 import tarfile
-import tempfile
+from http.client import HTTPException
+from io import BytesIO
 from pathlib import Path
+from urllib.request import urlopen
 
 import numpy as np
 import onnx
@@ -22,15 +23,16 @@ from onnx import helper, numpy_helper
 from inference import detector, onnx_export
 from models.checkpoint import Checkpoint
 from utils.coordinates import to_pixels
-from utils.errors import OptionError, RunError, WeightsError
+from utils.errors import RunError, WeightsError
 from utils.files import atomic_write
 
 SOURCE = Path(__file__).resolve().parents[1] / "web"
 # The page has one script: app.js and face.js joined, without this line.
 IMPORT = b'import { Tracker, hasSimd, loadPredictor } from "./face.js";\n'
 MIN_COMPRESSED = 1000  # values; smaller weights stay in 32 bits
-TIMEOUT = 600.0  # seconds for the download of a package
-PACKAGE = "onnxruntime-web@1.30.0"
+TIMEOUT = 60.0  # seconds without an answer
+REGISTRY = "https://registry.npmjs.org"
+PACKAGE = "onnxruntime-web/-/onnxruntime-web-1.30.0.tgz"
 INTEGRITY = (  # SHA-512 in the npm registry
     "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
 )
@@ -52,7 +54,6 @@ def write_page(checkpoint: Checkpoint, folder: Path) -> dict[str, int]:
 
     Raises:
         WeightsError: The network predicts no landmarks.
-        OptionError: npm is not installed.
         RunError: The package cannot be downloaded, or the folder cannot be written.
     """
     if not checkpoint.architecture.landmarks:
@@ -80,30 +81,21 @@ def write_page(checkpoint: Checkpoint, folder: Path) -> dict[str, int]:
 
 
 def download_runtime() -> dict[str, bytes]:
-    """Download ONNX Runtime Web, or take it from npm's cache; return its `FILES` by new name."""
-    npm = shutil.which("npm")
-    if not npm:
-        raise OptionError("--web needs npm; install Node.js from https://nodejs.org")
-    with tempfile.TemporaryDirectory() as folder:
-        command = [npm, "pack", PACKAGE, "--prefer-offline", "--silent"]
-        try:
-            process = subprocess.run(
-                command, cwd=folder, capture_output=True, text=True, check=False, timeout=TIMEOUT
-            )
-            has_failed, reason = process.returncode != 0, process.stderr.strip()
-        except subprocess.TimeoutExpired:
-            has_failed, reason = True, f"not finished after {TIMEOUT:g} s"
-        archives = list(Path(folder).glob("*.tgz"))
-        if has_failed or len(archives) != 1:
-            reason = (reason or "no connection to the registry").splitlines()[0]
-            raise RunError(f"npm could not download {PACKAGE} ({reason}); check the network")
-        digest = hashlib.sha512(archives[0].read_bytes()).digest()
-        if base64.b64encode(digest).decode() != INTEGRITY:
-            raise RunError(f"{PACKAGE} differs from the registry's; run `npm cache clean --force`")
-        with tarfile.open(archives[0]) as archive:
-            return {
-                name: archive.extractfile(f"package/{path}").read() for path, name in FILES.items()
-            }
+    """Download ONNX Runtime Web, and return its `FILES` by new name."""
+    registry = os.environ.get("npm_config_registry") or REGISTRY  # noqa: SIM112  (npm's name)
+    address = f"{registry.rstrip('/')}/{PACKAGE}"
+    try:
+        with urlopen(address, timeout=TIMEOUT) as response:
+            content = response.read()
+    except (OSError, ValueError, HTTPException) as error:
+        raise RunError(
+            f"{address} cannot be downloaded ({error}); check the network, or name a mirror of "
+            "npm's registry in the environment variable npm_config_registry"
+        ) from error
+    if base64.b64encode(hashlib.sha512(content).digest()).decode() != INTEGRITY:
+        raise RunError(f"{address} differs from npm's package; use another registry")
+    with tarfile.open(fileobj=BytesIO(content)) as archive:
+        return {name: archive.extractfile(f"package/{path}").read() for path, name in FILES.items()}
 
 
 def compress_weights(model: onnx.ModelProto) -> onnx.ModelProto:
