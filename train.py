@@ -37,6 +37,7 @@ from utils.errors import run_main
 from utils.image_grids import plot_relabeled
 from utils.options import Options
 from utils.run_folder import RunFolder
+from utils.validation import print_notes
 
 
 def main() -> None:
@@ -74,6 +75,7 @@ def run(
         found = {"data": source.data, "threads": options.threads}
         weights = initial.initial_options() if initial else {}
         options = replace(cli.resolve_options(command, source.is_synthetic, weights), **found)
+    print_notes(options)
     print(f"data     {source.description}")
     width, channels = options.eval_image_width, options.channels
     with context.local_main_first():  # it writes the cache

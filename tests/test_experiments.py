@@ -56,7 +56,7 @@ class Ended:
     def __init__(self, status):
         self.returncode = status
 
-    def wait(self):
+    def wait(self, timeout=None):
         return self.returncode
 
     def terminate(self):
@@ -79,7 +79,8 @@ def in_process(monkeypatch):
                 status = end.code
         return Ended(status)
 
-    started = SimpleNamespace(Popen=execute, run=execute, DEVNULL=subprocess.DEVNULL)
+    names = {"DEVNULL": subprocess.DEVNULL, "TimeoutExpired": subprocess.TimeoutExpired}
+    started = SimpleNamespace(Popen=execute, run=execute, **names)
     monkeypatch.setattr(scheduler, "subprocess", started)
     monkeypatch.setattr(experiments, "subprocess", started)
     monkeypatch.setattr("torch.set_num_threads", lambda number: None)
@@ -155,6 +156,30 @@ def test_a_plan_from_the_first_run_to_private_test(faces_csv, tmp_path, capsys, 
     (tmp_path / "o/on-1/config.json").write_text(json.dumps(config | {"commit": "0"}))
     run(plan, "--data", faces_csv, "--out", tmp_path / "o")
     assert "these runs are of several commits: 0, " in capsys.readouterr().out
+
+
+def test_epochs_are_printed_when_they_end(tmp_path, capsys, monkeypatch):
+    run = Run("on", 0, (), tmp_path / "on-0")
+    run.log.write_text("epoch  1/3  loss 2.0 (of an earlier start)\n")
+    position = run.log.stat().st_size
+
+    class Process:
+        texts = iter(
+            ["\repoch 2/3: 50%|### |\nepoch  2/3  loss 1.0  5 s\n", "", "figures are in r\n\n"]
+        )
+
+        def wait(self, timeout):
+            with open(run.log, "a") as log:
+                log.write(next(self.texts))
+            printed.append(capsys.readouterr().out)
+            if len(printed) < 3:
+                raise subprocess.TimeoutExpired("train.py", timeout)
+            return 0
+
+    printed = []
+    assert scheduler.follow(run, Process(), position) == 0
+    assert printed == ["", "on-0: epoch  2/3  loss 1.0  5 s\n", ""]
+    assert capsys.readouterr().out == "on-0: ended with status 0: figures are in r\n"
 
 
 def write_results(folder, labels, predicted, **columns):
@@ -264,16 +289,17 @@ def test_a_run_that_starts_during_an_interrupt_is_terminated_too(tmp_path, monke
         return processes[-1]
 
     monkeypatch.setattr(scheduler.Scheduler, "start", start)
-    monkeypatch.setattr(scheduler, "last_log_line", lambda log: "")
+    monkeypatch.setattr(scheduler, "follow", lambda run, process, position: process.wait())
     with pytest.raises(KeyboardInterrupt):
         scheduler.Scheduler().train_all([Run(name, 0, (), tmp_path / name) for name in "ab"])
     assert [process.returncode for process in processes] == [-signal.SIGTERM]
 
 
-def test_the_last_log_line_in_any_encoding(tmp_path):
-    log = tmp_path / "a.log"
-    log.write_bytes(b"one\nerror: caf\xe9\n \n")
-    assert scheduler.last_log_line(log) == "error: caf\ufffd"
+def test_the_last_log_line_in_any_encoding(tmp_path, capsys):
+    run = Run("a", 0, (), tmp_path / "a-0")
+    run.log.write_bytes(b"one\nerror: caf\xe9\n \n")
+    assert scheduler.follow(run, Ended(1), 0) == 1
+    assert capsys.readouterr().out == "a-0: ended with status 1: error: caf\ufffd\n"
 
 
 @pytest.mark.usefixtures("in_process")
@@ -287,6 +313,7 @@ def test_a_failed_run_is_named_and_the_others_are_trained(faces_csv, tmp_path, c
         run(*argv)
     output = capsys.readouterr().out
     assert re.search(r"bad-0: ended with status 1: error: .*faces\.csv", output)
+    assert re.search(r"good-0: epoch 2/2  loss .* \(best \d+\.\d\d in \d\)", output)
     assert "good-0: ended with status 0: figures, predictions and weights are in" in output
     assert (tmp_path / "o/good-0/metrics.json").exists()
     with pytest.raises(RunError, match="PrivateTest is compared when all runs are finished"):
@@ -332,7 +359,7 @@ def test_an_interrupted_run_is_resumed(faces_csv, tmp_path, request, number, sen
 
 def test_devices_are_shared(tmp_path, monkeypatch):
     used = []
-    monkeypatch.setattr(scheduler, "last_log_line", lambda log: "")
+    monkeypatch.setattr(scheduler, "follow", lambda run, process, position: process.wait())
     monkeypatch.setattr(
         scheduler.Scheduler, "start", lambda self, run, device: used.append(device) or Ended(0)
     )

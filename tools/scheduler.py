@@ -8,13 +8,15 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from contextlib import suppress
 
 import joblib
 
 from tools.plan import Run
 from utils.devices import listed_gpus
 from utils.run_folder import ROOT
+
+POLL_SECONDS = 5
 
 
 class Scheduler:
@@ -34,14 +36,12 @@ class Scheduler:
         idle, running, is_stopped = deque(self._devices), [], threading.Event()
 
         def train(run: Run) -> int:
-            device = idle.pop()
+            device, earlier = idle.pop(), run.log.stat().st_size if run.log.exists() else 0
             running.append(process := self.start(run, device))
             if is_stopped.is_set():  # `running` may have been terminated before the start
                 process.terminate()
-            status = process.wait()
+            status = follow(run, process, earlier)
             idle.append(device)
-            text = last_log_line(run.log)
-            print(f"{run.name}: ended with status {status}: {text}", flush=True)
             return status
 
         with ThreadPoolExecutor(len(self._devices)) as pool:
@@ -78,8 +78,17 @@ class Scheduler:
         return argv + (["--gpu_ids", device] if device else [])
 
 
-def last_log_line(log: Path) -> str:
-    """Return the last line of a log that is not empty."""
-    text = log.read_text(encoding="utf-8", errors="replace")  # libraries may write other encodings
-    lines = text.strip().splitlines()
-    return lines[-1].strip() if lines else ""
+def follow(run: Run, process: subprocess.Popen, position: int) -> int:
+    """Print each epoch of a run from this position of its log on; return the exit status."""
+    status, line = None, ""
+    with open(run.log, encoding="utf-8", errors="replace") as log:  # libraries write to it, too
+        log.seek(position)
+        while status is None:
+            with suppress(subprocess.TimeoutExpired):
+                status = process.wait(POLL_SECONDS)
+            for text in filter(str.strip, log):
+                line = text.strip()
+                if line.startswith("epoch") and " loss " in line:  # not a progress bar
+                    print(f"{run.name}: {line}", flush=True)
+    print(f"{run.name}: ended with status {status}: {line}", flush=True)
+    return status

@@ -149,10 +149,6 @@ def resolve_options(
     for name in sorted(command.given - {"recipe"}):
         if getattr(options, name) != getattr(command.options, name):
             print(f"note     --{name} has no effect with these options")
-    if options.relabel != "none" and options.relabel_epoch > options.total_epoch:
-        print(f"note     no relabeling: --relabel_epoch {options.relabel_epoch} is never reached")
-    if options.warmup_epoch >= options.total_epoch:
-        print(f"note     the learning rate never falls: --warmup_epoch {options.warmup_epoch:g}")
     return options
 
 

@@ -77,6 +77,14 @@ def _check_architecture(options: Options) -> None:
         raise OptionError("--init and --model_path both give initial weights; leave out one")
 
 
+def print_notes(options: Options) -> None:
+    """Print which options have no effect."""
+    if options.relabel != "none" and options.relabel_epoch > options.total_epoch:
+        print(f"note     no relabeling: --relabel_epoch {options.relabel_epoch} is never reached")
+    if options.warmup_epoch >= options.total_epoch:
+        print(f"note     the learning rate never falls: --warmup_epoch {options.warmup_epoch:g}")
+
+
 def check_label_options(class_names: Sequence[str], ferplus: str, ferplus_test: str) -> None:
     """Check the names of the classes, and the options for FER+.
 
