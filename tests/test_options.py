@@ -250,7 +250,7 @@ def test_given_options_are_distinguished_from_defaults():
     ("argv", "name", "value"),
     [
         (("--recipe", "sample", "--out", "ema"), "ema", 0.99),
-        (("--recipe", "cpu", "--class_names", "width", "height"), "width", 0.5),
+        (("--recipe", "cpu", "--class_names", "width", "height"), "width", 0.25),
     ],
 )
 def test_a_value_is_not_taken_for_an_option(argv, name, value):

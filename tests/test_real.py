@@ -74,7 +74,7 @@ def test_these_predictions_have_the_published_accuracies(dataset, weights):
 
 def test_small_network_learns_from_the_real_images(csv, tmp_path):
     network = ("--width", "0.125", "--image_width", "32", "--no_landmarks", "--gpu_ids", "-1")
-    schedule = ("--recipe", "cpu", "--total_epoch", "1", "--warmup_epoch", "0.2")
+    schedule = ("--recipe", "cpu", "--total_epoch", "1", "--warmup_epoch", "0.2", "--ema", "0.99")
     command = [sys.executable, ROOT / "train.py", "--data", csv, "--out", tmp_path / "run"]
     subprocess.run([*command, *network, *schedule], check=True)
     scores = json.loads((tmp_path / "run/metrics.json").read_text())

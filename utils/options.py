@@ -31,7 +31,7 @@ class Options:
 
     recipe: Literal["auto", "full", "release", "ferplus", "cpu", "sample", "finetune"] = "auto"
     """Defaults for the options below: full (for a GPU), release (width 0.5, two hours on two
-    cores), ferplus (width 0.5, for FER+'s labels; needs --ferplus), cpu (width 0.5, few epochs),
+    cores), ferplus (width 0.5, for FER+'s labels; needs --ferplus), cpu (width 0.25, few epochs),
     sample (a minute on the synthetic data set), finetune (few epochs from trained weights). auto is
     finetune with --model_path, else sample for the synthetic data set and full otherwise."""
     data: str = ""
@@ -203,7 +203,11 @@ RECIPES: dict[str, dict[str, Any]] = {
         **{"mirror": True, "downsample": "pool", "jpeg": 0.3, "mild_epochs": 6, "clip": 1.0},
         **{"ferplus_target": "distribution", "label_smoothing": 0.0},
     },
-    "cpu": _SHORT | {"width": 0.5, "total_epoch": 20, "relabel_epoch": 15, "erasing": 0.25},
+    "cpu": {
+        **_RELEASE,
+        **{"width": 0.25, "total_epoch": 15, "relabel_epoch": 10, "optimizer": "muon"},
+        **{"mirror": True, "downsample": "pool", "mild_epochs": 3, "clip": 1.0, "ema": 0.99},
+    },
     "sample": {
         **_SHORT,
         **{"width": 0.25, "start_lr": 0.002, "total_epoch": 16, "erasing": 0.0, "ema": 0.99},
