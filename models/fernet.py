@@ -14,6 +14,7 @@ from models.backbones import BACKBONES
 from models.mirror import invariant, make_equivariant, swap
 from models.timm_backbone import PREFIX, TimmBackbone
 from utils.coordinates import FLIP, NUM_LANDMARKS
+from utils.errors import OptionError
 from utils.options import Backbone, BelowOne, Multiplier
 from utils.validation import validate_types
 
@@ -68,7 +69,7 @@ class FERNet(nn.Module):
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        validate_types(vars(architecture), Architecture)
+        _check(architecture)
         a = self.architecture = architecture
         self.backbone = _build_backbone(a)
         if a.mirror:
@@ -198,3 +199,18 @@ def _build_backbone(a: Architecture) -> nn.Module:
     kind = {"downsample": a.downsample, "stem": a.stem} if a.backbone == "resnet18" else {}
     backbone = BACKBONES[a.backbone](channels=a.channels, width=a.width, **kind)
     return make_equivariant(backbone) if a.mirror else backbone
+
+
+def _check(a: Architecture) -> None:
+    """Raise an OptionError for a value out of range, or fields that contradict each other."""
+    validate_types(vars(a), Architecture)
+    is_resnet = a.backbone == "resnet18"
+    is_valid = {
+        "width": a.width == 1 or not a.backbone.startswith(PREFIX),
+        "stem": a.stem == "small" or is_resnet,
+        "downsample": a.downsample == "stride" or is_resnet,
+        "mirror": not a.mirror or (a.downsample == "pool" and a.stem == "small"),
+        "landmark_pool": not a.landmark_pool or (a.landmarks and not a.mirror),
+    }
+    if wrong := [f"{name} = {getattr(a, name)!r}" for name in is_valid if not is_valid[name]]:
+        raise OptionError(f"the architecture's {', '.join(wrong)} contradicts its other fields")

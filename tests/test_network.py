@@ -13,7 +13,7 @@ from models.backbones import BACKBONES
 from models.checkpoint import load_checkpoint, transfer
 from models.fernet import GROUP_SIZES, Architecture, FERNet, describe, pool_at_parts
 from utils.coordinates import to_pixels
-from utils.errors import WeightsError
+from utils.errors import OptionError, WeightsError
 
 SMALL = {"width": 0.125}
 
@@ -155,6 +155,23 @@ def test_clean_logits_have_no_dropout():
     network.eval()
     output = network(pixels)
     assert torch.equal(output.logits, output.logits_without_dropout)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("width", {"width": 0.5, "backbone": "timm:resnet10t"}),
+        ("stem", {"stem": "imagenet", "backbone": "vgg11"}),
+        ("downsample", {"downsample": "pool", "backbone": "vgg11"}),
+        ("mirror", {"mirror": True}),
+        ("mirror", {"mirror": True, "downsample": "pool", "stem": "imagenet"}),
+        ("landmark_pool", {"landmark_pool": True, "landmarks": False}),
+        ("landmark_pool", {"landmark_pool": True, "mirror": True, "downsample": "pool"}),
+    ],
+)
+def test_contradictory_architectures_are_refused(name, fields):
+    with pytest.raises(OptionError, match=f"{name} = .* contradicts"):
+        FERNet(Architecture(**fields))
 
 
 # An independent reimplementation of the original method's networks, from its weights: names,
