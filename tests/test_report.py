@@ -20,7 +20,7 @@ from test_ferplus import write_votes
 
 import train
 from data.dataset import EMOTIONS
-from data.ferplus import with_ferplus_labels
+from data.ferplus import with_ferplus_labels, with_human_labels
 from data.synthetic.generate import synthetic_dataset
 from tools import report, report_pairs
 from utils.errors import DataError, OptionError, RunError
@@ -34,7 +34,7 @@ from utils.plots import (
     plot_learning_curves,
     plot_reliability,
 )
-from utils.run_folder import ROOT
+from utils.run_folder import ROOT, RunFolder
 
 
 def run(script, *argv):
@@ -153,6 +153,13 @@ def test_runs_with_other_classes_are_compared(tmp_path):
     assert "<td>happy</td>" in (tmp_path / "page.html").read_text()
 
 
+def test_class_names_in_relabels_are_text(runs, tmp_path):
+    shutil.copytree(runs / "one", tmp_path / "run")
+    (tmp_path / "run/relabels.csv").write_text("row,from,to,epoch\n3,0,NA,2\n")
+    moves = report.describe_run(RunFolder(tmp_path / "run"), "a")["relabels"]
+    assert moves.to_numpy().tolist() == [[3, "0", "NA"]]
+
+
 def test_relabels_of_one_epoch_fill_three_rows():
     relabels = [(i % 5, 0, 1, 7) for i in range(40)]
     figure = plot_relabeled(relabels, np.zeros((5, 8, 8), np.uint8), ("a", "b"), "t")
@@ -172,23 +179,70 @@ def test_the_figure_of_disagreements():
     assert [axes.get_title() for axes in figure.axes] == ["a", "b", "a", "", "", ""]
 
 
-def test_a_page_with_human_agreement(runs, tmp_path):
+def test_relabel_agreement_by_hand(tmp_path):
+    dataset = synthetic_dataset(training=1, public=1, private=1)  # an image per class and split
+    majority = list(dataset.labels)
+    majority[1:5] = [0, 0, 7, -1]  # instead of disgust, fear, happy, sad
+    columns = [4, 5, 6, 1, 3, 2, 0, 7, 8]  # of the file, in the order of CLASSES, then "unknown"
+    votes = np.zeros((len(dataset), 10), int)
+    votes[np.arange(len(dataset)), [columns[k] for k in majority]] = 10
+    path = write_votes(tmp_path / "votes.csv", dataset, votes)
+    dataset = with_human_labels(dataset, path)
+    relabels = pd.DataFrame(
+        [
+            (1, "disgust", "fear"),
+            (2, "fear", "neutral"),
+            (1, "fear", "angry"),
+            (3, "happy", "sad"),
+            (4, "sad", "fear"),
+            (5, "surprise", "happy"),
+        ],
+        columns=("row", "from", "to"),
+    )
+    described = {"name": "a", "relabels": relabels, "options": {}}
+    # Rows 1, 2 and 5 count: 1 ends at the majority, 2 does not, 5 leaves it.
+    scores = report.relabel_agreement(described, dataset)
+    assert scores.pop("human_relabel_by_class")["fear"] == {
+        "n": 1,
+        "new": 0,
+        "old": 0,
+        "neither": 1,
+    }
+    assert scores == {
+        **{"human_relabel_n": 3, "human_relabel_new": pytest.approx(1 / 3)},
+        **{
+            "human_relabel_old": pytest.approx(1 / 3),
+            "human_relabel_neither": pytest.approx(1 / 3),
+        },
+    }
+    on_ferplus = described | {"options": {"ferplus": "v.csv"}}
+    assert report.relabel_agreement(on_ferplus, dataset) == {}
+    without = described | {"relabels": relabels[:0]}
+    assert report.relabel_agreement(without, dataset) == {}
+    for others in (relabels.assign(row=relabels["row"] + 1), relabels.assign(row=10**6)):
+        with pytest.raises(DataError, match="does not have the images that a relabeled"):
+            report.relabel_agreement(described | {"relabels": others}, dataset)
+
+
+def test_a_page_with_ferplus(runs, tmp_path):
+    data = ("--data", runs / "images.csv")
     dataset = synthetic_dataset(training=7, public=3, private=3)
     votes = np.zeros((len(dataset), 10), int)
     votes[:, 4] = 10  # angry for all images
     path = write_votes(tmp_path / "votes.csv", dataset, votes)
-    shutil.copytree(runs / "one", tmp_path / "one")
-    run(train, "--resume", tmp_path / "one", "--ferplus_test", path)  # a finished run
     out = ("--out", tmp_path / "page.html")
-    run(report, tmp_path / "one", *out)
+    run(report, runs / "one", *data, "--ferplus_test", path, *out)
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     table = pd.read_csv(runs / "one/predictions.csv")
     shares = [100 * (part["predicted"] == "angry").mean() for _, part in table.groupby("split")]
     header = page[page.index("Human agreement (%)") :]
     assert all(f"<td>{share:.2f}</td>" in header for share in shares)
     assert "Relabeled images, by old label" in page
-    with pytest.raises(OptionError, match="give --data, too"):
-        run(report, runs / "one", "--ferplus", path, *out)
+    for option in ("--ferplus", "--ferplus_test"):
+        with pytest.raises(OptionError, match="give --data, too"):
+            run(report, runs / "one", option, path, *out)
+    with pytest.raises(OptionError, match="Leave one of them out"):
+        run(report, runs / "one", *data, "--ferplus", path, "--ferplus_test", path, *out)
     run(report, runs / "one", *out)
     assert "Human agreement" not in (tmp_path / "page.html").read_text(encoding="utf-8")
 

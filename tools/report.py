@@ -3,6 +3,7 @@
     python -m tools.report model_save/RUN                              one run
     python -m tools.report model_save/A model_save/B --out page.html   paired comparison of two runs
     python -m tools.report model_save/A model_save/B --data D          with images where they differ
+    python -m tools.report model_save/A --data D --ferplus_test F      with human agreement
 
 The page is a single file. It contains images of the data set, so its terms of use apply.
 """
@@ -20,14 +21,17 @@ import pandas as pd
 import tyro
 
 from data import ferplus
+from data.dataset import FaceDataset
 from data.source import find_source, load_dataset
 from tools.report_explanations import explanation_figure
-from tools.report_pairs import compare_runs, plot_pair
+from tools.report_pairs import compare_runs, has_labels, plot_pair
 from utils.cli import parse
 from utils.errors import DataError, OptionError, RunError, run_main
 from utils.files import atomic_write
+from utils.metrics import human_agreement, human_relabels
 from utils.run_folder import RunFolder
 from utils.statistics import wilson
+from utils.validation import check_label_options
 
 FIGURES = {
     "learning_curves.png": "Learning curves",
@@ -58,6 +62,9 @@ class ReportOptions:
     """Also write the last figure of such images to this PNG file."""
     ferplus: str = ""
     """FER+'s fer2013new.csv, for the --data of runs that were evaluated on its labels."""
+    ferplus_test: str = ""
+    """FER+'s fer2013new.csv: compare predictions and relabels with its majority labels; needs
+    --data. Runs of train.py and test.py with this option have the values already."""
 
 
 def main() -> None:
@@ -95,8 +102,9 @@ def check_options(options: ReportOptions, paths: Sequence[Path]) -> None:
         raise OptionError("give the folder of a run: python -m tools.report model_save/RUN")
     if len({path.resolve() for path in paths}) < len(paths):
         raise OptionError("a run is given twice; give different folders")
-    if options.ferplus and not options.data:
+    if (options.ferplus or options.ferplus_test) and not options.data:
         raise OptionError("FER+ has labels for the images of --data; give --data, too")
+    check_label_options((), options.ferplus, options.ferplus_test)
     if options.figure and (not options.data or len(paths) < 2):
         raise OptionError("--figure shows images on which runs differ; give two runs and --data")
 
@@ -121,7 +129,9 @@ def describe_run(run: RunFolder, name: str) -> Result:
         ]
         if not splits:
             raise ValueError("no split has labeled images")
-        options = {}
+        options, relabels = {}, None
+        if (run / "relabels.csv").is_file():  # test.py writes none
+            relabels = run.read_csv("relabels.csv")[["row", "from", "to"]]
         if (run / "config.json").is_file():
             options = dict(run.read_json("config.json").get("options", {}))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
@@ -133,6 +143,7 @@ def describe_run(run: RunFolder, name: str) -> Result:
         "options": {k: v for k, v in options.items() if v not in ("", [], None)},
         "splits": splits,
         "training": scores.get("Training", {}),
+        "relabels": relabels,
         "figures": {title: file.read_bytes() for title, file in files.items()},
         "predictions": predictions,
     }
@@ -153,7 +164,7 @@ def describe_split(name: str, score: Result, rows: pd.DataFrame) -> Result:
 
 
 def add_images(options: ReportOptions, runs: list[Result], pairs: list[Result]) -> None:
-    """Add to pairs the figures of images, and to runs the mean explanations."""
+    """Add to pairs the figures of images, and to runs explanations and the agreement with FER+."""
     scores = runs[0]["splits"][0]
     has_votes = scores.get("labels") == "FER+"
     class_names = ferplus.explicit_class_names(tuple(scores["recall"]), has_votes)
@@ -165,6 +176,49 @@ def add_images(options: ReportOptions, runs: list[Result], pairs: list[Result]) 
     for run in runs:
         if explanations := explanation_figure(run["path"] / "best.pth", dataset):
             run["figures"]["Mean explanations"] = explanations
+    if options.ferplus_test:
+        dataset = ferplus.with_human_labels(dataset, options.ferplus_test)
+        for run in runs:
+            add_agreement(run, dataset)
+
+
+def add_agreement(run: Result, dataset: FaceDataset) -> None:
+    """Add the human agreement of the predictions and relabels of a run from `describe_run`."""
+    names, code = dataset.class_names, {name: i for i, name in enumerate(dataset.class_names)}
+    for split in run["splits"]:
+        rows = run["predictions"][run["predictions"]["split"] == split["name"]]
+        if not has_labels(dataset, rows):
+            raise DataError(
+                f"{dataset.source} does not have the images and labels that {run['name']} was "
+                "evaluated on; give the same --data"
+            )
+        predicted = rows["predicted"].map(code).to_numpy()
+        split.update(human_agreement(dataset.human_labels[rows["index"]], predicted, names))
+    run["training"] |= relabel_agreement(run, dataset)
+
+
+def relabel_agreement(run: Result, dataset: FaceDataset) -> Result:
+    """Return `metrics.human_relabels` of the Training images.
+
+    It is empty for a run that relabeled nothing, or was trained on other labels.
+    """
+    relabels, options = run["relabels"], run["options"]
+    has_other_labels = options.get("ferplus") or options.get("label_noise")
+    if relabels is None or relabels.empty or has_other_labels:
+        return {}
+    code = {name: i for i, name in enumerate(dataset.class_names)}
+    first, last = (relabels.drop_duplicates("row", keep=keep) for keep in ("first", "last"))
+    rows, old = first["row"].to_numpy(), first["from"].map(code).to_numpy()
+    if rows.max() >= len(dataset) or rows.min() < 0 or (dataset.labels[rows] != old).any():
+        raise DataError(
+            f"{dataset.source} does not have the images that {run['name']} relabeled; give the "
+            "--data of the training"
+        )
+    final = dataset.labels.copy()
+    final[last["row"]] = last["to"].map(code)
+    rows = dataset.training_rows
+    labels = (dataset.human_labels[rows], dataset.labels[rows], final[rows])
+    return human_relabels(*labels, dataset.class_names)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from data.dataset import FaceDataset
 from utils.errors import DataError
@@ -50,9 +51,7 @@ def plot_pair(pair: dict[str, Any], dataset: FaceDataset) -> bytes:
     Returns a PNG; empty if there are no such images. The pair is one of `compare_runs`.
     """
     rows = pair["rows"]
-    names, index = np.array([*dataset.class_names, ""]), rows["index"].to_numpy()
-    is_inside = index.max() < len(dataset)
-    if not is_inside or (names[dataset.labels[index]] != rows["label"]).any():
+    if not has_labels(dataset, rows):
         raise DataError(
             f"{dataset.source} does not have the images and labels that {pair['one']} and "
             f"{pair['other']} were evaluated on; give the same --data, and for FER+ labels the "
@@ -71,3 +70,10 @@ def plot_pair(pair: dict[str, Any], dataset: FaceDataset) -> bytes:
         "correctly",
     )
     return to_png(figure)
+
+
+def has_labels(dataset: FaceDataset, rows: pd.DataFrame) -> bool:
+    """Return whether the data set has the images and labels of predictions."""
+    names = np.array([*dataset.class_names, ""])
+    index = rows["index"].to_numpy()
+    return index.max() < len(dataset) and (names[dataset.labels[index]] == rows["label"]).all()

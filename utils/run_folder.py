@@ -162,7 +162,7 @@ class RunFolder:
 
     def read_csv(self, name: str) -> pd.DataFrame:
         """Read a table as it was written; class names may be numbers, or "NA"."""
-        types = dict.fromkeys(("label", "predicted", "human_label"), str)
+        types = dict.fromkeys(("label", "predicted", "human_label", "from", "to"), str)
         return pd.read_csv(self.path / name, keep_default_na=False, dtype=types)
 
     def write_figure(self, name: str, figure: Any) -> None:
