@@ -201,7 +201,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "ferplus": {
         **_RELEASE,
         **{"mirror": True, "downsample": "pool", "jpeg": 0.3, "mild_epochs": 6, "clip": 1.0},
-        **{"ferplus_target": "distribution", "label_smoothing": 0.0},
+        **{"ferplus_target": "mixture", "label_smoothing": 0.0},
     },
     "cpu": {
         **_RELEASE,
