@@ -8,7 +8,7 @@ import torch
 from utils.options import RECIPES, Options
 from utils.progress import print_line
 
-CPU_RECIPE_COST = 0.3  # time per image at width 0.5, relative to width 1, measured on 2 cores
+CPU_RECIPE_COST = 0.1  # time per epoch of the recipe cpu, relative to full, measured on 2 cores
 WARM_UP, MEASURED = 3, 10  # batches: the first ones allocate memory and select kernels
 BUSY = 0.7  # share of its cores' time below which a process competes with others
 
