@@ -582,42 +582,36 @@ def zip_of(path, **members):
     return path
 
 
-@pytest.mark.parametrize("kind", [zip_of, tar_of])
 @pytest.mark.parametrize(
-    "name", ["../out.png", "/out.png", "a/../../out.png", "..\\out.png", "C:\\out.png"]
+    "name", ["../out.png", "/out.png", "a/../../out.png", "..\\out.png", "C:\\o"]
 )
-def test_members_stay_inside_the_folder(tmp_path, name, kind, unpack_dir):
-    path = tmp_path / "archive"
-    if kind is zip_of:
-        zip_of(path, **{name: b"x"})
-    else:
-        tar_of(path, (tarfile.TarInfo(name), b"x"))
-    with contextlib.suppress(DataError), unpacked(path) as folder:
-        assert len([file for file in folder.rglob("*") if file.is_file()]) == 1
-    assert not list(tmp_path.rglob("*out.png"))
-    assert not Path("/out.png").exists()
+def test_members_outside_the_folder_are_an_error(tmp_path, name, unpack_dir):
+    tar = tar_of(tmp_path / "a.tar", (tarfile.TarInfo(name), b"x"))
+    assert_rejected(
+        tar, tar, "out.png" if "out" in name else name, "outside the folder", "do not trust"
+    )
+    packed = zip_of(tmp_path / "a.zip", **{name: b"x"})
+    assert_rejected(packed, packed, "outside the folder", "do not trust")
+    assert not list(tmp_path.rglob("out.png"))
 
 
 @pytest.mark.parametrize(
     "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE]
 )
-@pytest.mark.parametrize("target", ["/etc/passwd", "../passwd"])
-def test_links_out_of_the_folder_and_devices_are_an_error(tmp_path, kind, target, unpack_dir):
+def test_members_that_are_not_files_are_an_error(tmp_path, kind, unpack_dir):
     member = tarfile.TarInfo("evil")
-    member.type, member.linkname = kind, target
+    member.type, member.linkname = kind, "/etc/passwd"
     path = tar_of(tmp_path / "a.tar", (member, b""))
-    assert_rejected(path, path, "cannot be unpacked", "evil")
+    assert_rejected(path, path, "'evil' is a link or a device", "do not trust")
 
 
-def test_link_in_a_zip_is_a_file(tmp_path, unpack_dir):
+def test_link_in_a_zip_is_an_error(tmp_path, unpack_dir):
     info = zipfile.ZipInfo("evil")
     info.external_attr = 0o120777 << 16
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(info, "/etc/passwd")
-    with unpacked(path) as folder:
-        assert not (folder / "evil").is_symlink()
-        assert (folder / "evil").read_text() == "/etc/passwd"
+    assert_rejected(path, path, "'evil' is a link or a device")
 
 
 @pytest.mark.parametrize("name", ["a.zip", "a.tar.gz", "a.tar"])
@@ -625,7 +619,7 @@ def test_limits_of_archives(tmp_path, name, monkeypatch, unpack_dir):
     make_folders(tmp_path / "set")
     path = pack(tmp_path / "set", tmp_path / name)
     monkeypatch.setattr(archives, "MAX_BYTES", 1 << 10)
-    assert_rejected(path, path, "or 9.53674e-07 GiB, the limits", "unpack it")
+    assert_rejected(path, path, "more than 9.53674e-07 GiB, the limit", "unpack it")
     monkeypatch.undo()
     monkeypatch.setattr("tempfile.tempdir", str(unpack_dir))
     monkeypatch.setattr(archives, "MAX_MEMBERS", 5)
@@ -638,13 +632,13 @@ def test_declared_sizes_are_not_trusted(tmp_path, monkeypatch, unpack_dir):
         archive.writestr("a.csv", bytes(5_000_000))
     size = (5_000_000).to_bytes(4, "little")
     path.write_bytes(path.read_bytes().replace(size, (1).to_bytes(4, "little")))
-    assert_rejected(path, path, "cannot be unpacked", "download it again")
+    assert_rejected(path, path, "a damaged or truncated archive", "download it again")
 
 
 def test_compressed_file_that_is_not_a_tar_is_an_error(tmp_path, unpack_dir):
     path = tmp_path / "fer2013.csv.gz"
     path.write_bytes(gzip.compress(b"emotion,pixels,Usage\n"))
-    assert_rejected(path, path, "unpack it, and give its content")
+    assert_rejected(path, path, "If it is a single compressed file, unpack it")
 
 
 @pytest.mark.parametrize("name", ["a.zip", "a.tar.gz", "a.tar"])
@@ -655,7 +649,7 @@ def test_truncated_and_damaged_archives(tmp_path, name, unpack_dir):
     last = len(content) - (10240 if name == "a.tar" else 100)
     for end in [*range(600, last, 997), last]:
         path.write_bytes(content[:end])
-        assert_rejected(path, path, "cannot be unpacked", "download it again")
+        assert_rejected(path, path, "damaged or truncated", "download it again")
     rng = random.Random(0)
     for _ in range(60):
         damaged = bytearray(content)
@@ -687,7 +681,7 @@ def test_full_disk_is_an_error(tmp_path, monkeypatch, unpack_dir):
     def raise_full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("shutil.copyfileobj", raise_full)
+    monkeypatch.setattr(archives.shutil, "copyfileobj", raise_full)
     assert_rejected(path, path, unpack_dir, "No space left", "free disk space", "TMPDIR")
 
 
